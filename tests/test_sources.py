@@ -118,7 +118,8 @@ def test_a_shorter_text_is_the_beginning_of_a_longer_one():
 
 
 def test_impossible_sizes_are_refused():
-    for call in (lambda: sources.primes_of(9), lambda: sources.markov_rule(1), lambda: sources.iid_rule(27), lambda: sources.open_source("primes")):
+    for call in (lambda: sources.primes_of(9), lambda: sources.markov_rule(1), lambda: sources.iid_rule(27),
+                 lambda: sources.open_source("primes")):
         with pytest.raises(UserError, match="expected"):
             call()
 
