@@ -214,8 +214,8 @@ def by_class(forward: np.ndarray, backward: np.ndarray, classes: np.ndarray, nam
             arrow = difference_WT[mine_WT].mean()
             residual_W = np.where(mine_WT, difference_WT - arrow, 0).sum(axis=1)
             rows.append({"name": name, "tokens": n,
-                         "forward": float(forward_WT[mine_WT].mean()), "backward": float(backward_WT[mine_WT].mean()), "arrow": float(arrow),
-                         "arrow_se": float(standard_error(block_means(residual_W, block)) * len(mine_WT) / n),
+                         "forward": float(forward_WT[mine_WT].mean()), "backward": float(backward_WT[mine_WT].mean()),
+                         "arrow": float(arrow), "arrow_se": float(standard_error(block_means(residual_W, block)) * len(mine_WT) / n),
                          "share": float(n * arrow / total) if total else 0.0})
     return rows
 
