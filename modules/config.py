@@ -27,8 +27,9 @@ from modules.errors import UserError
 
 SHOWN_ERRORS = 3  # a line stays readable; the rest show up once these are mended
 MAX_SEED = 2**63 - 1  # what torch.manual_seed takes
+# What was expected, by pydantic's type of error, where its own words would not do.
 EXPECTED = {"int_type": "an integer", "float_type": "a number", "bool_type": "true or false", "string_type": "a string",
-            "string_too_short": "a path", "model_type": "an object { ... }", "model_attributes_type": "an object { ... }"}  # by pydantic's error type
+            "string_too_short": "a path", "model_type": "an object { ... }", "model_attributes_type": "an object { ... }"}
 
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -135,7 +136,7 @@ class OptimParams(Section):
 
 def model_shape(params: Any) -> str:
     """Which kind of `model_params` a user meant, "gpt" or "recurrent", even where the telling key is misspelt."""
-    keys = [key for key in params if isinstance(key, str)] if isinstance(params, dict) else []
+    keys = params if isinstance(params, dict) else getattr(type(params), "model_fields", ())  # the latter when it is written out
     return "recurrent" if difflib.get_close_matches("desired_attn_length", keys, cutoff=0.8) else "gpt"
 
 
@@ -253,7 +254,8 @@ def describe(problem: dict) -> str:
         return f"{where}required and missing ({section_fields(location)[keys[-1]].description})"
     if problem["type"] == "value_error":
         return f"{where}{problem['ctx']['error']}"
-    expected = EXPECTED.get(problem["type"]) or problem["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
+    pydantics = problem["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
+    expected = EXPECTED.get(problem["type"], pydantics)
     return f"{where}expected {expected}, found {shown(problem['input'])}"
 
 
@@ -295,7 +297,8 @@ def key_table() -> str:
     for title, section in sections:
         rows.append(f"| **{title}** | | |")
         for key, field in section.model_fields.items():
-            rows.append(f"| `{key}` | {'required' if field.is_required() else '`' + json.dumps(field.default) + '`'} | {field.description} |")
+            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+            rows.append(f"| `{key}` | {default} | {field.description} |")
     return "\n".join(rows)
 
 
