@@ -210,9 +210,11 @@ optional = {"mlp_ratio": st.floats(0.5, 8), "dropout": st.floats(0, 0.99), "embd
                                 optional=optional),
     training=st.fixed_dictionaries({"dataset_folder": st.text(min_size=1), "batch_size": positive}, optional={
         "aggregate": positive, "backwards": st.booleans(), "steps_to_train": st.none() | positive, "stride": st.none() | positive,
-        "seed": st.integers(0, 2**63 - 1), "compile": st.sampled_from(["auto", True, False]), "parallel": st.sampled_from(["ddp", "fsdp"])}),
+        "seed": st.integers(0, 2**63 - 1), "compile": st.sampled_from(["auto", True, False]),
+        "parallel": st.sampled_from(["ddp", "fsdp"])}),
     rates=st.lists(rate, min_size=3, max_size=3).map(sorted),
-    optim=st.fixed_dictionaries({}, optional={"warmup_steps": st.integers(0, 10**9), "oscil_steps": positive, "lr_shrink": st.floats(0.01, 1)}),
+    optim=st.fixed_dictionaries({}, optional={
+        "warmup_steps": st.integers(0, 10**9), "oscil_steps": positive, "lr_shrink": st.floats(0.01, 1)}),
 )
 def test_round_trip(heads, head_width, model, training, rates, optim):
     data = {"model_params": model | {"n_heads": heads, "embed_dim": heads * head_width}, "training_params": training,
