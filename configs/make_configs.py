@@ -1,0 +1,114 @@
+"""Write every config of this folder from one description of the paper's grid, so that two configs differ only where they should.
+
+Edit here, not there: `python -m configs.make_configs` (from the top folder) rewrites
+the files, and a test holds that they are what this script writes.
+"""
+import json
+from pathlib import Path
+
+from modules.files import replacing
+
+LANGUAGES = ["en", "fr", "de", "fi", "el", "tr", "vi", "id", "ar", "he", "tl"]
+FULL_GRID = ["en", "fr"]  # all sizes, contexts and recurrent models; the others have gpt1 and medium
+REVERSED_TEXT = ["el_reversed", "fr_reversed"]  # controls: the characters of the text in reverse order, tokenized afresh
+
+# layers, heads, width, batch, aggregate. All are the paper's, but for the batch of large, of which it says only "smaller, aggregated".
+SIZES = {
+    "nano": (3, 3, 48, 250, 1),
+    "micro": (4, 4, 128, 250, 1),
+    "mini": (6, 6, 192, 250, 1),
+    "small": (10, 10, 380, 250, 1),
+    "gpt1": (12, 12, 768, 180, 1),
+    "medium": (24, 16, 1024, 90, 2),
+    "large": (36, 20, 1280, 45, 4),
+    "xl": (48, 25, 1600, 25, 7),
+}
+MEDIUM_CONTEXTS = {16: (500, 1), 32: (500, 1), 64: (250, 2), 128: (200, 2), 512: (78, 2)}  # batch, aggregate; 256 is among the sizes
+# layers, width, batch, embd_dropout: the last two the paper gives as ranges (200-250, 0.05-0.1)
+RECURRENT = {"small": (1, 256, 250, 0.05), "med": (3, 512, 250, 0.05), "big": (5, 768, 200, 0.1)}
+
+VOCAB_SIZE = 50257
+CONTEXT = 256
+HELD_OUT_TOKENS = 45_000 * CONTEXT  # the same end of the text for every size and context, so that their losses compare
+XL_SCHEDULE = {"warmup_steps": 8000, "oscil_steps": 540000}
+
+
+def optim_params(**changes) -> dict:
+    return {"lr": 1e-4, "warmup_steps": 4000, "oscil_steps": 300000, "lr_shrink": 0.85, "lr_init": 1e-7, "lr_min": 1e-6} | changes
+
+
+def training_params(data: str, context: int, batch_size: int, aggregate: int) -> dict:
+    """The loop of a run of the grid; validation reads whole batches, and 45,000 windows of 256 are whole batches of nearly all sizes."""
+    params = {"dataset_folder": f"data/{data}/{data}.h5", "batch_size": batch_size, "aggregate": aggregate, "backwards": False,
+              "steps_to_train": None, "save_every": 3000, "backup_every": 15000, "step_log": 400,
+              "valid_steps": HELD_OUT_TOKENS // (context * batch_size), "state_save_loc": "runs"}
+    if HELD_OUT_TOKENS % (context * batch_size):
+        params |= {"valid_batch_size": 75, "valid_steps": HELD_OUT_TOKENS // (context * 75)}
+    return params
+
+
+def gpt(data: str, size: str, context: int = CONTEXT, batch: tuple[int, int] | None = None) -> dict:
+    layers, heads, width, *usual_batch = SIZES[size]
+    model = {"vocab_size": VOCAB_SIZE, "n_layers": layers, "n_heads": heads, "embed_dim": width, "attn_length": context,
+             "mlp_ratio": 4.0, "dropout": 0.1, "embd_dropout": None}
+    return {"model_params": model, "training_params": training_params(data, context, *(batch or usual_batch)),
+            "optim_params": optim_params(**XL_SCHEDULE if size == "xl" else {})}
+
+
+def recurrent(data: str, model: str, size: str) -> dict:
+    layers, width, batch_size, embd_dropout = RECURRENT[size]
+    params = {"vocab_size": VOCAB_SIZE, "n_layers": layers, "embed_dim": width, "desired_attn_length": CONTEXT, "dropout": 0.0,
+              "embd_dropout": embd_dropout}
+    return {"model": model, "model_params": params, "training_params": training_params(data, CONTEXT, batch_size, 1),
+            "optim_params": optim_params()}
+
+
+def demo() -> dict:
+    """A small GPT on a few MB of text: two cores see the arrow within minutes."""
+    return {
+        "model_params": {"vocab_size": 1024, "n_layers": 2, "n_heads": 2, "embed_dim": 64, "attn_length": 64, "mlp_ratio": 4.0,
+                         "dropout": 0.0, "embd_dropout": None},
+        "training_params": {"dataset_folder": "demo/data/docstrings.h5", "batch_size": 64, "aggregate": 1, "backwards": False,
+                            "steps_to_train": 1000, "save_every": 250, "backup_every": 1000, "step_log": 20, "valid_steps": 60,
+                            "state_save_loc": "demo/runs"},
+        "optim_params": optim_params(lr=3e-3, warmup_steps=100, oscil_steps=900, lr_init=3e-5, lr_min=3e-4),
+    }
+
+
+def grid() -> dict[str, dict]:
+    """Every forward run: the path in this folder without its direction, and the config."""
+    runs = {}
+    for data in LANGUAGES + REVERSED_TEXT:
+        sizes = SIZES if data in FULL_GRID else ["gpt1"] if data in REVERSED_TEXT else ["gpt1", "medium"]
+        for size in sizes:
+            runs[f"{data}/{data}_{size}_{CONTEXT}"] = gpt(data, size)
+    for data in FULL_GRID:
+        for context, batch in MEDIUM_CONTEXTS.items():
+            runs[f"{data}/{data}_medium_{context}"] = gpt(data, "medium", context, batch)
+        for model in ("gru", "lstm"):
+            for size in RECURRENT:
+                runs[f"{data}/{data}_{model}_{size}_{CONTEXT}"] = recurrent(data, model, size)
+    return runs | {"demo/demo": demo()}
+
+
+def config_files() -> dict[str, str]:
+    """Path in this folder -> the text of the file, both directions of every run."""
+    files = {}
+    for path, config in grid().items():
+        for direction, backwards in (("forward", False), ("backward", True)):
+            both = config | {"training_params": config["training_params"] | {"backwards": backwards}}
+            files[f"{path}_{direction}.json"] = json.dumps(both, indent=4) + "\n"
+    return files
+
+
+def main() -> None:
+    folder = Path(__file__).parent
+    files = config_files()
+    for path, text in files.items():
+        with replacing(folder / path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    print(f"{len(files)} configs in {folder}")
+
+
+if __name__ == "__main__":
+    main()

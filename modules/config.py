@@ -1,0 +1,306 @@
+"""The JSON config of a run as typed, validated, frozen objects.
+
+`load_config(path)` is the only way in. A run of days must not die at its first
+save because of a misspelt key, nor silently train with a default that the user
+thought was overridden. So everything is checked before anything is built:
+unknown and repeated keys, types (strictly: 256.0, "256" and true are not
+integers), ranges, and the few rules between keys. The error is one line with the
+file, the dotted key, what was expected, what was found and the nearest valid key.
+
+The fields below are the one place where keys, defaults and meanings are written;
+`python -m modules.config` prints them as the table that the README shows.
+Published configs leave keys out or give null for "the default", so null counts as
+absent for every key that has a default.
+
+Objects are frozen: what the state records about a run is what the run trained
+with. `with_training` and `with_model` return changed, validated copies.
+"""
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
+
+from modules.errors import UserError
+
+SHOWN_ERRORS = 3  # a line stays readable; the rest show up once these are mended
+MAX_SEED = 2**63 - 1  # what torch.manual_seed takes
+# What was expected, by pydantic's type of error, where its own words would not do.
+EXPECTED = {"int_type": "an integer", "float_type": "a number", "bool_type": "true or false", "string_type": "a string",
+            "string_too_short": "a path", "model_type": "an object { ... }", "model_attributes_type": "an object { ... }"}
+
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """What all parts of a config share: strict types, no unknown keys, no changes, null as "the default"."""
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_default(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        optional = {key for key, field in cls.model_fields.items() if not field.is_required()}
+        return {key: value for key, value in data.items() if value is not None or key not in optional}
+
+
+class GPTParams(Section):
+    vocab_size: int = Field(ge=2, description="vocabulary size")
+    n_layers: Positive = Field(description="number of transformer blocks")
+    n_heads: Positive = Field(description="number of attention heads")
+    embed_dim: Positive = Field(description="width of the residual stream")
+    attn_length: int = Field(ge=2, description="context: tokens in a window")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over `embed_dim`")
+    dropout: Probability = Field(0.1, description="dropout inside the blocks")
+    embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
+
+    @property
+    def context(self) -> int:
+        """Tokens in a window."""
+        return self.attn_length
+
+    @model_validator(mode="after")
+    def heads_share_the_width(self) -> Self:
+        if self.embed_dim % self.n_heads:
+            raise ValueError(f"expected embed_dim divisible by n_heads, found {self.embed_dim} and {self.n_heads}")
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"expected embed_dim * mlp_ratio of at least 1, found {self.embed_dim} * {self.mlp_ratio}")
+        return self
+
+
+class RecurrentParams(Section):
+    vocab_size: int = Field(ge=2, description="vocabulary size")
+    n_layers: Positive = Field(description="number of recurrent layers")
+    embed_dim: Positive = Field(description="width of the embeddings and of the hidden state")
+    desired_attn_length: int = Field(ge=2, description="context: tokens in a window")
+    dropout: Probability = Field(0.0, description="dropout between the layers")
+    embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
+
+    @property
+    def context(self) -> int:
+        """Tokens in a window."""
+        return self.desired_attn_length
+
+
+class TrainingParams(Section):
+    dataset_folder: str = Field(min_length=1, description="path of the `.h5` to train on, relative to where the script is launched")
+    batch_size: Positive = Field(description="windows in a micro-batch, over all devices together")
+    aggregate: Positive = Field(1, description="micro-batches in one optimizer step")
+    backwards: bool = Field(False, description="whether to train in the backward direction")
+    steps_to_train: Positive | None = Field(None, description="optimizer steps in total; null is one epoch")
+    save_every: Positive = Field(3000, description="steps between saves of the training state, each with a validation")
+    backup_every: Positive = Field(15000, description="steps between backups of the training state")
+    step_log: Positive = Field(400, description="steps between logs of the training loss")
+    valid_steps: Positive = Field(1000, description="batches of held-out windows in one validation")
+    state_save_loc: str = Field("runs", min_length=1, description="folder of states and metrics, relative to where the script is launched")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of initial weights, dropout and the order of windows")
+    stride: Positive | None = Field(None, description="tokens between the starts of training windows; null is half the context")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 autocast where the hardware is faster with it")
+    compile: Literal["auto", True, False] = Field("auto", description="`torch.compile`; auto is on where it pays for itself")
+    valid_batch_size: Positive | None = Field(None, description="windows in a batch of validation; null is `batch_size`")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="many devices: a whole model on each (ddp), or shards of it (fsdp)")
+    checkpoint_activations: bool = Field(False, description="recompute activations in the backward pass: less memory, a third more work")
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def number_is_no_boolean(cls, value: Any) -> Any:
+        """Literal compares with ==, by which 1 would be true."""
+        return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+class OptimParams(Section):
+    lr: float = Field(gt=0, description="learning rate at the end of the warm-up")
+    warmup_steps: int = Field(4000, ge=0, description="steps of linear rise from `lr_init` to `lr`")
+    oscil_steps: Positive = Field(300000, description="steps of a cosine cycle, between warm restarts")
+    lr_shrink: float = Field(0.85, gt=0, le=1, description="factor on the learning rate from one cycle to the next")
+    lr_init: float = Field(1e-7, ge=0, description="learning rate at the first step of the warm-up")
+    lr_min: float = Field(1e-6, ge=0, description="learning rate at the end of the first cycle")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW; torch's default, as no published config sets one")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    cooldown_steps: Positive | None = Field(None, description="steps of a linear fall to zero that ends the run; null is none")
+    cooldown_start: int | None = Field(None, ge=0, description="step at which that fall starts")
+
+    @model_validator(mode="after")
+    def rates_in_order(self) -> Self:
+        for key in ("lr_init", "lr_min"):
+            if getattr(self, key) > self.lr:
+                raise ValueError(f"expected {key} of at most lr, found {key} {getattr(self, key)} and lr {self.lr}")
+        if (self.cooldown_steps is None) != (self.cooldown_start is None):
+            raise ValueError("expected cooldown_steps and cooldown_start together, found one without the other")
+        return self
+
+
+def model_shape(params: Any) -> str:
+    """Which kind of `model_params` a user meant, "gpt" or "recurrent", even where the telling key is misspelt."""
+    keys = params if isinstance(params, dict) else getattr(type(params), "model_fields", ())  # the latter when it is written out
+    return "recurrent" if difflib.get_close_matches("desired_attn_length", keys, cutoff=0.8) else "gpt"
+
+
+ModelParams = Annotated[
+    Annotated[GPTParams, Tag("gpt")] | Annotated[RecurrentParams, Tag("recurrent")], Discriminator(model_shape)
+]
+
+
+class Config(Section):
+    """A run: what to train, on what, how. `name`, the stem of the file, is the run's name and not a key of the file."""
+    model_params: ModelParams = Field(description="the model; its keys tell a GPT from a recurrent model")
+    training_params: TrainingParams = Field(description="the data and the loop")
+    optim_params: OptimParams = Field(description="the optimizer and its schedule")
+    model: Literal["gpt", "gru", "lstm"] | None = Field(None, description="the kind of model; null is what the script trains")
+    _name: str = PrivateAttr("")
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def stride(self) -> int:
+        """Tokens between the starts of two training windows."""
+        return self.training_params.stride or self.model_params.context // 2
+
+    @property
+    def valid_batch_size(self) -> int:
+        """Windows in a batch of validation."""
+        return self.training_params.valid_batch_size or self.training_params.batch_size
+
+    @model_validator(mode="after")
+    def model_fits_its_params(self) -> Self:
+        is_gpt = isinstance(self.model_params, GPTParams)
+        if self.model is not None and is_gpt != (self.model == "gpt"):
+            expected = '"gpt"' if is_gpt else '"gru" or "lstm"'
+            raise ValueError(f'expected model {expected} for model_params with {"attn_length" if is_gpt else "desired_attn_length"}, '
+                             f'found "{self.model}"')
+        return self
+
+    def to_dict(self) -> dict:
+        """The config as plain JSON-able data, defaults filled in; what the state records and `parse_config` takes."""
+        return self.model_dump(mode="json")
+
+    def with_training(self, **changes) -> "Config":
+        """A copy with some of `training_params` changed, e.g. `with_training(backwards=True)`. UserError as in `load_config`."""
+        data = self.to_dict()
+        return parse_config(data | {"training_params": data["training_params"] | changes}, self.name)
+
+    def with_model(self, model: str) -> "Config":
+        """A copy that says which model it trains; UserError where `model_params` belong to another kind."""
+        if self.model not in (None, model):
+            raise UserError(f'{self.name}: model: expected "{model}", found "{self.model}"; use the script of that model')
+        return parse_config(self.to_dict() | {"model": model}, self.name)
+
+    def with_name(self, name: str) -> "Config":
+        """A copy under another run name."""
+        return parse_config(self.to_dict(), name)
+
+
+def load_config(path: str | os.PathLike) -> Config:
+    """Read a config file; the run's name is the file's stem.
+
+    Raises UserError, one line, where the file is missing, is not JSON (with line and
+    column) or holds a key, type or value that it should not.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a JSON config: byte {error.start} is not UTF-8") from None
+    try:
+        data = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
+    except json.JSONDecodeError as error:
+        hint = " (JSON has no comments)" if text.startswith(("#", "//"), error.pos) else ""
+        raise UserError(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}{hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a config: {error}") from None
+    return parse_config(data, Path(path).stem, source=str(path))
+
+
+def parse_config(data: Any, name: str, source: str | None = None) -> Config:
+    """A Config from plain data, as in a file or in a state. UserError names `source` (by default `name`) and the keys at fault."""
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        typos_first = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        problems = [describe(problem) for problem in typos_first]
+        more = f"; and {len(problems) - SHOWN_ERRORS} more" if len(problems) > SHOWN_ERRORS else ""
+        raise UserError(f"{source or name}: {'; '.join(problems[:SHOWN_ERRORS])}{more}") from None
+    config._name = name
+    return config
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict:
+    """A JSON object in which no key stands twice; json itself would keep the last one without a word."""
+    keys = [key for key, _ in pairs]
+    if len(keys) != len(set(keys)):
+        raise ValueError(f'key "{next(key for key in keys if keys.count(key) > 1)}" stands twice in one object')
+    return dict(pairs)
+
+
+def refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def describe(problem: dict) -> str:
+    """One of pydantic's errors in our words: key, expected, found, and for an unknown key the nearest valid one."""
+    location = problem["loc"]
+    keys = [str(part) for part in location if part not in ("gpt", "recurrent")]  # those two are names of the union's branches
+    where = ".".join(keys) + ": " if keys else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{where}unknown key, {nearest_key(keys, location)}"
+    if problem["type"] == "missing":
+        return f"{where}required and missing ({section_fields(location)[keys[-1]].description})"
+    if problem["type"] == "value_error":
+        return f"{where}{problem['ctx']['error']}"
+    pydantics = problem["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
+    expected = EXPECTED.get(problem["type"], pydantics)
+    return f"{where}expected {expected}, found {shown(problem['input'])}"
+
+
+def shown(value: Any) -> str:
+    """A value as the file has it, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def section_fields(location: tuple) -> dict:
+    """The fields of the section in which the key at pydantic's `location` stands."""
+    sections = {"training_params": TrainingParams, "optim_params": OptimParams, "gpt": GPTParams, "recurrent": RecurrentParams}
+    return next((sections[part] for part in reversed(location[:-1]) if part in sections), Config).model_fields
+
+
+def nearest_key(keys: list[str], location: tuple) -> str:
+    """What to write instead of an unknown key: the nearest key of its section, else the section where that key belongs."""
+    valid = section_fields(location)
+    if all_keys().get(keys[-1]) == ".".join(keys):
+        return "only a GPT has it, and desired_attn_length makes this a recurrent model"
+    for candidates in (valid, all_keys()):
+        if near := difflib.get_close_matches(keys[-1], candidates, n=1):
+            return f"nearest valid key: {all_keys()[near[0]] if candidates is not valid else '.'.join([*keys[:-1], near[0]])}"
+    return f"valid keys: {', '.join(valid)}"
+
+
+def all_keys() -> dict[str, str]:
+    """Every key of every section with its dotted name."""
+    sections = {"model_params": RecurrentParams.model_fields | GPTParams.model_fields,
+                "training_params": TrainingParams.model_fields, "optim_params": OptimParams.model_fields}
+    return {key: f"{section}.{key}" for section, fields in sections.items() for key in fields}
+
+
+def key_table() -> str:
+    """All keys as a Markdown table: key, default, meaning."""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    sections = [("model_params (GPT)", GPTParams), ("model_params (GRU, LSTM)", RecurrentParams),
+                ("training_params", TrainingParams), ("optim_params", OptimParams)]
+    for title, section in sections:
+        rows.append(f"| **{title}** | | |")
+        for key, field in section.model_fields.items():
+            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+            rows.append(f"| `{key}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(key_table())

@@ -1,0 +1,224 @@
+"""Windows of a token file: which tokens the model reads, in which direction, in which order.
+
+Everything that makes forward and backward comparable is decided here. A window of T
+text tokens gives T predictions: input = BOS + its first T-1 tokens, target = its T
+tokens; backward flips the window first and does the same. So the *same* tokens are
+predicted in both directions. (Without BOS the first token of a window would be
+predicted only backward and the last only forward, and totals would not compare.)
+
+    text tokens   a b c d
+    forward   BOS a b c  ->  a b c d
+    backward  BOS d c b  ->  d c b a
+
+Held-out windows are the last ones of the file, end to end; no training window
+reaches into them. Training windows overlap (`stride`), and their order is a
+permutation computed on the fly from (seed, epoch, index): it needs no memory
+for 10^9 windows, starts at step k in O(1), and knows nothing of the direction.
+
+Tokens are read through a memory map of the contiguous dataset, a batch in one gather:
+hundreds of millions of tokens a second, against about three million with a slice of
+`h5py` an item. Files of the older kind (chunked) are read through `h5py`.
+"""
+import functools
+import hashlib
+import os
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from tqdm import tqdm
+
+from modules.errors import UserError
+
+BOS_ID = 0
+SCAN_BLOCK = 1 << 24  # tokens read at a time where a whole file has to be looked through
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """An open dataset file. The attributes are None for files of the older kind, which carry none.
+
+    tokens: 1-D array-like of token ids, a memory map or an h5py dataset.
+    text_bytes: size of the tokenized text in UTF-8 bytes, for bits per byte.
+    """
+    path: str
+    tokens: np.ndarray | h5py.Dataset
+    vocab_size: int | None
+    tokenizer_fingerprint: str | None
+    text_bytes: int | None
+    bos_id: int = BOS_ID
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The stretches of `length` tokens that begin at `starts` [B], as int64 [B, length]."""
+        if isinstance(self.tokens, np.ndarray):
+            return sliding_window_view(self.tokens, length)[starts].astype(np.int64)
+        return np.stack([self.tokens[start:start + length] for start in starts]).astype(np.int64)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the length and of 64 evenly spaced stretches: tells two datasets apart without reading 100 GB."""
+        digest = hashlib.sha256(str(len(self.tokens)).encode())
+        for start in np.linspace(0, max(0, len(self.tokens) - 4096), 64).astype(np.int64):
+            digest.update(np.asarray(self.tokens[start:start + 4096], dtype="<u4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Refuse a file with ids that a model of `vocab_size` ids cannot read.
+
+        Files that say their vocabulary are believed; others are looked through once.
+        Raises UserError.
+        """
+        if self.vocab_size is not None:
+            if self.vocab_size > vocab_size:
+                raise UserError(f"{self.path}: tokenized with a vocabulary of {self.vocab_size:,} ids, but the config's vocab_size "
+                                f"is {vocab_size:,}; set model_params.vocab_size to {self.vocab_size}")
+            return
+        blocks = range(0, len(self.tokens), SCAN_BLOCK)
+        for start in tqdm(blocks, desc="checking token ids", unit="block", delay=2, leave=False):
+            block = self.tokens[start:start + SCAN_BLOCK]
+            if block.max() >= vocab_size or block.min() < 0:
+                found = block.max() if block.max() >= vocab_size else block.min()
+                raise UserError(f"{self.path}: holds the token id {found:,}, but the config's vocab_size is {vocab_size:,} "
+                                f"(ids 0 to {vocab_size - 1:,}); use the vocab_size of the tokenizer that made the file")
+
+
+def open_tokens(path: str | os.PathLike) -> TokenFile:
+    """Open the `tokens` dataset of an .h5 file, of ours or of the older chunked kind.
+
+    Raises UserError where the file is missing, damaged or of another kind.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such dataset file; make it with tokenize_to_h5.py and give its path as training_params.dataset_folder")
+    try:
+        file = h5py.File(path, "r")
+        dataset = file["tokens"]
+        attributes = dict(dataset.attrs)
+    except KeyError:
+        raise UserError(f"{path}: expected a dataset named 'tokens', found {sorted(file) or 'nothing'}; was it made by make_h5?") from None
+    except OSError as error:
+        raise UserError(f"{path}: not a whole .h5 file ({str(error).splitlines()[0]}); run make_h5 again") from None
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind not in "iu":
+        raise UserError(f"{path}: expected 'tokens' to be a 1-D dataset of integers, found {dataset}")
+
+    tokens = dataset
+    offset = dataset.id.get_offset()  # None for chunked data: there is then no one place to map
+    if offset is not None:
+        tokens = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+        file.close()
+    return TokenFile(
+        path=path,
+        tokens=tokens,
+        vocab_size=_as(int, attributes.get("vocab_size")),
+        tokenizer_fingerprint=_as(str, attributes.get("tokenizer_fingerprint")),
+        text_bytes=_as(int, attributes.get("text_bytes")),
+        bos_id=int(attributes.get("bos_id", BOS_ID)),
+    )
+
+
+def _as(kind: type, value):
+    return None if value is None else kind(value)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """`count` windows of `length` tokens, the first at token `first`, each `stride` after the one before."""
+    token_file: TokenFile
+    first: int
+    count: int
+    length: int
+    stride: int
+    backwards: bool
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets [B, length], int64, of the windows `indices` [B], in the direction of reading."""
+        indices = np.asarray(indices)
+        if len(indices) and (indices.min() < 0 or indices.max() >= self.count):
+            raise IndexError(f"window {indices.max()} of {self.count}")
+        targets_BT = self.token_file.gather(self.first + indices * self.stride, self.length)
+        if self.backwards:
+            targets_BT = targets_BT[:, ::-1]
+        inputs_BT = np.empty_like(targets_BT)
+        inputs_BT[:, 0] = self.token_file.bos_id
+        inputs_BT[:, 1:] = targets_BT[:, :-1]
+        return torch.from_numpy(inputs_BT), torch.from_numpy(np.ascontiguousarray(targets_BT))
+
+
+def split(token_file: TokenFile, length: int, stride: int, held_out_windows: int, step_windows: int,
+          backwards: bool) -> tuple[Windows, Windows]:
+    """Training windows and held-out windows of a file.
+
+    The last `held_out_windows` windows, end to end, are held out; the training windows
+    are all those, `stride` apart, that end before them.
+
+    Raises UserError where the file is too short for the held-out windows and the
+    `step_windows` windows of one optimizer step.
+    """
+    n_tokens = len(token_file.tokens)
+    held_out_tokens = held_out_windows * length
+    needed = held_out_tokens + length + (step_windows - 1) * stride
+    if n_tokens < needed:
+        raise UserError(
+            f"{token_file.path}: holds {n_tokens:,} tokens, but this config needs at least {needed:,}: {held_out_tokens:,} held out "
+            f"({held_out_windows:,} windows of {length}: valid_steps x valid_batch_size) and {needed - held_out_tokens:,} for one step of "
+            f"{step_windows:,} training windows; use a longer text or a smaller valid_steps or batch_size")
+    held_out_start = n_tokens - held_out_tokens
+    training = Windows(token_file, 0, (held_out_start - length) // stride + 1, length, stride, backwards)
+    held_out = Windows(token_file, held_out_start, held_out_windows, length, length, backwards)
+    return training, held_out
+
+
+def step_order(step: int, step_windows: int, count: int, seed: int) -> np.ndarray:
+    """Indices [step_windows] of the training windows of optimizer step `step` (from 0), out of `count`.
+
+    Steps follow each other through a permutation of all windows, then through
+    another of the next epoch: no window is left out, and none comes twice in an epoch.
+    """
+    positions = np.arange(step * step_windows, (step + 1) * step_windows)
+    order = np.empty_like(positions)
+    epochs = positions // count
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        order[here] = permute(positions[here] % count, count, seed, int(epoch))
+    return order
+
+
+def permute(index: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Where a seeded pseudo-random permutation of range(count) sends `index` (int64 array), without building it.
+
+    A Feistel network permutes the smallest range of 2^b numbers that holds `count`; what falls
+    outside is sent through again until it falls inside (cycle walking: under two rounds on average).
+    J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
+    """
+    bits = max(2, int(count - 1).bit_length())
+    low_bits = bits // 2
+    low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(8, np.uint64)
+
+    def once(value: np.ndarray) -> np.ndarray:
+        low, high = value & np.uint64(low_mask), value >> np.uint64(low_bits)
+        for round_number, key in enumerate(keys):
+            if round_number % 2 == 0:
+                low = low ^ (_mix(high ^ key) & np.uint64(low_mask))
+            else:
+                high = high ^ (_mix(low ^ key) & np.uint64(high_mask))
+        return (high << np.uint64(low_bits)) | low
+
+    result = once(np.asarray(index).astype(np.uint64))
+    outside = result >= count
+    while outside.any():
+        result[outside] = once(result[outside])
+        outside = result >= count
+    return result.astype(np.int64)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64: every input bit reaches every output bit. (G. Steele et al., OOPSLA 2014.)"""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

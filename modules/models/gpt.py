@@ -1,0 +1,97 @@
+"""GPT: the architecture of GPT-2 (pre-norm, learned positions, tanh GELU), with an untied head.
+
+With the same weights it gives the logits of `transformers`' GPT2LMHeadModel.
+
+Shapes: B batch, T time, D width, H heads, C = D / H channels of a head.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from modules.models.language_model import LanguageModel
+
+
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, embed_dim: int, n_heads: int, dropout: float):
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim)
+        self.out = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        # [B, T, 3D] -> three of [B, H, T, C]
+        q_BHTC, k_BHTC, v_BHTC = self.query_key_value(x_BTD).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        y_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BHTC, v_BHTC, is_causal=True, dropout_p=dropout)
+        return self.out(y_BHTC.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two layers with a GELU between them."""
+
+    def __init__(self, embed_dim: int, mlp_ratio: float):
+        super().__init__()
+        self.up = nn.Linear(embed_dim, int(mlp_ratio * embed_dim))
+        self.out = nn.Linear(int(mlp_ratio * embed_dim), embed_dim)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.out(F.gelu(self.up(x_BTD), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """A transformer block: each half reads a normalised x and adds to x."""
+
+    def __init__(self, embed_dim: int, n_heads: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(embed_dim)
+        self.attention = Attention(embed_dim, n_heads, dropout)
+        self.norm_2 = nn.LayerNorm(embed_dim)
+        self.mlp = MLP(embed_dim, mlp_ratio)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD)))
+        x_BTD = x_BTD + self.dropout(self.mlp(self.norm_2(x_BTD)))
+        return x_BTD
+
+
+class GPT(LanguageModel):
+    """A GPT built from the `model_params` of a config.
+
+    attn_length: tokens of a window, BOS included: the longest input.
+    embd_dropout: dropout of the embeddings; None is 0.
+    checkpoint_activations: recompute each block in the backward pass: about a third more
+        arithmetic for memory that no longer grows with n_layers x attn_length.
+    """
+
+    def __init__(self, vocab_size: int, n_layers: int, n_heads: int, embed_dim: int, attn_length: int, mlp_ratio: float = 4.0,
+                 dropout: float = 0.1, embd_dropout: float | None = None, checkpoint_activations: bool = False):
+        super().__init__(vocab_size, embed_dim, context=attn_length)
+        self.checkpoint_activations = checkpoint_activations
+        self.position = nn.Embedding(attn_length, embed_dim)
+        self.dropout = nn.Dropout(embd_dropout or 0.0)
+        self.blocks = nn.ModuleList(Block(embed_dim, n_heads, mlp_ratio, dropout) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(embed_dim)
+
+        nn.init.normal_(self.position.weight, std=0.02)
+        for block in self.blocks:
+            for linear in (block.attention.query_key_value, block.mlp.up):
+                nn.init.normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
+            for linear in (block.attention.out, block.mlp.out):  # what adds to x: smaller the more blocks add (GPT-2)
+                nn.init.normal_(linear.weight, std=0.02 / (2 * n_layers)**0.5)
+                nn.init.zeros_(linear.bias)
+
+    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Hidden vectors [B, T, D] for tokens [B, T], T up to `attn_length`."""
+        x_BTD = self.dropout(self.embedding(tokens_BT) + self.position.weight[:tokens_BT.shape[1]])
+        for block in self.blocks:
+            if self.checkpoint_activations and self.training:
+                x_BTD = checkpoint(block, x_BTD, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD)
+        return self.norm(x_BTD)

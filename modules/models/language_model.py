@@ -1,0 +1,64 @@
+"""What GPT, GRU and LSTM share: an embedding in front, a vocabulary head behind, and the loss between.
+
+A model says how tokens become hidden vectors (`hidden`); everything by which forward
+and backward are compared is here, once, the same for all. The head is a matrix of its
+own, not the embedding's (untied), as in the paper's models.
+
+Shapes: B batch, T time (tokens of a window), D width, V vocabulary.
+"""
+import torch
+from torch import nn
+
+from modules.loss import mean_loss, token_losses
+
+# Logits start with this standard deviation whatever the width, so that the first loss is ln(V) + 0.02.
+# (GPT-2's fixed 0.02 a weight gives ln(V) + 0.3 at width 1,600.)
+INITIAL_LOGIT_STD = 0.2
+
+
+class LanguageModel(nn.Module):
+    """Predicts each next token. Subclasses set `embedding` and `context` and define `hidden`."""
+
+    def __init__(self, vocab_size: int, embed_dim: int, context: int):
+        super().__init__()
+        self.context = context
+        self.embedding = nn.Embedding(vocab_size, embed_dim)
+        self.head = nn.Linear(embed_dim, vocab_size, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=INITIAL_LOGIT_STD / embed_dim**0.5)
+
+    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Hidden vectors [B, T, D], with unit variance, from which the head predicts the next token."""
+        raise NotImplementedError
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Logits [B, T, V] of the token after each of `tokens_BT` [B, T] int64."""
+        return self.head(self.hidden(tokens_BT))
+
+    def loss(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Mean loss in nats per token, a scalar in fp32; the logits are never held all at once."""
+        return mean_loss(self.hidden(inputs_BT).flatten(0, 1), self.head.weight, targets_BT.flatten())
+
+    def losses(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Loss of every token in nats [B, T] fp32, without gradients."""
+        with torch.no_grad():
+            return token_losses(self.hidden(inputs_BT).flatten(0, 1), self.head.weight, targets_BT.flatten()).view_as(targets_BT)
+
+    @torch.no_grad()
+    def generate(self, tokens_BT: torch.Tensor, n_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+                 generator: torch.Generator | None = None) -> torch.Tensor:
+        """Continue `tokens_BT` [B, T >= 1] by `n_tokens` sampled tokens: [B, T + n_tokens], in the direction of reading.
+
+        The model sees the last `context` tokens. A `generator` on the tokens' device makes the sample repeatable.
+        """
+        was_training = self.training
+        self.eval()
+        for _ in range(n_tokens):
+            logits_BV = self.head(self.hidden(tokens_BT[:, -self.context:])[:, -1]).float() / temperature
+            if top_k is not None:
+                smallest_kept = logits_BV.topk(min(top_k, logits_BV.shape[-1])).values[:, -1:]
+                logits_BV = logits_BV.masked_fill(logits_BV < smallest_kept, float("-inf"))
+            next_B1 = torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)
+            tokens_BT = torch.cat([tokens_BT, next_B1], dim=1)
+        self.train(was_training)
+        return tokens_BT

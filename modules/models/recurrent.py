@@ -1,0 +1,41 @@
+"""GRU and LSTM: torch's recurrent layers between an embedding and a vocabulary head.
+
+The two differ in the cell alone. A layer norm before the head gives it inputs of unit
+variance, as in GPT, so that the three start from the same loss.
+"""
+import torch
+from torch import nn
+
+from modules.models.language_model import LanguageModel
+
+
+class Recurrent(LanguageModel):
+    """A recurrent model built from the `model_params` of a config.
+
+    desired_attn_length: tokens of a window; the model itself could read on for ever.
+    dropout: between layers; embd_dropout: of the embeddings (None is 0).
+    """
+    layers: type[nn.RNNBase]
+
+    def __init__(self, vocab_size: int, n_layers: int, embed_dim: int, desired_attn_length: int, dropout: float = 0.0,
+                 embd_dropout: float | None = None):
+        super().__init__(vocab_size, embed_dim, context=desired_attn_length)
+        self.dropout = nn.Dropout(embd_dropout or 0.0)
+        # torch warns about dropout with a single layer: there is no place between layers for it.
+        self.rnn = self.layers(embed_dim, embed_dim, n_layers, batch_first=True, dropout=dropout if n_layers > 1 else 0.0)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Hidden vectors [B, T, D] for tokens [B, T]."""
+        x_BTD, _ = self.rnn(self.dropout(self.embedding(tokens_BT)))
+        return self.norm(x_BTD)
+
+
+class GRU(Recurrent):
+    """Gated recurrent units (torch.nn.GRU)."""
+    layers = nn.GRU
+
+
+class LSTM(Recurrent):
+    """Long short-term memory (torch.nn.LSTM)."""
+    layers = nn.LSTM
