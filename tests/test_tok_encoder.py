@@ -58,9 +58,9 @@ def test_both_libraries_have_the_same_classes(tmp_path):
     toki = get_tokenizer(tmp_path)
     assert why_not_fast(toki) is None
     fast = Encoder(toki, fast=True)
-    for plane in (0, 1, 2, 3, 14):
+    for plane, step in ((0, 1), (1, 1), (2, 16), (3, 16), (14, 16)):  # the latter are CJK ideographs, and tags
         for start in range(plane << 16, plane + 1 << 16, 1 << 12):
-            block = [chr(code) for code in range(start, start + (1 << 12)) if not 0xD800 <= code < 0xE000]
+            block = [chr(code) for code in range(start, start + (1 << 12), step) if not 0xD800 <= code < 0xE000]
             text = "".join(f"a{c}\n1{c}\n!{c}\n" for c in block)
             assert fast.encode(text).tolist() == toki.encode(text)
 

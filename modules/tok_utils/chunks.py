@@ -89,6 +89,8 @@ def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike
     if process.rank == 0:
         check_space(texts, Encoder(toki, fast=not reason), chunks_folder, out_h5_folder)
         job.begin()
+        if process.world_size == 1:  # else another process may be writing one
+            remove_leftovers(chunks_folder, "chunk_*.pt")
 
     workers = num_workers or max(1, available_cores() // process.local_world_size)
     pool = [Worker(Path(tokenizer_path), fast=not reason, errors=errors) for _ in range(workers)]
@@ -216,6 +218,12 @@ class Job:
         if done is None:
             raise UserError(f"{self.path(chunk.number)} is missing or damaged: start again to make it anew")
         return {"tokens": len(done["tokens"])} | {key: done[key] for key in ("text", "start", "stop", "text_bytes", "tokens_crc32")}
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Delete what a killed process left half-written: the temporary files of `modules.files.replacing`."""
+    for path in folder.glob(f".{names}.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> dict | None:

@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from modules.errors import UserError
 from modules.files import replacing
-from modules.tok_utils.chunks import MANIFEST, read_manifest, this_process
+from modules.tok_utils.chunks import MANIFEST, read_manifest, remove_leftovers, this_process
 from modules.tok_utils.disk import readable, require
 from modules.tok_utils.encoder import id_dtype
 from modules.tokenizer import Tokenizer
 
+HEADER_ROOM = 1 << 16  # more than the attributes and the rest of the file's structure take
 SNIPPET_TOKENS = 60
 BLOCK_TOKENS = 1 << 22
 
@@ -48,22 +49,40 @@ def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki
     dtype = id_dtype(toki.vocab_size)
     total = sum(row["tokens"] for row in manifest["chunks"])
     require(path.parent, total * dtype.itemsize)
+    remove_leftovers(path.parent, path.name)
+    attributes = {"vocab_size": toki.vocab_size, "tokenizer_fingerprint": toki.fingerprint, "bos_id": toki.bos_id,
+                  "text_bytes": sum(row["text_bytes"] for row in manifest["chunks"])}
     try:
-        with replacing(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
-            tokens = file.create_dataset("tokens", shape=(total,), dtype=dtype, track_times=False)
-            tokens.attrs["vocab_size"] = toki.vocab_size
-            tokens.attrs["tokenizer_fingerprint"] = toki.fingerprint
-            tokens.attrs["bos_id"] = toki.bos_id
-            tokens.attrs["text_bytes"] = sum(row["text_bytes"] for row in manifest["chunks"])
-            start = 0
-            for number, row in enumerate(tqdm(manifest["chunks"], desc=f"write {path.name}", unit="chunk")):
-                ids = _read_chunk(folder / f"chunk_{number:06d}.pt", row, manifest["identity"])
-                tokens[start:start + len(ids)] = ids
-                start += len(ids)
+        with replacing(path) as temporary:
+            offset = _create(temporary, total, dtype, attributes)
+            with open(temporary, "rb+") as file:
+                file.seek(offset)
+                for number, row in enumerate(tqdm(manifest["chunks"], desc=f"write {path.name}", unit="chunk")):
+                    file.write(_read_chunk(folder / f"chunk_{number:06d}.pt", row, manifest["identity"]).data)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "
                         "make room and start again") from error
     return path
+
+
+def _create(path: Path, tokens: int, dtype: np.dtype, attributes: dict) -> int:
+    """Make an .h5 with room for `tokens` ids. Returns the position of the first in the file, for the ids to be written there.
+
+    HDF5 itself would crash (a segmentation fault, seen with 1.14) where the disk is full when it closes a file. Written past it, the ids
+    go to the disk as fast, and a full disk is an OSError like any other.
+    """
+    with open(path, "wb") as file:
+        file.truncate(HEADER_ROOM + tokens * dtype.itemsize)  # a limit on the size of files shows here
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    layout.set_obj_track_times(False)
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple((tokens,))
+        dataset = h5py.Dataset(h5py.h5d.create(file.id, b"tokens", h5py.h5t.py_create(dtype), space, dcpl=layout))
+        dataset.attrs.update(attributes)
+        return dataset.id.get_offset()
 
 
 def _chunks_folder(folder: Path) -> Path:
