@@ -19,7 +19,7 @@ def autocast_for(device: torch.device, precision: str) -> Callable:
 
 def held_out_losses(model, windows: Windows, batch_size: int, device: torch.device, precision: str = "fp32",
                     indices: np.ndarray | None = None, progress: bool = True, interrupted: Callable[[], bool] = lambda: False) -> np.ndarray:
-    """Loss of every token of `windows` (or of those in `indices`) in nats: [windows, T] float32, IN TEXT ORDER.
+    """Loss of every token of `windows` (or of those in `indices`) in nats: [windows, T] float64, IN TEXT ORDER.
 
     Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
     the model reads, so forward and backward results subtract token by token.
@@ -28,7 +28,7 @@ def held_out_losses(model, windows: Windows, batch_size: int, device: torch.devi
     Raises Interrupted when `interrupted()` says so, asked before each batch.
     """
     indices = np.arange(len(windows)) if indices is None else indices
-    losses = np.empty((len(indices), windows.length), dtype=np.float32)
+    losses = np.empty((len(indices), windows.length), dtype=np.float64)
     was_training = model.training
     model.eval()
     try:
