@@ -63,7 +63,7 @@ class Arrow:
     def verdict(self) -> str:
         """In words, from the interval over both."""
         low, high = self.nats.both
-        certainty = "" if self.nats.seeds else " One seed: the noise of training is not in this interval."
+        certainty = "" if self.nats.seeds else " One seed: it holds for these two models, the noise of training is not in it."
         if low > 0:
             return f"Backward is harder: an arrow of time of {self.percent.value:+.2f} %, and its 95 % interval excludes zero.{certainty}"
         if high < 0:

@@ -59,6 +59,17 @@ def loss_curves(comparison: dict) -> Figure:
     return figure
 
 
+def run_curve(name: str, entries: Sequence[dict]) -> Figure:
+    """Training and held-out loss of one run against the step, from the entries of its metrics file."""
+    figure, axes = new_axes(name, "step", "loss (nats per token)")
+    for split, label, style in (("train", "training", {"alpha": 0.4}), ("valid", "held out", {"marker": "o", "markersize": 3.5})):
+        points = [(entry["step"], entry["loss"]) for entry in entries if entry["split"] == split]
+        axes.plot([step for step, _ in points], [loss for _, loss in points], color=DIRECTION_COLOURS["forward"], label=label, **style)
+    focus_on_the_end(axes, [entry["loss"] for entry in entries])
+    axes.legend()
+    return figure
+
+
 def focus_on_the_end(axes: Axes, losses: Sequence[float]) -> None:
     """Leave out the steep fall of the first steps, which would press the two curves onto each other."""
     if losses:
