@@ -2,10 +2,8 @@
 import argparse
 
 from modules.config import Config, load_config
-from modules.dry_run import dry_run
 from modules.errors import one_line_errors
 from modules.parallel import joined
-from modules.run import Request, run
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
@@ -43,6 +41,9 @@ def config_of(args: argparse.Namespace, model: str | None) -> Config:
 
 def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
     """Train, or show what would be trained; the exit status."""
+    from modules.dry_run import dry_run  # seconds of imports, which --help, a mistake in the config and a launcher need not wait for
+    from modules.run import Request, run
+
     with joined(args.device) as processes:
         if args.dry_run:
             dry_run(config, processes)

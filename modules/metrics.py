@@ -72,9 +72,11 @@ class Metrics:
 
 
 def _start_wandb(project: str, run_name: str, run_folder: Path, config: dict):
-    import wandb  # takes a second to import: not paid by scripts that never log
-
     mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+    if mode == "disabled":
+        return None
+    import wandb  # takes a second
+
     run_folder.mkdir(parents=True, exist_ok=True)
     start = dict(project=project, name=run_name, id=f"{project}-{run_name}"[:64], resume="allow", dir=run_folder, config=config)
     settings = dict(silent=True, console="off", init_timeout=WANDB_TIMEOUT_S, login_timeout=WANDB_TIMEOUT_S)

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.nn.parallel import DistributedDataParallel
 
 from modules.devices import pick_device
 from modules.errors import UserError
@@ -151,12 +149,16 @@ def shared_loss(model: nn.Module, how: str, precision: str, processes: Processes
         return model.loss, contextlib.nullcontext
     if how == "fsdp":
         return _fully_sharded(model, precision)
+    from torch.nn.parallel import DistributedDataParallel  # imports that a single process need not wait for
+
     device_ids = [processes.device] if processes.device.type == "cuda" else None
     ddp = DistributedDataParallel(_Loss(model), device_ids=device_ids, gradient_as_bucket_view=True)
     return ddp, ddp.no_sync
 
 
 def _fully_sharded(model: nn.Module, precision: str) -> tuple[Callable, Callable]:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     if not dist.is_initialized():
         raise UserError("training_params.parallel is \"fsdp\", which shards a model over processes: start it with train_parallel.py or torchrun")
     # Weights travel in the dtype of the products; gradients are summed in fp32.

@@ -30,7 +30,7 @@ from modules.tok_utils.disk import check_space
 from modules.tok_utils.encoder import Encoder, why_not_fast
 from modules.tok_utils.progress import Progress, say
 from modules.tok_utils.text_source import TextSource, find_texts, fingerprint, not_utf8, text_name
-from modules.tok_utils.worker import Encoded, Worker
+from modules.tok_utils.worker import Encoded, NotUtf8, Worker
 from modules.tokenizer import Tokenizer, get_tokenizer
 
 CHUNK_BYTES = 4 << 20
@@ -88,7 +88,7 @@ def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike
         say(f"{tokenizer_path}: {reason}; the tokenizers library encodes, which takes some ten times as long")
     if process.rank == 0:
         check_space(texts, Encoder(toki, fast=not reason), chunks_folder, out_h5_folder)
-        job.write_manifest()
+        job.begin()
 
     workers = num_workers or max(1, available_cores() // process.local_world_size)
     pool = [Worker(Path(tokenizer_path), fast=not reason, errors=errors) for _ in range(workers)]
@@ -97,7 +97,7 @@ def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike
         if process.rank == 0:
             if not _others_finish(job, chunks):
                 _encode(job, pool, Process(0, 1, 1))
-            job.write_manifest(chunks)
+            job.finish(chunks)
     finally:
         for worker in pool:
             worker.close()
@@ -129,12 +129,11 @@ class Job:
         }
         self.identity = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()
         self.times = [text.stat().st_mtime_ns for text in texts]
-        manifest = read_manifest(folder)
-        if manifest is not None:
-            self._check_same(manifest)
-        # Texts as old as when the manifest was written are unchanged; others are compared with the checksums of the chunks.
-        self.touched = manifest is not None and manifest["mtime_ns"] != self.times
-        self.complete_manifest = manifest if manifest is not None and manifest["chunks"] and not self.touched else None
+        self.manifest = read_manifest(folder)
+        if self.manifest is not None:
+            self._check_same(self.manifest)
+        # A text as old as it was then is unchanged; of another the done chunks are compared by checksum.
+        self.touched = self.manifest is not None and self.manifest["mtime_ns"] != self.times
 
     def _check_same(self, manifest: dict) -> None:
         advice = f"delete {self.folder} to tokenize anew"
@@ -150,7 +149,8 @@ class Job:
 
     def finished(self) -> bool:
         """Whether all chunks are there, without reading the text again."""
-        return self.complete_manifest is not None and all(self.path(number).exists() for number in range(len(self.complete_manifest["chunks"])))
+        rows = self.manifest["chunks"] if self.manifest and not self.touched else None
+        return rows is not None and all(self.path(number).exists() for number in range(len(rows)))
 
     def chunks(self) -> Iterator[tuple[Chunk, TextSource]]:
         """All chunks in order, each with its text opened at its place."""
@@ -166,7 +166,7 @@ class Job:
         done = self.read(chunk.number)
         if done is None:
             return False
-        if self.touched and done["text_crc32"] != zlib.crc32(source.read(*chunk.piece)):
+        if self.touched and done["text_crc32"] != zlib.crc32(source.read(chunk.piece.start, chunk.piece.stop)):
             raise UserError(f"{self.texts[chunk.text]} has changed since {self.path(chunk.number)} was made of it: "
                             f"delete {self.folder} to tokenize anew, or put the text back")
         return True
@@ -194,10 +194,19 @@ class Job:
             raise UserError(f"{self.path(chunk.number)} cannot be written: {os.strerror(error.errno)}. "
                             "What is done is kept: start again to go on from here") from error
 
-    def write_manifest(self, chunks: list[Chunk] | None = None) -> None:
-        """Write manifest.json; once all chunks are there, with their list: cuts, lengths and checksums."""
-        rows = [self._row(chunk) for chunk in chunks] if chunks else None
-        manifest = self.header | {"errors": self.errors, "mtime_ns": self.times, "vocab_size": self.toki.vocab_size, "bos_id": self.toki.bos_id,
+    def begin(self) -> None:
+        """Write the manifest of a job that has no finished one. Texts that were touched count as unchanged only when all is compared."""
+        self._write_manifest(self.manifest["mtime_ns"] if self.manifest else self.times, None)
+
+    def finish(self, chunks: list[Chunk]) -> None:
+        """Write the manifest with the list of all chunks: cuts, lengths and checksums. Raises UserError where a text has changed meanwhile."""
+        for text, time_then in zip(self.texts, self.times, strict=True):
+            if text.stat().st_mtime_ns != time_then:
+                raise UserError(f"{text} has changed while it was tokenized: start again")
+        self._write_manifest(self.times, [self._row(chunk) for chunk in chunks])
+
+    def _write_manifest(self, times: list[int], rows: list[dict] | None) -> None:
+        manifest = self.header | {"errors": self.errors, "mtime_ns": times, "vocab_size": self.toki.vocab_size, "bos_id": self.toki.bos_id,
                                   "identity": self.identity, "chunks": rows}
         with replacing(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest), encoding="utf-8")
@@ -226,16 +235,22 @@ def _encode(job: Job, workers: list[Worker], process: Process) -> list[Chunk]:
     for worker in workers:
         idle.put(worker)
 
-    def encode_and_write(chunk: Chunk, data: bytes) -> tuple[Piece, int]:
+    def encode_and_write(chunk: Chunk, data: bytes) -> tuple[Chunk, Encoded]:
         worker = idle.get()
         try:
             encoded = worker.encode(data)
         finally:
             idle.put(worker)
-        if encoded.invalid_at is not None:
-            raise not_utf8(job.texts[chunk.text], chunk.piece.start + encoded.invalid_at, data[encoded.invalid_at])
+        if isinstance(encoded, NotUtf8):
+            raise not_utf8(job.texts[chunk.text], chunk.piece.start + encoded.position, data[encoded.position])
         job.write(chunk, encoded)
-        return chunk.piece, len(encoded.ids)
+        return chunk, encoded
+
+    def settle() -> None:
+        chunk, encoded = running.popleft().result()  # in order: the first error in the text is the one reported
+        progress.count(chunk.piece, len(encoded.ids))
+        forced = [chunk.piece.start + position for position in encoded.forced] + ([chunk.piece.stop] if chunk.piece.forced else [])
+        progress.warn_of_cuts(job.texts[chunk.text], forced)
 
     chunks, running = [], collections.deque()
     threads = concurrent.futures.ThreadPoolExecutor(len(workers) + 2)  # more than workers: some write while the workers encode
@@ -250,10 +265,10 @@ def _encode(job: Job, workers: list[Worker], process: Process) -> list[Chunk]:
                     progress.skip(chunk.piece)
                     continue
                 if len(running) == 2 * len(workers):
-                    progress.count(*running.popleft().result())  # in order: the first error in the text is the one reported
-                running.append(threads.submit(encode_and_write, chunk, source.read(*chunk.piece)))
+                    settle()
+                running.append(threads.submit(encode_and_write, chunk, source.read(chunk.piece.start, chunk.piece.stop)))
             while running:
-                progress.count(*running.popleft().result())
+                settle()
         finally:
             threads.shutdown(cancel_futures=True)
     return chunks

@@ -105,7 +105,7 @@ def _feed(texts: list[Path], sample_bytes: int | None, errors: str) -> Iterator[
                 for number, piece in enumerate(pieces(source, FEED_BYTES, splitter)):
                     if int((number + 1) * share) == int(number * share):  # `share` of the numbers, evenly spread
                         continue
-                    yield LINE_BREAK.split(_decode(source.read(*piece), text, piece.start, errors))
+                    yield LINE_BREAK.split(_decode(source.read(piece.start, piece.stop), text, piece.start, errors))
                     bar.update(piece.stop - piece.start)
     say("merging")
 

@@ -22,16 +22,17 @@ may split by quite another pattern. So every cut is also tried out before it is 
 each side must encode to the same ids in one and in two. For GPT-2's pattern that is a safety net under a proof, for
 others (which have no proof here) it is the evidence.
 """
-import warnings
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import regex
 
-from modules.tok_utils.text_source import TextSource
+from modules.tok_utils.text_source import TextInMemory, TextSource
 from modules.tokenizer import Tokenizer
 
 LONGEST_RUN = 1 << 20  # bytes; a text without a safe cut for longer than this is cut all the same
+STEP = 1 << 18  # bytes by which a piece grows while it has no safe cut
 NEAR = 1 << 12  # bytes; nearly always enough to find a cut
 CONTEXT = 256  # characters on each side with which a cut is tried
 TRIALS = 64  # cuts tried of each kind before giving up
@@ -45,29 +46,28 @@ CLASS_CHANGE = regex.compile(rf"(?r)(?<=\p{{L}})(?=\p{{N}}|{_OTHER})|(?<=\p{{N}}
 
 
 class Piece(NamedTuple):
-    """Bytes [start, stop) of a text, cut at safe places."""
+    """Bytes [start, stop) of a text, which encode alone as they do in the whole; `forced` where the cut at `stop` was not a safe one."""
     start: int
     stop: int
+    forced: bool
 
 
-def pieces(source: TextSource, piece_bytes: int, toki: Tokenizer) -> Iterator[Piece]:
+def pieces(source: TextSource | TextInMemory, piece_bytes: int, toki: Tokenizer) -> Iterator[Piece]:
     """Cut a text into pieces of at most about `piece_bytes` that encode alone as they do in the whole.
 
-    The pieces are a function of the text, `piece_bytes` and the tokenizer alone. What lies before the piece last given is released from `source`.
-    Warns where more than LONGEST_RUN bytes had no safe cut and the text was cut at a character.
+    The pieces are a function of the text, `piece_bytes` and the tokenizer alone. Only where the text has no safe cut for longer
+    than LONGEST_RUN it is cut at a character. What lies before the piece last given is released from `source`.
     """
     start = 0
-    while True:
-        source.release(start)
-        stop = _next_cut(source, start, piece_bytes, toki)
-        if stop == start:
-            return
-        yield Piece(start, stop)
+    while source.read(start, start + 1):
+        stop, forced = _next_cut(source, start, piece_bytes, toki)
+        yield Piece(start, stop, forced)
+        source.release(stop)
         start = stop
 
 
-def _next_cut(source: TextSource, start: int, piece_bytes: int, toki: Tokenizer) -> int:
-    """The end of the piece that starts at `start`: the last safe cut within reach, or the end of the text."""
+def _next_cut(source: TextSource | TextInMemory, start: int, piece_bytes: int, toki: Tokenizer) -> tuple[int, bool]:
+    """The end of the piece that starts at `start`, and whether it is forced: the last safe cut within reach, or the end of the text."""
     end = start + piece_bytes
     while source.read(end, end + 1):
         for reach in (NEAR, LONGEST_RUN + NEAR):
@@ -75,14 +75,11 @@ def _next_cut(source: TextSource, start: int, piece_bytes: int, toki: Tokenizer)
             window = source.read(first, end + 1)
             cut = last_safe_cut(window, toki)
             if cut:
-                return first + cut
+                return first + cut, False
         if end - start > LONGEST_RUN:
-            cut = first + _character_start(window, end - first)
-            warnings.warn(f"{source.path}: no place to cut in the {LONGEST_RUN} bytes before byte {cut}, where the text was cut; "
-                          "the ids there may differ from those of the uncut text", stacklevel=2)
-            return cut
-        end += piece_bytes
-    return source.size
+            return first + _character_start(window, end - first), True
+        end += min(piece_bytes, STEP)
+    return source.size, False
 
 
 def last_safe_cut(window: bytes, toki: Tokenizer) -> int:
@@ -91,18 +88,10 @@ def last_safe_cut(window: bytes, toki: Tokenizer) -> int:
     while torn < min(3, len(window)) and window[torn] & 0xC0 == 0x80:
         torn += 1
     text = window[torn:].decode("utf-8", "surrogateescape")
-    cut = last_safe_cut_in_text(text, toki)
-    return torn + len(text[:cut].encode("utf-8", "surrogateescape")) if cut else 0
-
-
-def last_safe_cut_in_text(text: str, toki: Tokenizer) -> int:
-    """The same for characters: the last index at which `text` may be cut, 0 where there is none."""
     for kind in (BEFORE_SPACE, CLASS_CHANGE):
-        for trial, match in enumerate(kind.finditer(text)):
-            if trial == TRIALS:
-                break
-            if match.start() and _encodes_alike(text, match.start(), toki):
-                return match.start()
+        for match in itertools.islice(kind.finditer(text), TRIALS):
+            if _encodes_alike(text, match.start(), toki):
+                return torn + len(text[:match.start()].encode("utf-8", "surrogateescape"))
     return 0
 
 

@@ -18,11 +18,9 @@ Where a tokenizer is anything else than this (another pattern, a normalizer, ...
 import numpy as np
 import tiktoken
 
-from modules.tok_utils.cuts import last_safe_cut_in_text
 from modules.tokenizer import BOS_TOKEN, Tokenizer, merge_pairs
 
 GPT2_PATTERN = r"(?:'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
-LIBRARY_CHARACTERS = 1 << 15  # given to `tokenizers` at a time: its working memory is some 100 bytes a character
 
 
 class Encoder:
@@ -40,18 +38,7 @@ class Encoder:
                 return self._id_of_rank[self._tiktoken.encode_to_numpy(text, disallowed_special=())]
             except ValueError:  # more white space in a row than its regex engine can step back over (some 300,000)
                 pass
-        return self._encode_by_library(text)
-
-    def _encode_by_library(self, text: str) -> np.ndarray:
-        ids, start = [], 0
-        while start < len(text):
-            stop = start + LIBRARY_CHARACTERS
-            while stop < len(text) and not (cut := last_safe_cut_in_text(text[start:stop], self._toki)):
-                stop += LIBRARY_CHARACTERS
-            stop = start + cut if stop < len(text) else len(text)
-            ids.append(np.array(self._toki.encode(text[start:stop]), dtype=self._dtype))
-            start = stop
-        return np.concatenate(ids) if ids else np.zeros(0, self._dtype)
+        return np.array(self._toki.encode(text), dtype=self._dtype)
 
 
 def id_dtype(vocab_size: int) -> np.dtype:

@@ -1,12 +1,15 @@
 """What the user sees while a text is tokenized: one bar, and lines that do not tear it."""
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from tqdm import tqdm
 
-from modules.tok_utils.cuts import Piece
+from modules.tok_utils.cuts import LONGEST_RUN, Piece
 from modules.tok_utils.text_source import TextSource
+
+MOST_WARNINGS = 20
 
 
 def say(message: str) -> None:
@@ -20,7 +23,7 @@ class Progress:
     def __init__(self, name: str, texts: list[Path], rank: int, world_size: int):
         self._sizes = [text.stat().st_size for text in texts]
         self._world_size = world_size
-        self._tokens, self._began = 0, time.monotonic()
+        self._tokens, self._warnings, self._began = 0, 0, time.monotonic()
         whose = f", process 1 of {world_size}" if world_size > 1 else ""
         self._bar = tqdm(desc=f"tokenize {name}{whose}", unit="B", unit_scale=True, disable=rank > 0, smoothing=0.1)
 
@@ -45,3 +48,11 @@ class Progress:
         self._tokens += tokens
         self._bar.set_postfix_str(f"{self._tokens / (time.monotonic() - self._began):,.0f} tokens/s", refresh=False)
         self._bar.update(piece.stop - piece.start)
+
+    def warn_of_cuts(self, text: Path, positions: list[int]) -> None:
+        """Say where a text was cut without a safe place to; the first MOST_WARNINGS times."""
+        for position in positions[:MOST_WARNINGS - self._warnings]:
+            self._warnings += 1
+            more = " (not said again for further places)" if self._warnings == MOST_WARNINGS else ""
+            warnings.warn(f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; the ids around it may differ "
+                          f"from those of the uncut text{more}", stacklevel=3)

@@ -109,6 +109,19 @@ class TextSource:
             raise UserError(f"{self.path}: damaged or cut off after {self._base + len(self._buffer)} bytes of text: {error}") from error
 
 
+class TextInMemory:
+    """Bytes that are there already, as a TextSource."""
+
+    def __init__(self, data: bytes):
+        self._data, self.size = data, len(data)
+
+    def read(self, start: int, stop: int) -> bytes:
+        return self._data[start:stop]
+
+    def release(self, position: int) -> None:
+        pass
+
+
 def _decompressed(file: BinaryIO, suffix: str) -> BinaryIO | None:
     """A stream of the text in a compressed file, all members and frames of it; None for a plain file."""
     if suffix == ".gz":
