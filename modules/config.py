@@ -185,6 +185,11 @@ class Config(Section):
         data = self.to_dict()
         return parse_config(data | {"training_params": data["training_params"] | changes}, self.name)
 
+    def with_optim(self, **changes) -> "Config":
+        """A copy with some of `optim_params` changed."""
+        data = self.to_dict()
+        return parse_config(data | {"optim_params": data["optim_params"] | changes}, self.name)
+
     def with_model(self, model: str) -> "Config":
         """A copy that says which model it trains; UserError where `model_params` belong to another kind."""
         if self.model not in (None, model):

@@ -40,7 +40,6 @@ def token_losses(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: to
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    @torch.compiler.disable  # the loop is over few, large products; there is nothing to fuse across them
     def forward(ctx, hidden_ND, weight_VD, targets_N):
         if not any(ctx.needs_input_grad):
             return token_losses(hidden_ND, weight_VD, targets_N).mean()
@@ -52,7 +51,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
             start = 0
             for hidden_CD, targets_C in _chunks(hidden, targets_N, weight):
-                chunk_loss, gradient_CV = _loss_and_gradient(hidden_CD @ weight.T, targets_C)
+                chunk_loss, gradient_CV = loss_and_gradient(hidden_CD @ weight.T, targets_C)
                 loss += chunk_loss
                 torch.mm(gradient_CV, weight, out=hidden_gradient[start:start + len(targets_C)])
                 if dtype == torch.float32:
@@ -72,7 +71,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (hidden_gradient * factor).to(ctx.dtypes[0]), (weight_gradient * factor).to(ctx.dtypes[1]), None
 
 
-def _loss_and_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_and_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss (fp32) and its gradient by the logits: softmax minus one-hot [C, V], in the logits' dtype."""
     targets_C1 = targets_C[:, None]
     log_probability_CV = torch.log_softmax(logits_CV, -1, dtype=torch.float32)

@@ -4,4 +4,5 @@ import sys
 from pathlib import Path
 
 os.environ["WANDB_MODE"] = "disabled"
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]

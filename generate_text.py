@@ -1,0 +1,56 @@
+"""Write text of a synthetic source, whose arrow or entropy is known, to a file: see modules/sources.py.
+
+    python generate_text.py primes data/primes/primes.txt --lines 100000 --digits 2
+    python generate_text.py circuit data/circuit/circuit.txt --lines 200000 --bits 10
+    python generate_text.py markov data/markov/markov.txt --characters 2000000 --symbols 8
+    python generate_text.py iid data/iid/iid.txt --characters 2000000 --symbols 8
+    python generate_text.py mirror data/mirrored/mirrored.txt --text data/english/english.txt
+"""
+import argparse
+import os
+
+from modules import sources
+from modules.errors import UserError, one_line_errors
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {value}")
+    return value
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Write text of a synthetic source with a known arrow of time or a known entropy.")
+    kinds = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    kind_help = {"primes": "products of two primes, 'p q n'", "circuit": "sparse linear circuits over F2, 'x y'",
+                 "markov": "a reversible Markov chain", "iid": "independent symbols", "mirror": "a text together with its mirror image"}
+    kind = {name: kinds.add_parser(name, help=text, description=text) for name, text in kind_help.items()}
+    for name, parser_of_kind in kind.items():
+        parser_of_kind.add_argument("out", help="the .txt file to write")
+        if name != "mirror":
+            parser_of_kind.add_argument("--seed", type=int, default=0, help="decides the rule and the sample (default 0)")
+    for name in ("primes", "circuit"):
+        kind[name].add_argument("--lines", type=positive, default=100_000, help="default 100000")
+    for name in ("markov", "iid"):
+        kind[name].add_argument("--characters", type=positive, default=1_000_000, help="default 1000000")
+        kind[name].add_argument("--symbols", type=positive, default=8, help="size of the alphabet (default 8)")
+    kind["primes"].add_argument("--digits", type=positive, default=2, help="decimal digits of each prime (default 2)")
+    kind["circuit"].add_argument("--bits", type=positive, default=10, help="bits of x and of y (default 10)")
+    kind["mirror"].add_argument("--text", required=True, help="the .txt file to mirror")
+    kind["mirror"].add_argument("--block", type=positive, default=sources.MIRROR_BLOCK, help="characters to mirror at a time")
+    return parser.parse_args()
+
+
+@one_line_errors
+def main() -> None:
+    settings = vars(parse_arguments())
+    out = settings.pop("out")
+    if "text" in settings and os.path.realpath(settings["text"]) == os.path.realpath(out):
+        raise UserError(f"{out}: expected another file than the text to mirror")
+    source = sources.open_source(**settings)
+    written = sources.write_text(out, source.text, source.characters)
+    print(f"{out}: {written} characters" + (f", {source.entropy:.6f} nats a character" if source.entropy is not None else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Measure the arrow of time: train both directions of each config, compare them on the same held-out text, write a report.
+
+    python measure_arrow.py configs/sweep/*.json --seeds 3 --jobs 2
+    python measure_arrow.py --states runs/demo/state/demo_forward.state runs/demo/state/demo_backward.state
+    torchrun --nproc_per_node 4 measure_arrow.py config.json
+
+Interrupted, the same command goes on where it was. What is finished is used as it is.
+"""
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from modules.devices import pick_device
+from modules.run import Request, files_of
+
+from modules.errors import one_line_errors
+from modules.measure import measure_states, planned_runs, train_in_turn, train_side_by_side
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", help="JSON config files; of a forward and backward pair one is enough")
+    parser.add_argument("--states", nargs="+", metavar="STATE", help="compare runs that exist, by their .state files, and train nothing")
+    parser.add_argument("--seeds", type=int, default=1, help="train each config for so many seeds, to measure the noise of training")
+    parser.add_argument("-d", "--device", help="device, e.g. 'cuda:0' or 'cpu' (default: the first GPU, or else the CPU)")
+    parser.add_argument("-t", "--tokenizer_path", help="tokenizer folder: adds snippets, classes of tokens and a coloured page")
+    parser.add_argument("-p", "--project_name", default="BackPerplexityResilient", help="project of the runs (default %(default)s)")
+    parser.add_argument("-o", "--out", type=Path, help="folder of the report (default: report/ in the project's folder of runs)")
+    parser.add_argument("--jobs", type=int, default=1, help="train so many runs side by side, in processes that share the CPU's cores")
+    arguments = parser.parse_args()
+    if bool(arguments.configs) == bool(arguments.states):
+        parser.error("give either config files or --states")
+    if arguments.seeds < 1 or arguments.jobs < 1:
+        parser.error("--seeds and --jobs: expected at least 1")
+    return arguments
+
+
+@one_line_errors
+def main() -> int:
+    arguments = parse_arguments()
+    states, out = arguments.states, arguments.out
+    if arguments.configs:
+        runs, request = planned_runs(arguments.configs, arguments.seeds), Request(arguments.project_name)
+        if arguments.jobs > 1:
+            status, is_main = train_side_by_side(runs, request, arguments.device, arguments.jobs), True
+        else:
+            status, is_main = train_in_turn(runs, request, arguments.device)
+        if status or not is_main:
+            return status
+        states, out = [files_of(run, request.project).state for run in runs], out or files_of(runs[0], request.project).folder / "report"
+    command = shlex.join(["python", *sys.argv])
+    print(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

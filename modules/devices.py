@@ -1,0 +1,96 @@
+"""What the hardware can do, found out before training starts and said in one line.
+
+bf16 is several times faster where the hardware multiplies it (all recent GPUs, CPUs with
+AVX512-bf16 or AMX) and sixty times *slower* on a CPU that only emulates it, so "auto" asks the
+hardware. What "auto" chose is kept in the state: a run that is resumed, and the run of
+the other direction, must not change precision because a machine was busy.
+"""
+import time
+import warnings
+
+import torch
+from torch import nn
+
+from modules import loss
+from modules.errors import UserError
+
+# Below this width a CPU's time goes into small operations, which autocast only makes more of:
+# width 64 trains 0.7 times as fast in bf16 as in fp32 on AVX512-bf16 cores, width 192 1.3 times, width 768 twice.
+NARROWEST_BF16_ON_CPU = 128
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name` ('cuda:0', 'cpu', ...); without a name the first GPU, or else the CPU.
+
+    Raises UserError where there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())] + ["cpu"]
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        reason = "" if torch.cuda.is_available() or "cuda" not in name else \
+            "; this torch sees no GPU (a CPU build, or no driver: see the README's installation)"
+        raise UserError(f"no device '{name}' here; there is {', '.join(there)}{reason}") from None
+    return device
+
+
+def pick_precision(asked: str, device: torch.device, width: int) -> str:
+    """"fp32" or "bf16" for what a config asks ("auto", "fp32", "bf16") of a model of `width`."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and width >= NARROWEST_BF16_ON_CPU and _bf16_pays_on_this_cpu() else "fp32"
+
+
+def _bf16_pays_on_this_cpu() -> bool:
+    """Time one product in both precisions. The answer is 2 to 4 or 1/60, so a busy machine does not change it."""
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.ones(256, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
+        a @ b  # the first call sets up
+        start = time.perf_counter()
+        for _ in range(5):
+            a @ b
+        return time.perf_counter() - start
+    return seconds(torch.bfloat16) < 0.75 * min(seconds(torch.float32) for _ in range(3))
+
+
+def pick_compile(asked: bool | str, device: torch.device, model_name: str) -> bool:
+    """Whether to compile. "auto": a GPT on a GPU; torch's recurrent layers are compiled code already."""
+    if asked != "auto":
+        return asked
+    return device.type == "cuda" and model_name == "gpt"
+
+
+def compile_model(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, autocast) -> bool:
+    """Compile the blocks of a GPT and the loss's pointwise part; tried on one batch. False, after a warning, where it fails.
+
+    Block by block, not as a whole: compiled once and used by all layers, and the gradients
+    of a layer are ready for communication while the layer before is still computing.
+    """
+    blocks = list(getattr(model, "blocks", []))
+    pointwise = loss.loss_and_gradient
+    for block in blocks:
+        block.compile()
+    loss.loss_and_gradient = torch.compile(pointwise, dynamic=False)
+    try:
+        with autocast():
+            model.loss(inputs_BT, targets_BT).backward()
+        return True
+    except Exception as error:  # whatever a broken compiler raises: training goes on without it
+        for block in blocks:
+            block._compiled_call_impl = None
+        loss.loss_and_gradient = pointwise
+        warnings.warn(f"torch.compile does not work here, training without it: {str(error).splitlines()[0]}", stacklevel=2)
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Let a GPU multiply fp32 in TF32: ten bits of mantissa, up to eight times the speed."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")

@@ -1,0 +1,87 @@
+"""What a run would be, before it costs anything: sizes, memory, steps in an epoch, and time from a few real steps."""
+import contextlib
+import os
+import time
+from datetime import timedelta
+
+import torch
+
+from modules.batches import training_batches
+from modules.config import Config
+from modules.parallel import Processes
+from modules.run import introduction, last_step_of, prepare, tell
+from modules.schedule import lr_at
+from modules.trainer import Training, train_step
+
+WARM_UP_STEPS, TIMED_STEPS = 2, 5
+GIB = 2**30
+
+
+def dry_run(config: Config, processes: Processes) -> None:
+    """Print the facts of a run. Nothing is written. Raises UserError like the run itself."""
+    training, _ = prepare(config, None, processes, found=None)
+    last_step = last_step_of(training)
+    params = config.training_params
+    step_windows = params.batch_size * params.aggregate
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    static, activations = memory_estimate(training)
+    seconds = seconds_a_step(training)
+    lines = {
+        "parameters": f"{parameters:,}",
+        "data": f"{len(training.windows.token_file.tokens):,} tokens: {len(training.windows):,} training windows of {training.windows.length}, stride "
+                f"{training.windows.stride}, and {len(training.held_out):,} held-out windows",
+        "one step": f"{step_windows:,} windows, {training.step_tokens:,} tokens ({params.aggregate} micro-batch(es) of {params.batch_size})",
+        "one epoch": f"{len(training.windows) // step_windows:,} steps; this run: {last_step:,} steps, {last_step * training.step_tokens:,} tokens",
+        "learning rate": f"{lr_at(0, config.optim_params):.3g} at the first step, {lr_at(last_step - 1, config.optim_params):.3g} at the last",
+        "memory a device": f"about {(static + activations) / GIB:.2f} GiB: {static / GIB:.2f} for weights, gradients and optimizer, "
+                           f"{activations / GIB:.2f} for activations; {measured_memory(processes)}",
+        "speed": f"{training.step_tokens / seconds:,.0f} tokens/s, {seconds:.3g} s a step (median of {TIMED_STEPS})",
+        "expected time": f"{timedelta(seconds=round(seconds * last_step))} without validations",
+    }
+    tell(processes, introduction(training, last_step))
+    for name, value in lines.items():
+        tell(processes, f"  {name + ':':<17}{value}")
+
+
+def seconds_a_step(training: Training) -> float:
+    """The median time of a few real steps, after some that set up."""
+    seconds = []
+    with contextlib.closing(training_batches(training.windows, training.config.training_params, training.processes, 0)) as batches:
+        training.model.train()
+        for _ in range(WARM_UP_STEPS + TIMED_STEPS):
+            start = time.perf_counter()
+            train_step(training, batches).item()  # .item() waits for a GPU
+            seconds.append(time.perf_counter() - start)
+    return sorted(seconds[WARM_UP_STEPS:])[TIMED_STEPS // 2]
+
+
+def memory_estimate(training: Training) -> tuple[int, int]:
+    """Bytes a device for weights, gradients and moments (16 a parameter), and for the activations of one micro-batch.
+
+    A block keeps about 10 D + 2 M numbers a token (M, the MLP's width) for the backward pass, attention being
+    recomputed by scaled_dot_product_attention; a recurrent layer keeps about 8 D. The loss adds three of its chunks.
+    """
+    from modules.loss import CHUNK_BYTES
+
+    params, model_params = training.config.training_params, training.config.model_params
+    shards = training.processes.count if params.parallel == "fsdp" else 1
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    tokens = params.batch_size // training.processes.count * training.windows.length
+    width = model_params.embed_dim
+    per_layer = 10 * width + 2 * int(model_params.mlp_ratio * width) if training.config.model == "gpt" else 8 * width
+    layers = per_layer * (1 if params.checkpoint_activations else model_params.n_layers)
+    number_bytes = 2 if training.precision == "bf16" else 4
+    logits = min(CHUNK_BYTES.get(training.processes.device.type, CHUNK_BYTES["cuda"]), 4 * tokens * model_params.vocab_size)
+    head = 4 * model_params.vocab_size * width  # its gradient, before it is added to the others
+    return 16 * parameters // shards, tokens * (layers + 4 * width) * number_bytes + 3 * logits + head
+
+
+def measured_memory(processes: Processes) -> str:
+    """What the steps just taken really needed."""
+    if processes.device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(processes.device) / GIB:.2f} measured"
+    if os.name == "nt":
+        return "not measured on Windows"
+    import resource
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{kib / 2**20:.2f} measured, Python and torch included"

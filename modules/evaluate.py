@@ -1,0 +1,44 @@
+"""The held-out losses of a model: one number a token, aligned to the text in both directions."""
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from modules.dataset import Windows
+
+
+class Interrupted(Exception):
+    """An evaluation that was asked to end early."""
+
+
+def autocast_for(device: torch.device, precision: str) -> Callable:
+    """A function that makes the context in which a model of this precision computes."""
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def held_out_losses(model, windows: Windows, batch_size: int, device: torch.device, precision: str = "fp32",
+                    indices: np.ndarray | None = None, progress: bool = True, interrupted: Callable[[], bool] = lambda: False) -> np.ndarray:
+    """Loss of every token of `windows` (or of those in `indices`) in nats: [windows, T] float64, IN TEXT ORDER.
+
+    Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
+    the model reads, so forward and backward results subtract token by token.
+    Dropout is off; the model is left in the mode in which it came.
+
+    Raises Interrupted when `interrupted()` says so, asked before each batch.
+    """
+    indices = np.arange(len(windows)) if indices is None else indices
+    losses = np.empty((len(indices), windows.length), dtype=np.float64)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast_for(device, precision)():
+            for start in tqdm(range(0, len(indices), batch_size), desc="held-out", unit="batch", leave=False, delay=1, disable=not progress):
+                if interrupted():
+                    raise Interrupted
+                inputs_BT, targets_BT = windows.batch(indices[start:start + batch_size])
+                losses_BT = model.losses(inputs_BT.to(device), targets_BT.to(device))
+                losses[start:start + len(losses_BT)] = losses_BT.cpu().numpy()
+    finally:
+        model.train(was_training)
+    return losses[:, ::-1].copy() if windows.backwards else losses

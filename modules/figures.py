@@ -1,0 +1,210 @@
+"""The figures of a report, from the comparisons that modules/report.py describes. Each function returns a matplotlib Figure.
+
+Forward is blue and backward vermilion everywhere: two colours of Okabe and Ito's palette which stay apart for
+colour-blind eyes and, printed, in grey. Figures are built without pyplot: it keeps global state, and opens windows.
+The same numbers give the same bytes, so committed figures change only when results do.
+"""
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from modules.files import replacing
+
+DIRECTION_COLOURS = {"forward": "#0072B2", "backward": "#D55E00"}
+SERIES_COLOURS = ["#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00"]
+MARKERS = "osD^vP*"
+STYLE = {
+    "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+    "grid.linewidth": 0.6, "lines.linewidth": 1.8, "svg.hashsalt": "arrow"}
+SIZE = (6.4, 4.2)  # inches
+DPI = 150
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write `stem`.png and `stem`.svg."""
+    paths = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        path = stem.with_name(f"{stem.name}.{kind}")
+        with replacing(path) as temporary, matplotlib.rc_context(STYLE):
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+        paths.append(path)
+    return paths
+
+
+def new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    return figure, axes
+
+
+def loss_curves(comparison: dict) -> Figure:
+    """Held-out loss (lines with dots) and training loss (faint) against the step, a line a seed."""
+    figure, axes = new_axes(f"{comparison['name']}: loss", "step", "loss (nats per token)")
+    for number, curves in enumerate(comparison["curves"]):
+        for direction, colour in DIRECTION_COLOURS.items():
+            train, valid = curves[direction]["train"], curves[direction]["valid"]
+            label = direction if number == 0 else None
+            axes.plot(train["step"], train["loss"], color=colour, alpha=0.25, linewidth=1)
+            axes.plot(valid["step"], valid["loss"], color=colour, marker="o", markersize=3.5, label=f"{label}, held out" if label else None)
+    focus_on_the_end(axes, [loss for curves in comparison["curves"] for direction in DIRECTION_COLOURS
+                            for split in ("train", "valid") for loss in curves[direction][split]["loss"]])
+    axes.legend()
+    return figure
+
+
+def run_curve(name: str, entries: Sequence[dict]) -> Figure:
+    """Training and held-out loss of one run against the step, from the entries of its metrics file."""
+    figure, axes = new_axes(name, "step", "loss (nats per token)")
+    for split, label, style in (("train", "training", {"alpha": 0.4}), ("valid", "held out", {"marker": "o", "markersize": 3.5})):
+        points = [(entry["step"], entry["loss"]) for entry in entries if entry["split"] == split]
+        axes.plot([step for step, _ in points], [loss for _, loss in points], color=DIRECTION_COLOURS["forward"], label=label, **style)
+    focus_on_the_end(axes, [entry["loss"] for entry in entries])
+    axes.legend()
+    return figure
+
+
+def focus_on_the_end(axes: Axes, losses: Sequence[float]) -> None:
+    """Leave out the steep fall of the first steps, which would press the two curves onto each other."""
+    if losses:
+        low, typical, high = min(losses), float(np.median(losses)), max(losses)
+        top = min(high, typical + 2 * (typical - low))
+        if top > low:
+            axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
+
+
+def arrow_by_step(comparisons: Sequence[dict]) -> Figure:
+    """The arrow of the held-out loss while training, in percent: the mean over seeds, and each seed, faint, of one or two comparisons."""
+    figure, axes = arrow_axes("The arrow while training", "step")
+    for comparison, style in zip(comparisons, series_styles(), strict=False):
+        per_seed = []
+        for curves in comparison["curves"]:
+            forward, backward = (dict(zip(curves[d]["valid"]["step"], curves[d]["valid"]["loss"], strict=True)) for d in DIRECTION_COLOURS)
+            per_seed.append({step: 100 * (backward[step] - forward[step]) / forward[step] for step in forward if step in backward})
+            if len(comparison["curves"]) > 1 and len(comparisons) <= 2:
+                axes.plot(per_seed[-1].keys(), per_seed[-1].values(), color=style["color"], alpha=0.3, linewidth=0.8)
+        steps = sorted(set.intersection(*(set(arrows) for arrows in per_seed))) if per_seed else []
+        means = [np.mean([arrows[step] for arrows in per_seed]) for step in steps]
+        axes.plot(steps, means, label=comparison["name"], markersize=4, **style)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def arrow_by_tokens_seen(comparisons: Sequence[dict]) -> Figure:
+    """The arrow against the number of text tokens that both models have seen, in percent, with 95 % bands for single comparisons.
+
+    Neighbouring numbers are taken together, in groups which grow with the number: the first tokens differ most, the last hardly.
+    """
+    figure, axes = arrow_axes("The arrow by what has been seen", "text tokens seen before the predicted one")
+    for comparison, style in zip(comparisons, series_styles(), strict=False):
+        curve = {key: np.asarray(values, dtype=float) for key, values in comparison["by_context"].items()}
+        groups = growing_groups(len(curve["arrow"]))
+        forward = group_means(curve["forward"], groups)
+        seen, percent = group_means(curve["tokens_seen"], groups), 100 * group_means(curve["arrow"], groups) / forward
+        axes.plot(seen, percent, label=comparison["name"], markersize=4, **style)
+        if len(comparisons) == 1:
+            # The largest of the group's errors, not their mean over a root: tokens of one window are not independent.
+            half = 100 * 1.96 * np.array([curve["arrow_se"][start:stop].max() for start, stop in groups]) / forward
+            axes.fill_between(seen, percent - half, percent + half, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def growing_groups(n: int) -> list[tuple[int, int]]:
+    """0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-23 … up to n, as (start, stop)."""
+    edges = [0]
+    while edges[-1] < n:
+        edges.append(edges[-1] + max(1, 2 ** edges[-1].bit_length() // 4))
+    edges[-1] = n
+    return list(pairwise(edges))
+
+
+def group_means(values: np.ndarray, groups: Sequence[tuple[int, int]]) -> np.ndarray:
+    return np.array([values[start:stop].mean() for start, stop in groups])
+
+
+def arrow_by_context_length(comparisons: Sequence[dict]) -> Figure:
+    """Percent against `attn_length`, a line for each model size and text: the paper's figure."""
+    return arrow_by(comparisons, "The arrow by context length", "context length (tokens)", context_length,
+                    lambda c: f"{text_name(c)}, {size_name(c)}")
+
+
+def arrow_by_model_size(comparisons: Sequence[dict]) -> Figure:
+    """Percent against the number of parameters, a line for each context length and text."""
+    return arrow_by(comparisons, "The arrow by model size", "parameters", lambda c: c["compared"]["parameters"],
+                    lambda c: f"{text_name(c)}, context {context_length(c)}")
+
+
+def arrow_by(comparisons: Sequence[dict], title: str, x_label: str,
+             x_of: Callable[[dict], float], series_of: Callable[[dict], str]) -> Figure:
+    figure, axes = arrow_axes(title, x_label)
+    series = {}
+    for comparison in sorted(comparisons, key=x_of):
+        series.setdefault(series_of(comparison), []).append(comparison)
+    for number, ((name, members), style) in enumerate(zip(series.items(), series_styles(), strict=False)):
+        shift = 1 + 0.015 * (number - (len(series) - 1) / 2)  # keeps error bars at one place apart
+        draw_with_intervals(axes, [x_of(member) * shift for member in members], members, label=name, **style)
+    ticks = sorted({x_of(comparison) for comparison in comparisons})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
+    axes.minorticks_off()
+    axes.legend(fontsize="small")
+    return figure
+
+
+def arrow_by_text(comparisons: Sequence[dict]) -> Figure:
+    """Percent for each text (language), a series for each model size and context length."""
+    figure, axes = arrow_axes("The arrow by text", "")
+    texts = sorted({text_name(comparison) for comparison in comparisons})
+    series = {}
+    for comparison in comparisons:
+        series.setdefault(f"{size_name(comparison)}, context {context_length(comparison)}", []).append(comparison)
+    for number, ((name, members), style) in enumerate(zip(series.items(), series_styles(), strict=False)):
+        shift = 0.12 * (number - (len(series) - 1) / 2)
+        draw_with_intervals(axes, [texts.index(text_name(m)) + shift for m in members], members, label=name, **style, linestyle="none")
+    axes.set_xticks(range(len(texts)), texts)
+    axes.set_xlim(-0.5, len(texts) - 0.5)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def arrow_axes(title: str, x_label: str) -> tuple[Figure, Axes]:
+    figure, axes = new_axes(title, x_label, "arrow: backward - forward\n(% of the forward loss)")
+    axes.axhline(0, color="black", linewidth=0.8)
+    return figure, axes
+
+
+def draw_with_intervals(axes: Axes, x: Sequence[float], comparisons: Sequence[dict], **style) -> None:
+    """Arrows in percent with their 95 % intervals over both windows and seeds."""
+    percents = [comparison["arrow"]["percent"] for comparison in comparisons]
+    values = np.array([percent["value"] for percent in percents])
+    low, high = np.array([percent["both"] for percent in percents]).T
+    axes.errorbar(x, values, yerr=[values - low, high - values], capsize=3, markersize=5, **style)
+
+
+def series_styles() -> list[dict]:
+    """Colour and marker of each line of a figure, repeating after 7 x 7."""
+    n = len(SERIES_COLOURS)
+    return [{"color": SERIES_COLOURS[i % n], "marker": MARKERS[(i + i // n) % n]} for i in range(n * n)]
+
+
+def context_length(comparison: dict) -> int:
+    return comparison["held_out"]["context"]
+
+
+def text_name(comparison: dict) -> str:
+    return comparison["compared"]["text"]
+
+
+def size_name(comparison: dict) -> str:
+    """A model's size in words: 1.2 M parameters."""
+    n = comparison["compared"]["parameters"]
+    return f"{n / 1e6:.3g} M parameters" if n >= 1e6 else f"{n / 1e3:.3g} k parameters"

@@ -1,0 +1,189 @@
+"""The whole measurement: train what is missing, compare, write the report.
+
+A measurement of a config is 2 x seeds runs, each an ordinary run with its own config file, state and metrics: it can be watched, stopped
+and gone on with like any other, and what is finished is used as it is. The derived configs are written beside the states
+(`<state_save_loc>/<project>/configs/`), so that each run can be repeated by itself.
+
+Small models leave most of a CPU's cores idle: two processes of one thread each train nearly twice as much as one of two.
+So runs can be trained side by side (`train_side_by_side`), in processes of the ordinary training scripts, each with a log file.
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from modules.arrow_page import write_arrow_page
+from modules.comparison import Trained, base_name, compare, held_out_ids, held_out_windows, load_model, pair_up, read_run
+from modules.config import Config, GPTParams, load_config
+from modules.errors import UserError
+from modules.files import replacing
+from modules.parallel import joined
+from modules.report import write_report
+from modules.run import SNIPPET_TOKENS, Request, files_of, run
+from modules.text_losses import text_losses
+from modules.token_classes import pieces_of
+from modules.tokenizer import Tokenizer, get_tokenizer
+
+SCRIPTS = {"gpt": "train_script.py", "gru": "train_gru.py", "lstm": "train_lstm.py"}
+PAGE_TOKENS = 3_000  # some eight pages of print
+
+
+# Which runs -------------------------------------------------------------------------------------------------------------
+
+def planned_runs(config_paths: Sequence[str], seeds: int) -> list[Config]:
+    """The runs that the measurement of these configs consists of: both directions for `seeds` seeds of each.
+
+    The direction and the name's "_forward" or "_backward" of a config are left out: both files of a pair are one measurement.
+    Seeds count up from the config's own. Raises UserError where two configs of one name differ.
+    """
+    runs = {}
+    configs = [(path, with_known_model(load_config(path), path)) for path in config_paths]
+    for number in range(seeds):  # outermost: all of a sweep is there, with few seeds, before any of it has many
+        for path, config in configs:
+            seed = config.training_params.seed + number
+            for direction in ("forward", "backward"):
+                name = f"{base_name(config.name)}_{direction}_seed{seed}"
+                one = config.with_training(backwards=direction == "backward", seed=seed).with_name(name)
+                if runs.setdefault(name, one) != one:
+                    raise UserError(f"{path}: another config given here has the same name but differs; rename one")
+    return list(runs.values())
+
+
+def with_known_model(config: Config, path: str) -> Config:
+    """The config with its kind of model written down. A recurrent one has to say which it is: no script does here."""
+    if config.model is None and not isinstance(config.model_params, GPTParams):
+        raise UserError(f'{path}: "model": expected "gru" or "lstm", found none; model_params alone do not tell them apart')
+    return config.with_model(config.model or "gpt")
+
+
+# Training ---------------------------------------------------------------------------------------------------------------
+
+def train_in_turn(runs: Sequence[Config], request: Request, device_name: str | None) -> tuple[int, bool]:
+    """Train each run, one after the other, on all processes of torchrun where it launched this.
+
+    Returns the exit status of the first that a signal ended early, else 0, and whether this process is the one to report.
+    """
+    with joined(device_name) as processes:
+        status = next((status for config in runs if (status := run(config, request, processes))), 0)
+        return status, processes.is_main
+
+
+def train_side_by_side(runs: Sequence[Config], request: Request, device_name: str | None, jobs: int) -> int:
+    """Train the runs in `jobs` processes at a time, each with its share of the cores. The exit status: 0, or 128 + the signal that came.
+
+    Raises UserError with the last line of a failed run's log, after the others have saved and stopped.
+    """
+    waiting, running, stopped_by = list(runs), {}, []
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    handlers = {number: signal.signal(number, lambda number, _frame: stopped_by.append(number))
+                for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with tqdm(total=len(runs), desc="training", unit="run") as progress:
+            while running or (waiting and not stopped_by):
+                while waiting and len(running) < jobs and not stopped_by:
+                    config = waiting.pop(0)
+                    running[config.name] = start(config, request, device_name, environment)
+                for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
+                    process, log = running.pop(name)
+                    if process.returncode == 0 and not stopped_by:
+                        progress.update()
+                    elif process.returncode and not stopped_by:
+                        raise UserError(f"{name} failed: {last_line(log)} (all of it: {log})")
+                if stopped_by:
+                    stop(running)
+                time.sleep(0.1)
+    finally:
+        stop(running)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 128 + stopped_by[0] if stopped_by else 0
+
+
+def start(config: Config, request: Request, device_name: str | None, environment: dict[str, str]) -> tuple[subprocess.Popen, Path]:
+    """Start the ordinary training script on this config; its process, and where its output goes."""
+    folder = files_of(config, request.project).folder
+    config_path, log = folder / "configs" / f"{config.name}.json", folder / "logs" / f"{config.name}.log"
+    with replacing(config_path) as temporary:
+        temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(Path(__file__).parent.parent / SCRIPTS[config.model]), str(config_path), "-p", request.project]
+    command += ["-d", device_name] if device_name else []
+    with open(log, "ab") as output:
+        # A session of its own: a terminal's Ctrl-C comes once, through us.
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True), log
+
+
+def stop(running: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+    """Ask these runs to save and stop, and wait until they have."""
+    for process, _ in running.values():
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process, _ in running.values():
+        process.wait()
+    running.clear()
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it wrote nothing"
+
+
+# Comparing --------------------------------------------------------------------------------------------------------------
+
+def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path | None, tokenizer_path: str | None,
+                   command: str | None) -> str:
+    """Compare the runs whose states these are, write the report, and return what to tell the user.
+
+    `out` is by default `report/` beside the folder of the states. With a tokenizer there are also a snippet of each direction, in
+    reading order, and a coloured page of held-out text. Raises UserError where the runs cannot be compared fairly.
+    """
+    groups = pair_up([read_run(Path(path)) for path in paths])
+    out = out or Path(paths[0]).parent.parent / "report"
+    toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
+    comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
+    written = write_report(out, comparisons, command)
+    told = []
+    for pairs, comparison in zip(groups, comparisons, strict=True):
+        told.append(in_words(comparison))
+        if toki is not None:
+            told += [f"{each.direction} snippet: {snippet(each, toki, device)!r}" for each in pairs[0]]
+            page = held_out_page(pairs[0], toki, device, out / f"{comparison['name']}-page.html")
+            told.append(f"coloured held-out text: {page}")
+        if (picture := written.get(f"{comparison['name']}-loss")) is not None:
+            told.append(f"loss curves: {picture}")
+    return "\n".join([*told, f"report: {written['report']}"])
+
+
+def in_words(comparison: dict) -> str:
+    """The result in four lines."""
+    losses, nats, percent = comparison["losses"], comparison["arrow"]["nats"], comparison["arrow"]["percent"]
+    low, high = nats["both"]
+    return (f"{comparison['name']}: {comparison['held_out']['tokens']:,} held-out tokens, {len(comparison['compared']['seeds'])} seed(s)\n"
+            f"  forward {losses['forward']['nats_per_token']:.4f}, backward {losses['backward']['nats_per_token']:.4f} nats/token\n"
+            f"  arrow {nats['value']:+.4f} nats/token ({percent['value']:+.2f} %), "
+            f"paired standard error {comparison['arrow']['paired_se']:.4f}, 95 % interval {low:+.4f} to {high:+.4f}\n"
+            f"  {comparison['arrow']['verdict']}")
+
+
+def snippet(trained: Trained, toki: Tokenizer, device: torch.device) -> str:
+    """A text that the model makes up, in the order in which people read."""
+    start_token = torch.full((1, 1), toki.bos_id, device=device)
+    generator = torch.Generator(device).manual_seed(trained.seed)
+    n_tokens = min(SNIPPET_TOKENS, trained.config.model_params.context)  # as far as the model has seen texts that begin with BOS
+    tokens = load_model(trained, device).generate(start_token, n_tokens, top_k=50, generator=generator)[0, 1:]
+    return toki.detokenize((tokens.flip(0) if trained.direction == "backward" else tokens).cpu())
+
+
+def held_out_page(pair: tuple[Trained, Trained], toki: Tokenizer, device: torch.device, path: Path) -> Path:
+    """The beginning of the held-out text, coloured by the direction that predicts it better."""
+    forward, backward = (load_model(each, device) for each in pair)
+    ids = held_out_ids(held_out_windows(pair[0])).ravel()[:PAGE_TOKENS]
+    losses = text_losses(forward, backward, ids, pair[0].config.model_params.context, toki.bos_id, device)
+    return write_arrow_page(path, pieces_of(toki), ids, *losses, title=f"Where the arrow lives: {pair[0].name}")

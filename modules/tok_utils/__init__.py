@@ -1,0 +1,13 @@
+"""From text to a dataset, in three steps that can each be repeated or resumed:
+
+    create_tokenizer   text -> tokenizer folder       create_custom_tokenizer.py
+    tokenize_folder    text -> chunks of ids (.pt)     chunks.py; encoder.py and worker.py do the encoding
+    make_h5            chunks -> one .h5               h5.py
+
+`text_source.py` reads the text (compressed or not), `cuts.py` says where it may be cut.
+"""
+from modules.tok_utils.chunks import tokenize_folder
+from modules.tok_utils.create_custom_tokenizer import create_tokenizer
+from modules.tok_utils.h5 import make_h5
+
+__all__ = ["create_tokenizer", "make_h5", "tokenize_folder"]

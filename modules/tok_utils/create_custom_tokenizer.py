@@ -1,0 +1,135 @@
+"""Train a byte-level BPE tokenizer on a text: `create_tokenizer`.
+
+The `tokenizers` library trains, on all cores; what is ours is how it is fed. It pre-tokenizes an item of the feed in one thread, and
+takes several times longer a byte for items of 200 KB than for lines, so texts go in as short items, cut where
+its pattern cannot see across (before a line break that follows a non-space): the tokenizer is the one that the whole text in one piece would give.
+
+The counts of distinct words stay in memory, some 100 bytes each: for texts of tens of GB train on a sample
+(`sample_bytes`), taken evenly from the whole text and the same each time.
+"""
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from modules.errors import UserError
+from modules.files import replacing
+from modules.tok_utils.chunks import this_process
+from modules.tok_utils.cuts import pieces
+from modules.tok_utils.progress import say
+from modules.tok_utils.text_source import TextSource, find_texts, not_utf8
+from modules.tokenizer import BOS_TOKEN, get_tokenizer
+from modules.tokenizer import Tokenizer as SavedTokenizer
+
+SMALLEST_VOCAB = 257  # BOS and the 256 bytes
+FEED_BYTES = 1 << 20
+LINE_BREAK = re.compile(r"(?<=\S)(?=\n)")
+SAY_S = 60.0
+
+
+def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.PathLike, tokenizer_name: str = "tokenizer",
+                     vocab_size: int = 50257, sample_bytes: int | None = None, errors: str = "strict") -> Path:
+    """Train a BPE tokenizer on a text and save it as `<tokenizer_folder>/<tokenizer_name>`.
+
+    GPT-2's kind: byte-level, GPT-2's split pattern, `<|endoftext|>` as id 0, then the 256 bytes, then the merges. The folder opens with
+    `get_tokenizer` and with `transformers.AutoTokenizer.from_pretrained`. A tokenizer that is there already is kept, with a
+    note: another training would change the ids under data that was made with it.
+
+    Args:
+        txt_path: a text (.txt, .txt.gz, .txt.xz, .txt.zst), or a folder of them.
+        vocab_size: number of ids to reach; a small text may give fewer.
+        sample_bytes: train on about so many bytes taken evenly from the text; None: on all of it.
+        errors: "strict" refuses text that is not UTF-8, "replace" replaces what is not by U+FFFD.
+
+    Returns the tokenizer's folder. Under torchrun the first process trains and the others wait for it.
+
+    Raises UserError for a text that is missing, empty or not UTF-8, and for a vocab_size below 257 or below that of the tokenizer there.
+    """
+    folder = Path(tokenizer_folder) / tokenizer_name
+    if vocab_size < SMALLEST_VOCAB:
+        raise UserError(f"vocab_size: expected at least {SMALLEST_VOCAB} (the bytes and {BOS_TOKEN}), found {vocab_size}")
+    texts = find_texts(txt_path)
+    if this_process().rank > 0:
+        _wait_for(folder / "tokenizer.json")
+        return folder
+    if (folder / "tokenizer.json").exists():
+        existing = get_tokenizer(folder).vocab_size
+        if existing > vocab_size:
+            raise UserError(f"{folder}: there is a tokenizer of {existing} ids already, and {vocab_size} are wanted: delete it or take another name")
+        say(f"{folder}: using the tokenizer that is there ({existing} ids); delete it to train anew")
+        return folder
+
+    backend = untrained()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)
+    say(f"training a tokenizer of {vocab_size} ids on {txt_path}")
+    backend.train_from_iterator(_feed(texts, sample_bytes, errors), trainer)
+    _save(backend, folder)
+    return folder
+
+
+def untrained() -> Tokenizer:
+    """A tokenizer with GPT-2's split into pieces and no merges yet."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _save(backend: Tokenizer, folder: Path) -> None:
+    """Write the two files that make a Hugging Face tokenizer folder, tokenizer.json last: where it is, the folder is whole."""
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS_TOKEN, "eos_token": BOS_TOKEN, "unk_token": BOS_TOKEN,
+              "add_prefix_space": False, "clean_up_tokenization_spaces": False, "model_max_length": int(1e30)}
+    with replacing(folder / "tokenizer_config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / "tokenizer.json") as temporary:
+        backend.save(str(temporary), pretty=False)
+
+
+def _feed(texts: list[Path], sample_bytes: int | None, errors: str) -> Iterator[list[str]]:
+    """The texts, or an even sample of them, as lists of short items."""
+    splitter = SavedTokenizer(Path(), {}, _bytes_only())
+    total = 0
+    for text in texts:
+        with TextSource(text) as source:
+            total += source.estimated_size()
+    share = 1.0 if sample_bytes is None else min(1.0, sample_bytes / total)
+    with tqdm(desc="read", total=int(total * share), unit="B", unit_scale=True) as bar:
+        for text in texts:
+            with TextSource(text) as source:
+                for number, piece in enumerate(pieces(source, FEED_BYTES, splitter)):
+                    if int((number + 1) * share) == int(number * share):  # `share` of the numbers, evenly spread
+                        continue
+                    yield LINE_BREAK.split(_decode(source.read(piece.start, piece.stop), text, piece.start, errors))
+                    bar.update(piece.stop - piece.start)
+    say("merging")
+
+
+def _bytes_only() -> Tokenizer:
+    """Splits like the tokenizer to be, so that `cuts.py` can try its cuts before there is one."""
+    backend = untrained()
+    alphabet = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend.model = models.BPE(alphabet, [])
+    return backend
+
+
+def _decode(data: bytes, text: Path, start: int, errors: str) -> str:
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise not_utf8(text, start + error.start, data[error.start]) from None
+
+
+def _wait_for(path: Path) -> None:
+    """Wait for the file that the first process writes when it is done."""
+    began = said = time.monotonic()
+    while not path.exists():
+        time.sleep(0.5)
+        if time.monotonic() - said > SAY_S:
+            said = time.monotonic()
+            say(f"waiting for the first process to train {path.parent}: {(said - began) / 60:.0f} min")

@@ -1,0 +1,129 @@
+"""Chunks to one .h5: `make_h5`.
+
+The file holds one dataset, `tokens` [number of tokens], contiguous on the disk so that training can map it into
+memory, uint16 where every id fits and uint32 otherwise. Its attributes: `vocab_size`, `tokenizer_fingerprint`, `bos_id`, and
+`text_bytes`, the UTF-8 bytes that the ids stand for (bits per byte need it). The file carries no times, so the
+same text and tokenizer give the same bytes.
+"""
+import os
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from modules.errors import UserError
+from modules.files import replacing
+from modules.tok_utils.chunks import MANIFEST, read_manifest, remove_leftovers, this_process
+from modules.tok_utils.disk import readable, require
+from modules.tok_utils.encoder import id_dtype
+from modules.tokenizer import Tokenizer
+
+HEADER_ROOM = 1 << 16  # more than the attributes and the rest of the file's structure take
+SNIPPET_TOKENS = 60
+BLOCK_TOKENS = 1 << 22
+
+
+def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki: Tokenizer) -> Path:
+    """Join the chunks that `tokenize_folder` made into `<out_h5_folder>/<text>.h5`; every chunk is checked as it is read.
+
+    Args:
+        pt_folder: the folder with the chunks, or the folder of the text beside which they lie.
+        out_h5_folder: made if need be. A file of that name there is replaced once the new one is whole.
+        toki: the tokenizer that made the ids.
+
+    Returns the path of the file. Of several processes under torchrun the first writes it; the others return at once.
+
+    Raises UserError where chunks are missing, damaged, not finished or of another tokenizer, or the disk has too little room.
+    """
+    folder = _chunks_folder(Path(pt_folder))
+    path = Path(out_h5_folder) / f"{folder.name.removesuffix('_tokens')}.h5"
+    if this_process().rank > 0:
+        return path
+    manifest = read_manifest(folder)
+    if manifest["chunks"] is None:
+        raise UserError(f"{folder}: tokenization has not finished; start tokenize_folder (tokenize_to_h5.py) again, it goes on where it stopped")
+    if manifest["tokenizer_fingerprint"] != toki.fingerprint:
+        raise UserError(f"{folder} holds chunks of another tokenizer than {toki.folder}: give the one that made them")
+    dtype = id_dtype(toki.vocab_size)
+    total = sum(row["tokens"] for row in manifest["chunks"])
+    require(path.parent, total * dtype.itemsize)
+    remove_leftovers(path.parent, path.name)
+    attributes = {"vocab_size": toki.vocab_size, "tokenizer_fingerprint": toki.fingerprint, "bos_id": toki.bos_id,
+                  "text_bytes": sum(row["text_bytes"] for row in manifest["chunks"])}
+    try:
+        with replacing(path) as temporary:
+            offset = _create(temporary, total, dtype, attributes)
+            with open(temporary, "rb+") as file:
+                file.seek(offset)
+                for number, row in enumerate(tqdm(manifest["chunks"], desc=f"write {path.name}", unit="chunk")):
+                    file.write(_read_chunk(folder / f"chunk_{number:06d}.pt", row, manifest["identity"]).data)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "
+                        "make room and start again") from error
+    return path
+
+
+def _create(path: Path, tokens: int, dtype: np.dtype, attributes: dict) -> int:
+    """Make an .h5 with room for `tokens` ids. Returns the position of the first in the file, for the ids to be written there.
+
+    HDF5 itself would crash (a segmentation fault, seen with 1.14) where the disk is full when it closes a file. Written past it, the ids
+    go to the disk as fast, and a full disk is an OSError like any other.
+    """
+    with open(path, "wb") as file:
+        file.truncate(HEADER_ROOM + tokens * dtype.itemsize)  # a limit on the size of files shows here
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    layout.set_obj_track_times(False)
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple((tokens,))
+        dataset = h5py.Dataset(h5py.h5d.create(file.id, b"tokens", h5py.h5t.py_create(dtype), space, dcpl=layout))
+        dataset.attrs.update(attributes)
+        return dataset.id.get_offset()
+
+
+def _chunks_folder(folder: Path) -> Path:
+    """`folder` itself if it holds chunks, else the one folder of chunks in it."""
+    if (folder / MANIFEST).exists():
+        return folder
+    found = sorted(path.parent for path in folder.glob(f"*_tokens/{MANIFEST}"))
+    if len(found) == 1:
+        return found[0]
+    raise UserError(f"{folder}: expected a folder of chunks or the folder of a tokenized text, found "
+                    + (f"{len(found)} folders of chunks in it: give one of {', '.join(path.name for path in found)}" if found else
+                       f"no {MANIFEST}: run tokenize_folder first"))
+
+
+def _read_chunk(path: Path, row: dict, identity: str) -> np.ndarray:
+    """The ids in a chunk's file. Raises UserError unless it is there and is what the manifest says."""
+    import torch
+    try:
+        chunk = torch.load(path, weights_only=True)
+        ids = chunk["tokens"].numpy()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: start tokenize_folder (tokenize_to_h5.py) again to make it anew") from None
+    except Exception as error:  # whatever torch, pickle or zip make of a damaged file
+        raise UserError(f"{path} is damaged: delete it and start tokenize_folder (tokenize_to_h5.py) again to make it anew") from error
+    if chunk["job"] != identity or len(ids) != row["tokens"] or zlib.crc32(ids) != row["tokens_crc32"]:
+        raise UserError(f"{path} is damaged: delete it and start tokenize_folder (tokenize_to_h5.py) again to make it anew")
+    return ids
+
+
+def summary(h5_path: Path, toki: Tokenizer) -> str:
+    """What a finished .h5 holds, in a few lines: sizes, bytes a token, share of the vocabulary used, a decoded snippet from the middle."""
+    with h5py.File(h5_path) as file:
+        tokens = file["tokens"]
+        count, text_bytes = len(tokens), int(tokens.attrs["text_bytes"])
+        used = np.zeros(toki.vocab_size, dtype=bool)
+        for start in range(0, count, BLOCK_TOKENS):
+            used[tokens[start:start + BLOCK_TOKENS]] = True
+        middle = max(0, count // 2 - SNIPPET_TOKENS // 2)
+        snippet = toki.backend.decode(tokens[middle:middle + SNIPPET_TOKENS].tolist(), skip_special_tokens=False)
+    return (f"{h5_path}: {readable(h5_path.stat().st_size)}\n"
+            f"  text         {text_bytes:,} bytes\n"
+            f"  tokens       {count:,} ({text_bytes / count:.2f} bytes a token)\n"
+            f"  vocabulary   {used.sum():,} of {toki.vocab_size:,} ids used ({used.mean():.1%})\n"
+            f"  from the middle: {snippet!r}")

@@ -1,0 +1,58 @@
+"""What the user sees while a text is tokenized: one bar, and lines that do not tear it."""
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from modules.tok_utils.cuts import LONGEST_RUN, Piece
+from modules.tok_utils.text_source import TextSource
+
+MOST_WARNINGS = 20
+
+
+def say(message: str) -> None:
+    """A line on stderr, above the bar if there is one."""
+    tqdm.write(message, file=sys.stderr)
+
+
+class Progress:
+    """The bar: bytes of text, MB/s, time left, tokens/s. Of several processes the first shows its own part."""
+
+    def __init__(self, name: str, texts: list[Path], rank: int, world_size: int):
+        self._sizes = [text.stat().st_size for text in texts]
+        self._world_size = world_size
+        self._tokens, self._warnings, self._began = 0, 0, time.monotonic()
+        whose = f", process 1 of {world_size}" if world_size > 1 else ""
+        self._bar = tqdm(desc=f"tokenize {name}{whose}", unit="B", unit_scale=True, disable=rank > 0, smoothing=0.1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def estimate(self, text: int, source: TextSource) -> None:
+        """Take the size of a text as known by now (of a compressed one that is a guess until its end)."""
+        self._sizes[text] = source.estimated_size()
+        self._bar.total = sum(self._sizes) // self._world_size
+
+    def skip(self, piece: Piece) -> None:
+        """A piece done in an earlier run: counts as done, not as speed."""
+        self._bar.initial += piece.stop - piece.start
+        self._bar.update(piece.stop - piece.start)
+
+    def count(self, piece: Piece, tokens: int) -> None:
+        """A piece done now."""
+        self._tokens += tokens
+        self._bar.set_postfix_str(f"{self._tokens / (time.monotonic() - self._began):,.0f} tokens/s", refresh=False)
+        self._bar.update(piece.stop - piece.start)
+
+    def warn_of_cuts(self, text: Path, positions: list[int]) -> None:
+        """Say where a text was cut without a safe place to; the first MOST_WARNINGS times."""
+        for position in positions[:MOST_WARNINGS - self._warnings]:
+            self._warnings += 1
+            more = " (not said again for further places)" if self._warnings == MOST_WARNINGS else ""
+            warnings.warn(f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; the ids around it may differ "
+                          f"from those of the uncut text{more}", stacklevel=3)

@@ -1,0 +1,57 @@
+"""Classes of tokens, to see in which of them the arrow lives.
+
+A token's class depends on its own bytes and on the token before it in the text, in either
+direction of reading: both models' losses are sorted by the same classes.
+"""
+from collections.abc import Sequence
+
+import numpy as np
+
+from modules.tok_utils.encoder import BYTE_OF_CHARACTER
+from modules.tokenizer import Tokenizer
+
+NAMES = ["word start", "inner piece of a word", "digits", "punctuation", "white space", "after a newline"]
+WORD_START, INNER_PIECE, DIGITS, PUNCTUATION, WHITE_SPACE, AFTER_NEWLINE = range(len(NAMES))
+
+
+def classify(ids: np.ndarray, pieces: Sequence[bytes]) -> np.ndarray:
+    """The class of each token of the stream `ids` [n], as indices into NAMES; `pieces[id]` are the bytes of a token.
+
+    The first rule that holds decides: white space only; after white space that holds a newline; digits only; no letter and no
+    digit; a space before it, or a token before it that does not end in a letter or digit (or none); otherwise it continues a word.
+    """
+    used, inverse = np.unique(ids, return_inverse=True)  # a text uses few ids of a large vocabulary
+    texts = [pieces[i].decode("utf-8", errors="replace") for i in used]
+
+    def each(holds) -> np.ndarray:
+        return np.array([holds(text) for text in texts], dtype=bool)[inverse]
+
+    def before(flags: np.ndarray, at_start: bool) -> np.ndarray:
+        return np.concatenate([[at_start], flags[:-1]]) if len(flags) else flags
+
+    is_white = each(lambda text: not text.strip())
+    ends_line = is_white & each(lambda text: "\n" in text)
+    return np.select(
+        [is_white, before(ends_line, False), each(lambda text: text.strip().isdigit()), each(is_punctuation),
+         each(lambda text: text[0].isspace()) | before(each(lambda text: not is_word_character(text[-1:])), True)],
+        [WHITE_SPACE, AFTER_NEWLINE, DIGITS, PUNCTUATION, WORD_START], INNER_PIECE)
+
+
+def is_punctuation(text: str) -> bool:
+    return not any(is_word_character(character) for character in text)
+
+
+def is_word_character(character: str) -> bool:
+    """Letters, digits, and the bytes of a character that two tokens share."""
+    return character.isalnum() or character == "\ufffd"
+
+
+def pieces_of(toki: Tokenizer) -> list[bytes]:
+    """The bytes of each id of a byte-level tokenizer; a special token's are those of its name."""
+    special = {token.content for token in toki.backend.get_added_tokens_decoder().values()}
+
+    def piece(token: str | None) -> bytes:
+        if token is None or token in special or not BYTE_OF_CHARACTER.keys() >= set(token):
+            return (token or "").encode("utf-8")
+        return bytes(BYTE_OF_CHARACTER[character] for character in token)
+    return [piece(toki.backend.id_to_token(i)) for i in range(toki.vocab_size)]

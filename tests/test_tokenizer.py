@@ -1,0 +1,126 @@
+"""The tokenizer wrapper: exact round trips, BOS that no text can produce, folders of other writers, a stable fingerprint."""
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from modules import tokenizer
+from modules.errors import UserError
+from modules.tok_utils import create_tokenizer
+
+TEXT = "The cat isn't on the mat; the café's 12 cats are.\n\n\tÀ bientôt, 你好 🙂 …\n" * 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("tokenizer")
+    (place / "text.txt").write_text(TEXT, encoding="utf-8")
+    return create_tokenizer(place / "text.txt", place, tokenizer_name="small", vocab_size=400)
+
+
+@pytest.fixture(scope="module")
+def toki(folder):
+    return tokenizer.get_tokenizer(m_path=str(folder))
+
+
+def save(folder, definition, **config):
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return tokenizer.get_tokenizer(folder)
+
+
+def test_tokenize_gives_one_row_of_longs(toki):
+    tokens = toki.tokenize("Hello, world!")
+    assert tokens.dtype == torch.long and tokens.shape == (1, tokens.numel()) and tokens.numel() > 1
+    assert toki.detokenize(tokens) == toki.detokenize(tokens[0]) == "Hello, world!"
+    assert toki.tokenize("").shape == (1, 0) and toki.detokenize(toki.tokenize("")) == ""
+
+
+@given(st.text())
+def test_any_text_comes_back(toki, text):
+    tokens = toki.tokenize(text)
+    assert toki.detokenize(tokens) == text
+    assert (tokens < toki.vocab_size).all()
+
+
+def test_a_written_bos_is_text(toki):
+    text = "a<|endoftext|>b <|endoftext|>"
+    tokens = toki.tokenize(text)
+    assert toki.bos_id == 0 and 0 not in tokens
+    assert toki.detokenize(tokens) == text
+    assert toki.detokenize(torch.tensor([[0]])) == "<|endoftext|>"
+
+
+def test_lone_surrogates_are_refused(toki):
+    with pytest.raises(UserError, match="surrogate"):
+        toki.tokenize("a\ud800b")
+
+
+def test_transformers_opens_the_folder(folder, toki):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    assert theirs(TEXT)["input_ids"] == toki.tokenize(TEXT)[0].tolist()
+    assert theirs.decode(theirs(TEXT)["input_ids"]) == TEXT
+    assert theirs.bos_token_id == 0 and len(theirs) == toki.vocab_size
+
+
+def test_merges_as_strings_and_as_pairs_are_one_tokenizer(tmp_path, toki):
+    pairs = tokenizer.merge_pairs(toki.definition)
+    as_strings = save(tmp_path / "strings", toki.definition | {"model": toki.definition["model"] | {"merges": [" ".join(pair) for pair in pairs]}})
+    as_pairs = save(tmp_path / "pairs", toki.definition | {"model": toki.definition["model"] | {"merges": pairs}})
+    assert as_strings.encode(TEXT) == as_pairs.encode(TEXT) == toki.encode(TEXT)
+    assert as_strings.fingerprint == as_pairs.fingerprint == toki.fingerprint
+
+
+def test_the_fingerprint_sees_what_changes_ids_and_nothing_else(tmp_path, toki):
+    model = toki.definition["model"]
+    swapped = model["merges"][1::-1] + model["merges"][2:]
+    different = [{"model": model | {"merges": swapped}}, {"normalizer": {"type": "NFC"}},
+                 {"pre_tokenizer": toki.definition["pre_tokenizer"] | {"add_prefix_space": True}},
+                 {"pre_tokenizer": toki.definition["pre_tokenizer"] | {"use_regex": False}},
+                 {"model": model | {"ignore_merges": True}}]
+    prints = [save(tmp_path / str(i), toki.definition | change).fingerprint for i, change in enumerate(different)]
+    assert len({*prints, toki.fingerprint}) == len(different) + 1
+    spelled = {key: value for key, value in toki.definition["pre_tokenizer"].items() if key != "use_regex"}
+    same = [{"truncation": {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}},
+            {"model": {key: value for key, value in model.items() if key not in ("dropout", "byte_fallback", "ignore_merges")}},
+            {"pre_tokenizer": spelled}]
+    for i, change in enumerate(same):
+        other = save(tmp_path / f"same{i}", toki.definition | change)
+        assert other.fingerprint == toki.fingerprint and other.encode(TEXT) == toki.encode(TEXT)
+
+
+def test_bos_of_other_folders(tmp_path, toki):
+    definition = json.loads(json.dumps(toki.definition).replace("<|endoftext|>", "<s>"))
+    assert save(tmp_path / "named", definition, bos_token="<s>").bos_id == 0
+    assert save(tmp_path / "named_by_object", definition, bos_token={"content": "<s>"}).bos_id == 0
+    with pytest.raises(UserError, match="bos_token"):
+        save(tmp_path / "unnamed", definition).bos_id  # noqa: B018
+
+
+def test_a_tokenizer_of_another_kind_of_bpe_loads(tmp_path):
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>"], show_progress=False))
+    (tmp_path / "other").mkdir()
+    backend.save(str(tmp_path / "other" / "tokenizer.json"))
+    toki = tokenizer.get_tokenizer(tmp_path / "other")
+    assert toki.detokenize(toki.tokenize("the cats are on the mat")) == "the cats are on the mat"
+    assert toki.vocab_size == backend.get_vocab_size()
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        tokenizer.get_tokenizer(tmp_path / "missing")
+    with pytest.raises(UserError, match="found none"):
+        tokenizer.get_tokenizer(tmp_path)
+    for content, message in (("{", "expected JSON"), ("[]", "BPE"), ('{"model": {"type": "WordPiece"}}', "WordPiece"),
+                             ('{"model": {"type": "BPE"}}', "not a tokenizer")):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            tokenizer.get_tokenizer(tmp_path)

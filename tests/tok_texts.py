@@ -1,0 +1,38 @@
+"""Hard texts and small tokenizers, shared by the tests of the tokenization."""
+from pathlib import Path
+
+import numpy as np
+from hypothesis import strategies as st
+
+from modules.tok_utils.create_custom_tokenizer import untrained
+from modules.tok_utils.text_source import TextInMemory
+from modules.tokenizer import Tokenizer, get_tokenizer
+
+SENTENCES = ["The cat isn't on the mat; its 12 friends'll come, they've said.\n", "\n\n  Indented\t text\r\n", "À bientôt, 你好世界 🙂 …", " a<|endoftext|>b ",
+             "Ελληνικά και 日本語\n\n\n", "1234567890", "'''''s", "e\u0301\u0301 \u00a0\u2003\u3000x", "\x00\x85\u2028", "no-spaces_at.all()"]
+# Characters of every class and every role in GPT-2's pattern, and what looks like one class and is another.
+CHARACTERS = list("abstrevmld'’ST \t\n\r0129²Ⅷ٣!.,-_é\u0301ñ你語🙂\u00a0\u2003\u3000\x85\x1c\u200b\u180e\ufeff\u0378\U0001f1eb\x00") + ["'s", "'re", "  ", "\n\n", " '", "''"]
+
+hard_text = st.lists(st.sampled_from(CHARACTERS), max_size=60).map("".join) | st.text(max_size=40)
+
+
+def sample_text(characters: int, seed: int = 0) -> str:
+    """Sentences of many kinds, the same for the same seed."""
+    chosen = np.random.default_rng(seed).integers(len(SENTENCES), size=characters // 8 + 1)
+    return "".join(f"{SENTENCES[i]}{n % 97}" for n, i in enumerate(chosen))[:characters]
+
+
+def trained(folder: Path, texts: list[str], vocab_size: int, backend=None) -> Tokenizer:
+    """A tokenizer trained on `texts` by the library itself, saved and loaded again."""
+    from tokenizers import pre_tokenizers, trainers
+    backend = backend or untrained()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(texts, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    return get_tokenizer(folder)
+
+
+def in_memory(text: str) -> TextInMemory:
+    return TextInMemory(text.encode("utf-8"))

@@ -1,0 +1,49 @@
+"""Text to a dataset ready for training: trains a tokenizer on a text, tokenizes the text with it, writes one .h5.
+
+Edit the four names at the end of this file and run `python tokenize_to_h5.py`, or give them as flags. Run again after an
+interruption, it goes on from where it was. On several machines with a shared folder: `torchrun ... tokenize_to_h5.py`.
+"""
+import argparse
+import os
+
+from modules import tokenizer
+from modules.errors import UserError, one_line_errors
+from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
+from modules.tok_utils.chunks import this_process
+from modules.tok_utils.h5 import summary
+
+
+@one_line_errors
+def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_name: str) -> None:
+    """The four arguments are defaults: flags of the same names go before them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--txt_path", default=txt_path, help="text to tokenize: .txt, .txt.gz, .txt.xz, .txt.zst, or a folder of them")
+    parser.add_argument("--out_h5_folder", default=out_h5_folder, help="folder that will contain the .h5")
+    parser.add_argument("--tokenizer_folder", default=tokenizer_folder, help="folder in which the tokenizer is saved")
+    parser.add_argument("--tokenizer_name", default=tokenizer_name, help="name of the tokenizer; one that is there already is used as it is")
+    parser.add_argument("--vocab_size", type=int, default=50257, help="number of ids of a new tokenizer (default: %(default)s)")
+    parser.add_argument("--sample_bytes", type=int, help="train the tokenizer on about so many bytes, taken evenly from the text (default: all)")
+    parser.add_argument("--num_workers", type=int, help="processes that encode (default: one a core)")
+    parser.add_argument("--errors", choices=("strict", "replace"), default="strict",
+                        help="text that is not UTF-8: refuse it and say where, or replace it by U+FFFD (default: %(default)s)")
+    args = parser.parse_args()
+    for name in ("txt_path", "out_h5_folder", "tokenizer_folder", "tokenizer_name"):
+        if not getattr(args, name):
+            raise UserError(f"{name} is empty: edit the four names at the end of {os.path.basename(__file__)}, or give --{name}")
+
+    tokenizer_path = create_tokenizer(args.txt_path, args.tokenizer_folder, tokenizer_name=args.tokenizer_name, vocab_size=args.vocab_size,
+                                      sample_bytes=args.sample_bytes, errors=args.errors)
+    chunks = tokenize_folder(args.txt_path, tokenizer_path, num_workers=args.num_workers, errors=args.errors, out_h5_folder=args.out_h5_folder)
+    toki = tokenizer.get_tokenizer(m_path=tokenizer_path)
+    h5_path = make_h5(chunks, args.out_h5_folder, toki)
+    if this_process().rank == 0:
+        print(summary(h5_path, toki))
+        print(f"  {chunks} is no longer needed once you are content with the .h5")
+
+
+if __name__ == '__main__':
+    txt_path = ''  # Path to the .txt file to be tokenized
+    out_h5_folder = ''  # Folder that will contain the output .h5 file
+    tokenizer_folder = ''  # Folder where the tokenizer will be saved
+    tokenizer_name = ''  # Name of the tokenizer that will be saved
+    main(txt_path, out_h5_folder, tokenizer_folder, tokenizer_name)

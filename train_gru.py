@@ -1,0 +1,5 @@
+"""Train a GRU, forward or backward, on one device:  python train_gru.py config.json -d cuda:0"""
+from modules.cli import train_on_one_device
+
+if __name__ == "__main__":
+    train_on_one_device("gru", "Starts training of a GRU on one device, given a JSON config file; run again, it goes on from its last state.")

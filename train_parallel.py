@@ -1,0 +1,27 @@
+"""Train one model on many devices:  python train_parallel.py config.json   (all GPUs here; torchrun for several machines)
+
+Every process gets a part of each batch, so a config means the same run on any number of devices.
+"""
+import os
+
+import torch
+
+from modules.cli import config_of, positive, train_from_arguments, training_parser
+from modules.errors import one_line_errors
+from modules.parallel import launch
+
+
+@one_line_errors
+def main() -> None:
+    parser = training_parser("Starts training on all visible GPUs of this machine (or on N processes on the CPU), given a JSON config file. "
+                             "Launched by torchrun, on all of its machines.")
+    parser.add_argument("--nproc", type=positive, metavar="N", help="Number of processes, one a device. Default: the number of GPUs, or 1 without any.")
+    args = parser.parse_args()
+    config = config_of(args, model=None)  # a mistake in it is told once, before there are many processes
+    if "RANK" in os.environ:  # launched already, by this script or by torchrun
+        raise SystemExit(train_from_arguments(args, config))
+    raise SystemExit(launch(args.nproc or max(1, torch.cuda.device_count()), args.device))
+
+
+if __name__ == "__main__":
+    main()
