@@ -8,7 +8,7 @@ from tqdm import tqdm
 from modules import checkpoint
 from modules.config import Config
 from modules.dataset import TokenFile, open_tokens, split
-from modules.devices import allow_tf32, compile_model, pick_compile, pick_precision
+from modules.devices import allow_tf32, compile_model, keep_freed_memory, pick_compile, pick_precision
 from modules.errors import UserError
 from modules.evaluate import autocast_for
 from modules.interruption import only_run, stopping_on_signals
@@ -79,6 +79,7 @@ def prepare(config: Config, tokenizer_path: str | None, processes: Processes, fo
     precision = found["precision"] if found and params.precision == "auto" else \
         pick_precision(params.precision, processes.device, model_params.embed_dim)
     allow_tf32(processes.device)
+    keep_freed_memory(processes.device)
     model = build_model(config.model, params.seed, **model_params.model_dump()).to(processes.device)
     if params.checkpoint_activations:
         if config.model != "gpt":
