@@ -1,5 +1,6 @@
 """The tokenizer wrapper: exact round trips, BOS that no text can produce, folders of other writers, a stable fingerprint."""
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from modules import tokenizer
 from modules.errors import UserError
 from modules.tok_utils import create_tokenizer
+from modules.tok_utils.encoder import why_not_fast
 
 TEXT = "The cat isn't on the mat; the café's 12 cats are.\n\n\tÀ bientôt, 你好 🙂 …\n" * 40
 
@@ -124,3 +126,13 @@ def test_folders_that_are_none(tmp_path):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(UserError, match=message):
             tokenizer.get_tokenizer(tmp_path)
+
+
+def test_the_tokenizer_that_ships(monkeypatch):
+    """The README's example, from the repository's folder."""
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    toki = tokenizer.get_tokenizer(m_path="modules/tokenizers/en_tokenizer")
+    assert toki.vocab_size == 50257 and toki.bos_id == 0
+    tokenized = toki.tokenize("Hello, world!")
+    assert toki.detokenize(tokenized) == "Hello, world!" and tokenized.shape[1] < 8
+    assert why_not_fast(toki) is None

@@ -70,6 +70,9 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
     say(f"training a tokenizer of {vocab_size} ids on {txt_path}")
     backend.train_from_iterator(_feed(texts, sample_bytes, errors), trainer)
     _save(backend, folder)
+    reached = backend.get_vocab_size()
+    if reached < vocab_size:
+        say(f"{folder}: the text gave {reached} ids, fewer than the {vocab_size} asked for")
     return folder
 
 
