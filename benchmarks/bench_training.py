@@ -1,19 +1,21 @@
 """Training speed and memory of this project's step beside the usual one, in one run on one machine.
 
-    python benchmarks/bench_training.py                                  # mini and gpt1, fp32 and bf16, GRU and LSTM
-    python benchmarks/bench_training.py --models xl --batch 25 --device cuda
+    python benchmarks/bench_training.py                                # mini and gpt1, fp32 and bf16, GRU and LSTM
+    python benchmarks/bench_training.py --models gpt1 medium --precision bf16 --batch 90 --device cuda
 
 Contenders train the same model (layers, heads, width, vocabulary, dropout, untied head) with the same optimizer (fused AdamW,
 gradient norm clipped) on the same windows:
-  ours            the loss of modules.loss, in chunks; windows read from the .h5; on CUDA compiled as the trainer compiles
-  transformers    GPT2LMHeadModel, logits then cross-entropy; eager, and with the whole step's forward compiled
-  plain           our model's logits then cross-entropy: compiled on CUDA as nanoGPT does it, with the vocabulary padded to a multiple of
-                  64; for GRU and LSTM the only peer
+  ours            the trainer's own step, built from a config as a run builds it
+  transformers    GPT2LMHeadModel, logits then cross-entropy; eager, and with the whole forward compiled
+  plain           our model's logits then cross-entropy: on CUDA compiled as a whole, as nanoGPT does it, with the vocabulary padded to a
+                  multiple of 64; for GRU and LSTM, eager, the only peer
 Each contender lives in a process of its own, so that peak memory is its own, and the processes take turns: a machine that slows down
-slows all of them. Speeds are medians over the turns, ratios medians of the ratio within a turn.
+slows all of them. Speeds are medians over the turns, ratios medians of the ratios within a turn. With --clock cpu they are tokens
+a second of CPU time on one thread, for a machine that others are using.
 """
 import argparse
-import contextlib
+import dataclasses
+import functools
 import multiprocessing
 import resource
 import statistics
@@ -22,6 +24,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -30,9 +33,14 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from configs.make_configs import RECURRENT, SIZES, VOCAB_SIZE  # noqa: E402
-from modules.dataset import open_tokens, split, step_order  # noqa: E402
-from modules.devices import compile_model, pick_compile  # noqa: E402
-from modules.models import build_model  # noqa: E402
+from modules.batches import training_batches  # noqa: E402
+from modules.config import Config, parse_config  # noqa: E402
+from modules.dataset import open_tokens, split  # noqa: E402
+from modules.evaluate import autocast_for  # noqa: E402
+from modules.models import GPT, build_model  # noqa: E402
+from modules.parallel import Processes  # noqa: E402
+from modules.run import prepare  # noqa: E402
+from modules.trainer import train_step  # noqa: E402
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16; TF32 has half
 PHASES = ("loading", "forward", "backward", "optimizer")
@@ -51,6 +59,7 @@ class Task:
     dropout: float
     device: str
     data: str
+    clock: str  # "wall" or "cpu"
 
     @property
     def model_params(self) -> dict:
@@ -62,72 +71,82 @@ class Task:
         return {"vocab_size": VOCAB_SIZE, "n_layers": layers, "embed_dim": width, "desired_attn_length": self.context}
 
 
-def contender(task: Task):
-    """The model of a task and its loss function."""
-    params = task.model_params
-    if task.contender.startswith("transformers"):
-        return transformers_gpt2(params, compiled=task.contender.endswith("compiled"))
-    if task.contender == "plain compiled":
-        params |= {"vocab_size": -(-VOCAB_SIZE // 64) * 64}
-    model = build_model(task.model, seed=0, **params)
-    if task.contender == "ours":
-        return model, model.loss
-    return model, plain_loss(model, compiled=task.contender.endswith("compiled"))
+    @property
+    def config(self) -> Config:
+        """The config that our run would have."""
+        return parse_config({
+            "model": self.model, "model_params": self.model_params, "optim_params": {"lr": 1e-4},
+            "training_params": {"dataset_folder": self.data, "batch_size": self.batch, "valid_steps": 1, "precision": self.precision},
+        }, self.size)
 
 
-def transformers_gpt2(params: dict, compiled: bool):
+def transformers_gpt2(params: dict) -> torch.nn.Module:
+    """The same model from transformers."""
     from transformers import GPT2Config, GPT2LMHeadModel
-    model = GPT2LMHeadModel(GPT2Config(
+    return GPT2LMHeadModel(GPT2Config(
         vocab_size=params["vocab_size"], n_positions=params["attn_length"], n_embd=params["embed_dim"], n_layer=params["n_layers"],
         n_head=params["n_heads"], resid_pdrop=params["dropout"], attn_pdrop=params["dropout"], embd_pdrop=0.0, use_cache=False,
         tie_word_embeddings=False))
-    return model, plain_loss(lambda inputs_BT: model(inputs_BT).logits, compiled)
 
 
-def plain_loss(logits_of, compiled: bool):
-    def loss(inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits_of(inputs_BT).flatten(0, 1).float(), targets_BT.flatten())
-    return torch.compile(loss) if compiled else loss
+class Ours:
+    """The trainer's step."""
+
+    def __init__(self, task: Task, processes: Processes):
+        self.training, _ = prepare(task.config, None, processes, None)
+        self.model = self.training.model.train()
+        self.batches = training_batches(self.training.windows, task.config.training_params, processes, 0)
+
+    def step(self) -> None:
+        train_step(self.training, self.batches)
+        self.training.step += 1
 
 
-class Step:
-    """One contender's training step, in the phases whose shares are reported."""
+class Peer:
+    """The usual step."""
 
-    def __init__(self, task: Task):
-        torch.manual_seed(0)
-        self.task, self.device, self.number = task, torch.device(task.device), 0
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-        self.model, self.loss = contender(task)
-        self.model.to(self.device).train()
+    def __init__(self, task: Task, processes: Processes):
+        torch.set_float32_matmul_precision("high" if processes.device.type == "cuda" else "highest")
+        self.autocast = autocast_for(processes.device, task.precision)
+        params, compiled = task.model_params, task.contender.endswith("compiled")
+        if task.contender.startswith("transformers"):
+            self.model = transformers_gpt2(params)
+        else:
+            padding = -VOCAB_SIZE % 64 if compiled else 0
+            self.model = build_model(task.model, seed=0, **params | {"vocab_size": VOCAB_SIZE + padding})
+        self.model.to(processes.device).train()
+        self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        self.windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, backwards=False)
-        if task.contender == "ours" and pick_compile("auto", self.device, task.model):
-            compile_model(self.model, *self.load(), self.autocast)
+        windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, backwards=False)
+        self.batches = training_batches(windows, task.config.training_params, processes, 0)
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16")
+    def plain_loss(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        logits_BTV = self.model(inputs_BT)
+        logits_BTV = getattr(logits_BTV, "logits", logits_BTV)  # transformers wraps them
+        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
 
-    def load(self) -> tuple[torch.Tensor, torch.Tensor]:
-        order = step_order(self.number, self.task.batch, len(self.windows), seed=0)
-        self.number += 1
-        return tuple(part.to(self.device, non_blocking=True) for part in self.windows.batch(order))
-
-    def update(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+    def step(self) -> None:
+        inputs_BT, targets_BT = next(self.batches)
+        with self.autocast():
+            loss = self.loss(inputs_BT, targets_BT)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def run(self, phase) -> None:
-        """One step, each part inside the context `phase(name)`."""
-        with phase("loading"):
-            batch = self.load()
-        with phase("forward"), self.autocast():
-            loss = self.loss(*batch)
-        with phase("backward"):
-            loss.backward()
-        with phase("optimizer"):
-            self.update()
+
+class Measured:
+    """What is measured of a contender."""
+
+    def __init__(self, task: Task):
+        self.task, self.device = task, torch.device(task.device)
+        self.clock = time.process_time if task.clock == "cpu" else time.perf_counter
+        if task.clock == "cpu":
+            torch.set_num_threads(1)  # several threads that wait for each other burn time
+        self.contender = (Ours if task.contender == "ours" else Peer)(task, Processes(0, 1, self.device))
+        for _ in range(WARM_UP):
+            self.contender.step()
+        self.wait()
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -135,49 +154,58 @@ class Step:
 
     def tokens_per_s(self, seconds: float) -> float:
         """Train for about that long."""
-        self.wait()
-        start, steps = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - start) < seconds:
-            self.run(lambda name: contextlib.nullcontext())
-            if self.device.type == "cpu" or steps % 10 == 9:
-                self.wait()
-            steps += 1
-        self.wait()
-        return steps * self.task.batch * self.task.context / (time.perf_counter() - start if steps else elapsed)
+        start, steps = self.clock(), 0
+        while steps == 0 or self.clock() - start < seconds:
+            for _ in range(10 if self.device.type == "cuda" else 1):
+                self.contender.step()
+                steps += 1
+            self.wait()
+        return steps * self.task.batch * self.task.context / (self.clock() - start)
 
     def phases(self, seconds: float) -> dict[str, float]:
-        """Share of a step that each phase takes, the device waited for after each."""
+        """Share of our step that each phase takes, the device waited for after each; "optimizer" is all but the other three."""
         spent = dict.fromkeys(PHASES, 0.0)
 
-        @contextlib.contextmanager
-        def clocked(name):
-            start = time.perf_counter()
-            yield
-            self.wait()
-            spent[name] += time.perf_counter() - start
+        def clocked(phase: str, function):
+            def wrapped(*arguments, **named):
+                self.wait()
+                start = self.clock()
+                result = function(*arguments, **named)
+                self.wait()
+                spent[phase] += self.clock() - start
+                return result
+            return wrapped
 
-        while sum(spent.values()) < seconds:
-            self.run(clocked)
-        return {name: time_spent / sum(spent.values()) for name, time_spent in spent.items()}
+        ours, start = self.contender, self.clock()
+        waited_for = iter(clocked("loading", functools.partial(next, ours.batches)), None)
+        training = dataclasses.replace(ours.training, loss_of=clocked("forward", ours.training.loss_of))
+        with mock.patch.object(torch.Tensor, "backward", clocked("backward", torch.Tensor.backward)):
+            while self.clock() - start < seconds:
+                train_step(training, waited_for)
+            self.wait()
+        total = self.clock() - start
+        spent["optimizer"] = total - sum(spent.values())
+        return {phase: part / total for phase, part in spent.items()}
 
     def validation(self, seconds: float) -> dict[str, float]:
-        """Tokens/s of a plain forward pass to the logits, and of the per-token losses that validation takes."""
-        batch = self.load()
-        ways = {"logits": lambda: self.model(batch[0]), "losses": lambda: self.model.losses(*batch)}
-        speeds = {}
-        self.model.eval()
-        with torch.no_grad(), self.autocast():
-            for name, way in ways.items():
+        """Tokens/s of a plain forward pass to the logits, and of the per-token losses that validation takes, in turns."""
+        ours, (inputs_BT, targets_BT) = self.contender, next(self.contender.batches)
+        ways = {"logits": lambda: ours.model(inputs_BT), "losses": lambda: ours.model.losses(inputs_BT, targets_BT)}
+        spent, passes, start = dict.fromkeys(ways, 0.0), 0, self.clock()
+        ours.model.eval()
+        with torch.no_grad(), autocast_for(self.device, self.task.precision)():
+            for way in ways.values():
                 way()
-                self.wait()
-                start, passes = time.perf_counter(), 0
-                while time.perf_counter() - start < seconds:
+            while self.clock() - start < seconds:
+                for name, way in ways.items():
+                    self.wait()
+                    before = self.clock()
                     way()
                     self.wait()
-                    passes += 1
-                speeds[name] = passes * batch[0].numel() / (time.perf_counter() - start)
-        self.model.train()
-        return speeds
+                    spent[name] += self.clock() - before
+                passes += 1
+        ours.model.train()
+        return {name: passes * inputs_BT.numel() / seconds_spent for name, seconds_spent in spent.items()}
 
     def peak_memory(self) -> float:
         """MiB: of the device on CUDA, of the process on the CPU."""
@@ -188,15 +216,12 @@ class Step:
 
 def worker(task: Task, pipe) -> None:
     """The process of a contender: does what it is told through the pipe until it is told None."""
-    step = Step(task)
-    for _ in range(WARM_UP):
-        step.run(lambda name: contextlib.nullcontext())
-    step.wait()
+    measured = Measured(task)
     pipe.send(None)
     while order := pipe.recv():
         method, *arguments = order
-        pipe.send(getattr(step, method)(*arguments))
-        if step.device.type == "cuda":
+        pipe.send(getattr(measured, method)(*arguments))
+        if measured.device.type == "cuda":
             torch.cuda.empty_cache()  # the others need it for their turn
 
 
@@ -225,7 +250,6 @@ def flops_per_token(task: Task) -> float:
     """Forward and backward, as nanoGPT and PaLM count: 6 a weight of a matrix product, 12 T D a layer for attention."""
     params = task.model_params
     with torch.device("meta"):
-        from modules.models import GPT
         model = GPT(**params)
     weights = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name not in ("embedding.weight", "position.weight"))
     return 6 * weights + 12 * params["n_layers"] * params["embed_dim"] * task.context
@@ -287,13 +311,14 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--dropout", type=float, default=0.1, help="the paper's 0.1 by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of a turn")
     options = parser.parse_args()
 
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}, torch {torch.__version__}, batch {options.batch}, context {options.context}, dropout {options.dropout}, "
-          f"vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s\n")
+          f"vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s of {options.clock} time\n")
     print("| model | precision | ours, tokens/s | best peer, tokens/s | ratio | ours, peak MiB | peer, peak MiB | ratio "
           "| loading / forward / backward / optimizer, % of our step | validation's tokens/s over a forward's |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -303,7 +328,8 @@ def main() -> None:
         for name in options.models:
             model, size = name.split(":") if ":" in name else ("gpt", name)
             for precision in options.precision:
-                task = Task("ours", model, size, precision, options.batch, options.context, options.dropout, options.device, str(data))
+                task = Task("ours", model, size, precision, options.batch, options.context, options.dropout, options.device, str(data),
+                            options.clock)
                 print(compare(task, options.rounds, options.seconds), flush=True)
 
 
