@@ -41,7 +41,7 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         print(f"  {chunks} is no longer needed once you are content with the .h5")
 
 
-if __name__ == '__main__':
+if __name__=='__main__':
     txt_path = ''  # Path to the .txt file to be tokenized
     out_h5_folder = ''  # Folder that will contain the output .h5 file
     tokenizer_folder = ''  # Folder where the tokenizer will be saved

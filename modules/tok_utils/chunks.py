@@ -75,6 +75,8 @@ def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike
     Raises UserError where there is no text, a text is not UTF-8, the disk has too little room, or the chunks that are there are of another
     text or tokenizer.
     """
+    if num_workers is not None and num_workers < 1:
+        raise UserError(f"num_workers: expected 1 or more, found {num_workers}")
     texts = find_texts(folder)
     toki = get_tokenizer(tokenizer_path)
     process = this_process()
@@ -96,8 +98,10 @@ def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike
     pool = [Worker(Path(tokenizer_path), fast=not reason, errors=errors) for _ in range(workers)]
     try:
         chunks = _encode(job, pool, process)
+        if not chunks:
+            raise UserError(f"{folder}: the text is empty")
         if process.rank == 0:
-            if not _others_finish(job, chunks):
+            if process.world_size > 1 and not _others_finish(job, chunks):
                 _encode(job, pool, Process(0, 1, 1))
             job.finish(chunks)
     finally:
@@ -175,6 +179,8 @@ class Job:
 
     def read(self, number: int) -> dict | None:
         """The contents of a chunk's file, ids not yet read from the disk; None where there is no whole file of this job."""
+        if not self.path(number).exists():
+            return None  # before torch is imported: a second in which no worker would have work yet
         import torch
         try:
             done = torch.load(self.path(number), mmap=True, weights_only=True)
@@ -201,7 +207,7 @@ class Job:
         self._write_manifest(self.manifest["mtime_ns"] if self.manifest else self.times, None)
 
     def finish(self, chunks: list[Chunk]) -> None:
-        """Write the manifest with the list of all chunks: cuts, lengths and checksums. Raises UserError where a text has changed meanwhile."""
+        """Write the manifest with the list of all chunks: cuts, lengths, checksums. Raises UserError where a text has changed meanwhile."""
         for text, time_then in zip(self.texts, self.times, strict=True):
             if text.stat().st_mtime_ns != time_then:
                 raise UserError(f"{text} has changed while it was tokenized: start again")
