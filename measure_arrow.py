@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from modules.devices import pick_device
-from modules.run import Request, files_of
-
 from modules.errors import one_line_errors
 from modules.measure import measure_states, planned_runs, train_in_turn, train_side_by_side
+from modules.resume import files_of
+from modules.run import Request
 
 
 def parse_arguments() -> argparse.Namespace:

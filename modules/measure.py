@@ -25,8 +25,10 @@ from modules.config import Config, GPTParams, load_config
 from modules.errors import UserError
 from modules.files import replacing
 from modules.parallel import joined
+from modules.recording import SNIPPET_TOKENS
 from modules.report import write_report
-from modules.run import SNIPPET_TOKENS, Request, files_of, run
+from modules.resume import files_of
+from modules.run import Request, run
 from modules.text_losses import text_losses
 from modules.token_classes import pieces_of
 from modules.tokenizer import Tokenizer, get_tokenizer

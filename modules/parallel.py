@@ -86,7 +86,7 @@ def joined(device_name: str | None) -> Iterator[Processes]:
 
 
 def launch(n_processes: int, device_name: str | None) -> int:
-    """Run this very command in `n_processes` processes of this machine; the exit status is the worst of theirs.
+    """Run this very command in `n_processes` processes of this machine; the exit status, of the first that failed where one did.
 
     SIGINT and SIGTERM are passed on, so that the run saves and stops. When one process
     fails, the others are ended: they would wait for it for ever.
@@ -108,13 +108,17 @@ def launch(n_processes: int, device_name: str | None) -> int:
     # A terminal's Ctrl-C reaches the whole process group by itself: passing it on would be a second one.
     signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin is not None and sys.stdin.isatty() else pass_on)
     signal.signal(signal.SIGTERM, pass_on)
+    saved_and_stopped = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    status = 0
     while any(process.poll() is None for process in processes):
-        if any(process.poll() not in (None, 0, 128 + signal.SIGINT, 128 + signal.SIGTERM) for process in processes):
+        failed = [process.returncode for process in processes if process.poll() not in (None, 0, *saved_and_stopped)]
+        if failed and not status:
+            status = abs(failed[0])
             time.sleep(2)  # time for the others to fail with an error of their own, which may be the telling one
             for process in processes:
                 process.kill()
         time.sleep(0.1)
-    return max(abs(process.returncode) for process in processes)
+    return status or max(abs(process.returncode) for process in processes)
 
 
 def launcher_is_gone() -> bool:

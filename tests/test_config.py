@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modules.config import GPTParams, OptimParams, RecurrentParams, TrainingParams, key_table, load_config, parse_config
 from modules.errors import UserError

@@ -3,7 +3,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modules.config import OptimParams
 from modules.schedule import lr_at

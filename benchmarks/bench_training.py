@@ -1,0 +1,311 @@
+"""Training speed and memory of this project's step beside the usual one, in one run on one machine.
+
+    python benchmarks/bench_training.py                                  # mini and gpt1, fp32 and bf16, GRU and LSTM
+    python benchmarks/bench_training.py --models xl --batch 25 --device cuda
+
+Contenders train the same model (layers, heads, width, vocabulary, dropout, untied head) with the same optimizer (fused AdamW,
+gradient norm clipped) on the same windows:
+  ours            the loss of modules.loss, in chunks; windows read from the .h5; on CUDA compiled as the trainer compiles
+  transformers    GPT2LMHeadModel, logits then cross-entropy; eager, and with the whole step's forward compiled
+  plain           our model's logits then cross-entropy: compiled on CUDA as nanoGPT does it, with the vocabulary padded to a multiple of
+                  64; for GRU and LSTM the only peer
+Each contender lives in a process of its own, so that peak memory is its own, and the processes take turns: a machine that slows down
+slows all of them. Speeds are medians over the turns, ratios medians of the ratio within a turn.
+"""
+import argparse
+import contextlib
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from configs.make_configs import RECURRENT, SIZES, VOCAB_SIZE  # noqa: E402
+from modules.dataset import open_tokens, split, step_order  # noqa: E402
+from modules.devices import compile_model, pick_compile  # noqa: E402
+from modules.models import build_model  # noqa: E402
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16; TF32 has half
+PHASES = ("loading", "forward", "backward", "optimizer")
+WARM_UP = 3  # steps
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process trains, and how."""
+    contender: str
+    model: str  # "gpt", "gru" or "lstm"
+    size: str
+    precision: str
+    batch: int
+    context: int
+    dropout: float
+    device: str
+    data: str
+
+    @property
+    def model_params(self) -> dict:
+        if self.model == "gpt":
+            layers, heads, width = SIZES[self.size][:3]
+            return {"vocab_size": VOCAB_SIZE, "n_layers": layers, "n_heads": heads, "embed_dim": width, "attn_length": self.context,
+                    "dropout": self.dropout}
+        layers, width = RECURRENT[self.size][:2]
+        return {"vocab_size": VOCAB_SIZE, "n_layers": layers, "embed_dim": width, "desired_attn_length": self.context}
+
+
+def contender(task: Task):
+    """The model of a task and its loss function."""
+    params = task.model_params
+    if task.contender.startswith("transformers"):
+        return transformers_gpt2(params, compiled=task.contender.endswith("compiled"))
+    if task.contender == "plain compiled":
+        params |= {"vocab_size": -(-VOCAB_SIZE // 64) * 64}
+    model = build_model(task.model, seed=0, **params)
+    if task.contender == "ours":
+        return model, model.loss
+    return model, plain_loss(model, compiled=task.contender.endswith("compiled"))
+
+
+def transformers_gpt2(params: dict, compiled: bool):
+    from transformers import GPT2Config, GPT2LMHeadModel
+    model = GPT2LMHeadModel(GPT2Config(
+        vocab_size=params["vocab_size"], n_positions=params["attn_length"], n_embd=params["embed_dim"], n_layer=params["n_layers"],
+        n_head=params["n_heads"], resid_pdrop=params["dropout"], attn_pdrop=params["dropout"], embd_pdrop=0.0, use_cache=False,
+        tie_word_embeddings=False))
+    return model, plain_loss(lambda inputs_BT: model(inputs_BT).logits, compiled)
+
+
+def plain_loss(logits_of, compiled: bool):
+    def loss(inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits_of(inputs_BT).flatten(0, 1).float(), targets_BT.flatten())
+    return torch.compile(loss) if compiled else loss
+
+
+class Step:
+    """One contender's training step, in the phases whose shares are reported."""
+
+    def __init__(self, task: Task):
+        torch.manual_seed(0)
+        self.task, self.device, self.number = task, torch.device(task.device), 0
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        self.model, self.loss = contender(task)
+        self.model.to(self.device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, backwards=False)
+        if task.contender == "ours" and pick_compile("auto", self.device, task.model):
+            compile_model(self.model, *self.load(), self.autocast)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16")
+
+    def load(self) -> tuple[torch.Tensor, torch.Tensor]:
+        order = step_order(self.number, self.task.batch, len(self.windows), seed=0)
+        self.number += 1
+        return tuple(part.to(self.device, non_blocking=True) for part in self.windows.batch(order))
+
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def run(self, phase) -> None:
+        """One step, each part inside the context `phase(name)`."""
+        with phase("loading"):
+            batch = self.load()
+        with phase("forward"), self.autocast():
+            loss = self.loss(*batch)
+        with phase("backward"):
+            loss.backward()
+        with phase("optimizer"):
+            self.update()
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def tokens_per_s(self, seconds: float) -> float:
+        """Train for about that long."""
+        self.wait()
+        start, steps = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - start) < seconds:
+            self.run(lambda name: contextlib.nullcontext())
+            if self.device.type == "cpu" or steps % 10 == 9:
+                self.wait()
+            steps += 1
+        self.wait()
+        return steps * self.task.batch * self.task.context / (time.perf_counter() - start if steps else elapsed)
+
+    def phases(self, seconds: float) -> dict[str, float]:
+        """Share of a step that each phase takes, the device waited for after each."""
+        spent = dict.fromkeys(PHASES, 0.0)
+
+        @contextlib.contextmanager
+        def clocked(name):
+            start = time.perf_counter()
+            yield
+            self.wait()
+            spent[name] += time.perf_counter() - start
+
+        while sum(spent.values()) < seconds:
+            self.run(clocked)
+        return {name: time_spent / sum(spent.values()) for name, time_spent in spent.items()}
+
+    def validation(self, seconds: float) -> dict[str, float]:
+        """Tokens/s of a plain forward pass to the logits, and of the per-token losses that validation takes."""
+        batch = self.load()
+        ways = {"logits": lambda: self.model(batch[0]), "losses": lambda: self.model.losses(*batch)}
+        speeds = {}
+        self.model.eval()
+        with torch.no_grad(), self.autocast():
+            for name, way in ways.items():
+                way()
+                self.wait()
+                start, passes = time.perf_counter(), 0
+                while time.perf_counter() - start < seconds:
+                    way()
+                    self.wait()
+                    passes += 1
+                speeds[name] = passes * batch[0].numel() / (time.perf_counter() - start)
+        self.model.train()
+        return speeds
+
+    def peak_memory(self) -> float:
+        """MiB: of the device on CUDA, of the process on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def worker(task: Task, pipe) -> None:
+    """The process of a contender: does what it is told through the pipe until it is told None."""
+    step = Step(task)
+    for _ in range(WARM_UP):
+        step.run(lambda name: contextlib.nullcontext())
+    step.wait()
+    pipe.send(None)
+    while order := pipe.recv():
+        method, *arguments = order
+        pipe.send(getattr(step, method)(*arguments))
+        if step.device.type == "cuda":
+            torch.cuda.empty_cache()  # the others need it for their turn
+
+
+class Contender:
+    """A worker process, seen from here."""
+
+    def __init__(self, task: Task):
+        context = multiprocessing.get_context("spawn")
+        self.task = task
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=worker, args=(task, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.pipe.recv()  # warmed up
+
+    def do(self, method: str, *arguments):
+        self.pipe.send((method, *arguments))
+        return self.pipe.recv()
+
+    def end(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
+
+
+def flops_per_token(task: Task) -> float:
+    """Forward and backward, as nanoGPT and PaLM count: 6 a weight of a matrix product, 12 T D a layer for attention."""
+    params = task.model_params
+    with torch.device("meta"):
+        from modules.models import GPT
+        model = GPT(**params)
+    weights = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name not in ("embedding.weight", "position.weight"))
+    return 6 * weights + 12 * params["n_layers"] * params["embed_dim"] * task.context
+
+
+def peers(model: str, device: str) -> list[str]:
+    if model != "gpt":
+        return ["plain eager"]
+    return ["transformers eager", "transformers compiled"] + (["plain compiled"] if device.startswith("cuda") else [])
+
+
+def compare(task: Task, rounds: int, seconds: float) -> str:
+    """Run a task's contenders in turns; the result as a row of Markdown."""
+    contenders = [Contender(task)]
+    for name in peers(task.model, task.device):
+        contenders.append(Contender(Task(**asdict(task) | {"contender": name})))
+    turns = [[one.do("tokens_per_s", seconds) for one in contenders] for _ in range(rounds)]
+    memory = [one.do("peak_memory") for one in contenders]
+    speeds = [statistics.median(column) for column in zip(*turns, strict=True)]
+    ratios = [statistics.median(turn[0] / turn[i] for turn in turns) for i in range(len(contenders))]
+    shares = contenders[0].do("phases", seconds)
+    validation = contenders[0].do("validation", seconds)
+    for one in contenders:
+        one.end()
+    best = min(range(1, len(contenders)), key=lambda i: ratios[i])
+    others = ", ".join(f"{one.task.contender} {speed:,.0f} tokens/s {peak:,.0f} MiB"
+                       for one, speed, peak in list(zip(contenders, speeds, memory, strict=True))[1:])
+    name = task.size if task.model == "gpt" else f"{task.model} {task.size}"
+    cells = [name, task.precision, f"{speeds[0]:,.0f}", f"{speeds[best]:,.0f} ({contenders[best].task.contender})", f"{ratios[best]:.2f}",
+             f"{memory[0]:,.0f}", f"{memory[best]:,.0f}", f"{memory[0] / memory[best]:.2f}",
+             " / ".join(f"{100 * shares[phase]:.1f}" for phase in PHASES), f"{validation['losses'] / validation['logits']:.2f}"]
+    if task.device.startswith("cuda") and task.model == "gpt":
+        cells.append(mfu(task, speeds[0]) + " / " + mfu(task, speeds[best]))
+    print(f"  {name} {task.precision}: ours {speeds[0]:,.0f} tokens/s {memory[0]:,.0f} MiB, {others}", file=sys.stderr, flush=True)
+    return "| " + " | ".join(cells) + " |"
+
+
+def mfu(task: Task, tokens_per_s: float) -> str:
+    """Share of the device's peak, in percent; "?" for a device whose peak is not written above."""
+    peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
+    if not peaks:
+        return "?"
+    return f"{100 * flops_per_token(task) * tokens_per_s / (peaks[0] if task.precision == 'bf16' else peaks[0] / 2):.1f}"
+
+
+def write_tokens(path: Path, count: int = 4_000_000) -> None:
+    """A dataset file as make_h5 writes them, of random ids: speed does not depend on what the text says."""
+    with h5py.File(path, "w") as file:
+        file["tokens"] = np.random.default_rng(0).integers(1, VOCAB_SIZE, count).astype(np.uint16)
+        file["tokens"].attrs["vocab_size"] = VOCAB_SIZE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=["mini", "gpt1", "gru:small", "lstm:small"],
+                        help=f"GPT sizes ({', '.join(SIZES)}), or gru:SIZE, lstm:SIZE ({', '.join(RECURRENT)})")
+    parser.add_argument("--precision", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--batch", type=int, default=16, help="windows in a step (default %(default)s)")
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--dropout", type=float, default=0.1, help="the paper's 0.1 by default")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of a turn")
+    options = parser.parse_args()
+
+    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{device}, torch {torch.__version__}, batch {options.batch}, context {options.context}, dropout {options.dropout}, "
+          f"vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s\n")
+    print("| model | precision | ours, tokens/s | best peer, tokens/s | ratio | ours, peak MiB | peer, peak MiB | ratio "
+          "| loading / forward / backward / optimizer, % of our step | validation's tokens/s over a forward's |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "tokens.h5"
+        write_tokens(data)
+        for name in options.models:
+            model, size = name.split(":") if ":" in name else ("gpt", name)
+            for precision in options.precision:
+                task = Task("ours", model, size, precision, options.batch, options.context, options.dropout, options.device, str(data))
+                print(compare(task, options.rounds, options.seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
