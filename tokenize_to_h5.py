@@ -9,8 +9,8 @@ import os
 from modules import tokenizer
 from modules.errors import UserError, one_line_errors
 from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
-from modules.tok_utils.chunks import this_process
 from modules.tok_utils.h5 import summary
+from modules.tok_utils.processes import this_process
 
 
 @one_line_errors

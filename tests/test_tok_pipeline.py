@@ -15,6 +15,7 @@ import zstandard
 from modules import tok_utils
 from modules.errors import UserError
 from modules.tok_utils import chunks, create_tokenizer, disk, make_h5, tokenize_folder
+from modules.tok_utils import job as job_module
 from modules.tokenizer import get_tokenizer
 from tests.tok_texts import sample_text, trained
 
@@ -191,7 +192,7 @@ def test_a_changed_text_is_refused(tmp_path, toki):
     path.write_bytes(data)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
     assert run(tmp_path, toki, chunk_bytes=500_000).read_bytes() == wanted
-    assert chunks.read_manifest(tmp_path / "t_tokens")["mtime_ns"] == [times.st_mtime_ns + 10**9]
+    assert job_module.read_manifest(tmp_path / "t_tokens")["mtime_ns"] == [times.st_mtime_ns + 10**9]
 
 
 def test_another_tokenizer_is_refused(tmp_path, toki):
@@ -210,7 +211,7 @@ def test_what_make_h5_refuses(tmp_path, toki):
     with pytest.raises(UserError, match="run tokenize_folder first"):
         make_h5(tmp_path, tmp_path / "out", toki)
     write(tmp_path / "t.txt", sample_text(100_000))
-    job = chunks.Job(tmp_path / "t_tokens", [tmp_path / "t.txt"], toki, "strict", CHUNK)
+    job = job_module.Job(tmp_path / "t_tokens", [tmp_path / "t.txt"], toki, "strict", CHUNK)
     job.begin()
     with pytest.raises(UserError, match="has not finished"):
         make_h5(tmp_path, tmp_path / "out", toki)
@@ -222,7 +223,7 @@ def test_what_make_h5_refuses(tmp_path, toki):
 
 def test_a_text_that_changes_meanwhile_is_not_finished(tmp_path, toki):
     path = write(tmp_path / "t.txt", sample_text(100_000))
-    job = chunks.Job(tmp_path / "t_tokens", [path], toki, "strict", CHUNK)
+    job = job_module.Job(tmp_path / "t_tokens", [path], toki, "strict", CHUNK)
     job.begin()
     os.utime(path, ns=(0, 0))
     with pytest.raises(UserError, match="has changed while it was tokenized"):

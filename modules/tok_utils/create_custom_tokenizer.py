@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from modules.errors import UserError
 from modules.files import replacing
-from modules.tok_utils.chunks import this_process
 from modules.tok_utils.cuts import pieces
+from modules.tok_utils.processes import this_process
 from modules.tok_utils.progress import say
 from modules.tok_utils.text_source import TextSource, find_texts, not_utf8
 from modules.tokenizer import BOS_TOKEN, get_tokenizer

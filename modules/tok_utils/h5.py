@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from modules.errors import UserError
 from modules.files import replacing
-from modules.tok_utils.chunks import MANIFEST, read_manifest, remove_leftovers, this_process
 from modules.tok_utils.disk import readable, require
 from modules.tok_utils.encoder import id_dtype
+from modules.tok_utils.job import MANIFEST, read_manifest, remove_leftovers
+from modules.tok_utils.processes import this_process
 from modules.tokenizer import Tokenizer
 
 HEADER_ROOM = 1 << 16  # more than the attributes and the rest of the file's structure take
