@@ -8,7 +8,7 @@ random, afresh in each repetition: words like those of the tokenizer's training,
 that no cache of words flatters either side.
 
 The peer is what people do: read the text, give it to `encode_batch` in batches with all its threads, write the ids as uint16. It
-gets items of some 2,000 characters, at which it is fastest (four times faster than with 200,000), cut where
+gets items of some 2,000 characters, at which it is fastest (twice as fast a CPU second as with 200,000), cut where
 ours would cut, so that the ids must be the same; batches of 4 MB bound its memory. Both sides are timed from the start of
 a fresh process to the last byte written. Memory is the sum of the resident sets of the process and all below it, sampled 20 times a second (pages
 that processes share count for each).
@@ -32,7 +32,6 @@ from modules.tok_utils import make_h5, tokenize_folder
 from modules.tok_utils.cuts import BEFORE_SPACE
 from modules.tokenizer import get_tokenizer
 
-PEER_CHARACTERS = 2000
 PEER_BATCH = 1 << 22
 CHANGED_LETTERS = 0.02
 
@@ -41,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=200, help="size of the corpus in MB (default %(default)s)")
     parser.add_argument("--peer_mb", type=int, help="give the peer only the first so many MB (default: all)")
+    parser.add_argument("--peer_characters", type=int, default=2000, help="length of the peer's items (default %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("data/bench_tokenize"), help="where corpora and results go (default %(default)s)")
     parser.add_argument("--tokenizer_path", type=Path, default=ROOT / "modules" / "tokenizers" / "en_tokenizer")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)  # what a child process is to do
@@ -50,7 +50,7 @@ def main() -> None:
     if args.side == "ours":
         ours(text, args.tokenizer_path, args.cores)
     elif args.side == "peer":
-        peer(text, args.tokenizer_path, args.folder / "peer.ids", (args.peer_mb or args.mb) * 10**6)
+        peer(text, args.tokenizer_path, args.folder / "peer.ids", (args.peer_mb or args.mb) * 10**6, args.peer_characters)
     else:
         compare(args, text)
 
@@ -77,7 +77,7 @@ def compare(args: argparse.Namespace, text: Path) -> None:
 def run(args: argparse.Namespace, side: str, cores: int) -> tuple[float, float, int, int, str]:
     """Seconds, CPU seconds, peak memory of the process tree, peak of its largest process, and what the child printed."""
     command = [sys.executable, __file__, "--mb", str(args.mb), "--folder", str(args.folder), "--tokenizer_path", str(args.tokenizer_path),
-               "--side", side, "--cores", str(cores)] + (["--peer_mb", str(args.peer_mb)] if args.peer_mb else [])
+               "--peer_characters", str(args.peer_characters), "--side", side, "--cores", str(cores)] + (["--peer_mb", str(args.peer_mb)] if args.peer_mb else [])
     chosen = sorted(os.sched_getaffinity(0))[:cores]
     began, cpu_before = time.monotonic(), cpu_of_children()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -119,24 +119,24 @@ def ours(text: Path, tokenizer_path: Path, cores: int) -> None:
     print(f"{h5_path.stat().st_size / 1e6 / (time.monotonic() - began):.0f}")
 
 
-def peer(text: Path, tokenizer_path: Path, out: Path, size: int) -> None:
+def peer(text: Path, tokenizer_path: Path, out: Path, size: int, characters: int) -> None:
     backend = get_tokenizer(tokenizer_path).backend
     with open(text, encoding="utf-8", newline="") as source, open(out, "wb") as ids:
         rest, left = "", size
         while left > 0 and (block := source.read(min(PEER_BATCH, left))):
             left -= len(block)
-            *items, rest = items_of(rest + block)
+            *items, rest = items_of(rest + block, characters)
             ids.writelines(np.array(encoding.ids, dtype=np.uint16).data for encoding in backend.encode_batch(items, add_special_tokens=False))
         if size >= text.stat().st_size:
             ids.write(np.array(backend.encode(rest, add_special_tokens=False).ids, dtype=np.uint16).data)
 
 
-def items_of(text: str) -> list[str]:
-    """Cut a text into items of some PEER_CHARACTERS, before white space."""
+def items_of(text: str, characters: int) -> list[str]:
+    """Cut a text into items of some `characters`, before white space."""
     items, start = [], 0
-    while len(text) - start > PEER_CHARACTERS:
-        cut = BEFORE_SPACE.search(text, start + 1, start + PEER_CHARACTERS)
-        stop = cut.start() if cut else start + PEER_CHARACTERS
+    while len(text) - start > characters:
+        cut = BEFORE_SPACE.search(text, start + 1, start + characters)
+        stop = cut.start() if cut else start + characters
         items.append(text[start:stop])
         start = stop
     return [*items, text[start:]]
