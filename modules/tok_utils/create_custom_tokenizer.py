@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from modules.errors import UserError
 from modules.files import replacing
 from modules.tok_utils.cuts import pieces
 from modules.tok_utils.processes import this_process
-from modules.tok_utils.progress import say
+from modules.tok_utils.progress import say, wait_for
 from modules.tok_utils.text_source import TextSource, find_texts, not_utf8
 from modules.tokenizer import BOS_TOKEN, get_tokenizer
 from modules.tokenizer import Tokenizer as SavedTokenizer
@@ -30,7 +29,6 @@ from modules.tokenizer import Tokenizer as SavedTokenizer
 SMALLEST_VOCAB = 257  # BOS and the 256 bytes
 FEED_BYTES = 1 << 20
 LINE_BREAK = re.compile(r"(?<=\S)(?=\n)")
-SAY_S = 60.0
 
 
 def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.PathLike, tokenizer_name: str = "tokenizer",
@@ -58,7 +56,7 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
         raise UserError(f"sample_bytes: expected 1 or more, or none for the whole text; found {sample_bytes}")
     texts = find_texts(txt_path)
     if this_process().rank > 0:
-        _wait_for(folder / "tokenizer.json")
+        wait_for(folder / "tokenizer.json", "the first process to train the tokenizer")
         return folder
     if (folder / "tokenizer.json").exists():
         existing = get_tokenizer(folder).vocab_size
@@ -131,13 +129,3 @@ def _decode(data: bytes, text: Path, start: int, errors: str) -> str:
         return data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise not_utf8(text, start + error.start, data[error.start]) from None
-
-
-def _wait_for(path: Path) -> None:
-    """Wait for the file that the first process writes when it is done."""
-    began = said = time.monotonic()
-    while not path.exists():
-        time.sleep(0.5)
-        if time.monotonic() - said > SAY_S:
-            said = time.monotonic()
-            say(f"waiting for the first process to train {path.parent}: {(said - began) / 60:.0f} min")
