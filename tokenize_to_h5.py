@@ -9,8 +9,8 @@ import os
 from modules import tokenizer
 from modules.errors import UserError, one_line_errors
 from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
-from modules.tok_utils.chunks import this_process
 from modules.tok_utils.h5 import summary
+from modules.tok_utils.processes import this_process
 
 
 @one_line_errors
@@ -41,7 +41,7 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         print(f"  {chunks} is no longer needed once you are content with the .h5")
 
 
-if __name__ == '__main__':
+if __name__=='__main__':
     txt_path = ''  # Path to the .txt file to be tokenized
     out_h5_folder = ''  # Folder that will contain the output .h5 file
     tokenizer_folder = ''  # Folder where the tokenizer will be saved

@@ -104,9 +104,10 @@ def get_tokenizer(m_path: str | os.PathLike) -> Tokenizer:
         raise UserError(f"{folder}: expected a tokenizer folder with a tokenizer.json in it; found {'none' if folder.exists() else 'no folder'}. "
                         "Make one with create_tokenizer (tokenize_to_h5.py), or use modules/tokenizers/en_tokenizer")
     definition = _read_json(path)
-    kind = (definition.get("model") or {}).get("type", "BPE") if isinstance(definition, dict) else None
-    if kind != "BPE":
-        raise UserError(f"{path}: expected a BPE tokenizer, found {kind or 'something else'}")
+    model = definition.get("model") if isinstance(definition, dict) else None
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:  # old files leave the type out
+        found = model.get("type", "a model without merges") if isinstance(model, dict) else "no model"
+        raise UserError(f"{path}: expected a BPE tokenizer, found {found}")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for whatever it dislikes in the file

@@ -56,6 +56,9 @@ def test_a_sample_is_even_and_the_same_each_time(tmp_path, monkeypatch):
     read.clear()
     assert make(tmp_path / "t.txt", tmp_path, "second", sample_bytes=50_000).fingerprint == first.fingerprint and "".join(read) == sampled
     read.clear()
+    make(tmp_path / "t.txt", tmp_path, "tiny", sample_bytes=1)
+    assert len(read) == 1
+    read.clear()
     make(tmp_path / "t.txt", tmp_path, "all", sample_bytes=10**9)
     assert "".join(read) == (tmp_path / "t.txt").read_text()
 
@@ -89,4 +92,10 @@ def test_refusals(tmp_path):
         make(tmp_path / "t.txt", tmp_path, vocab_size=256)
     with pytest.raises(UserError, match="no such text"):
         make(tmp_path / "missing.txt", tmp_path)
+    with pytest.raises(UserError, match="sample_bytes: expected 1"):
+        make(tmp_path / "t.txt", tmp_path, sample_bytes=0)
+    with pytest.raises(UserError, match="empty"):
+        (tmp_path / "empty.txt.gz").write_bytes(gzip.compress(b""))
+        make(tmp_path / "empty.txt.gz", tmp_path)
+    (tmp_path / "empty.txt.gz").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]

@@ -121,8 +121,9 @@ def test_folders_that_are_none(tmp_path):
         tokenizer.get_tokenizer(tmp_path / "missing")
     with pytest.raises(UserError, match="found none"):
         tokenizer.get_tokenizer(tmp_path)
-    for content, message in (("{", "expected JSON"), ("[]", "BPE"), ('{"model": {"type": "WordPiece"}}', "WordPiece"),
-                             ('{"model": {"type": "BPE"}}', "not a tokenizer")):
+    for content, message in (("{", "expected JSON"), ("[]", "no model"), ('{"model": {"type": "WordPiece"}}', "WordPiece"),
+                             ('{"model": {"vocab": {}}}', "without merges"),
+                             ('{"model": {"type": "BPE", "vocab": [], "merges": []}}', "not a tokenizer")):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(UserError, match=message):
             tokenizer.get_tokenizer(tmp_path)

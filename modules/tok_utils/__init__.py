@@ -4,7 +4,8 @@
     tokenize_folder    text -> chunks of ids (.pt)     chunks.py; encoder.py and worker.py do the encoding
     make_h5            chunks -> one .h5               h5.py
 
-`text_source.py` reads the text (compressed or not), `cuts.py` says where it may be cut.
+`text_source.py` reads the text (compressed or not), `cuts.py` says where it may be cut, `job.py` which chunks are there;
+`disk.py` sees to room on the disk, `processes.py` and `progress.py` to what their names say. `reverse.py` reverses a text.
 """
 from modules.tok_utils.chunks import tokenize_folder
 from modules.tok_utils.create_custom_tokenizer import create_tokenizer

@@ -57,7 +57,7 @@ def why_not_fast(toki: Tokenizer) -> str | None:
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
         if model.get(option):
             return f"its model has {option}"
-    if not all(token["special"] for token in definition.get("added_tokens") or ()):
+    if not all(token.get("special") for token in definition.get("added_tokens") or ()):
         return "it has added tokens that are not special"
     if not set(BYTE_OF_CHARACTER) <= set(model["vocab"]):
         return "its vocabulary lacks some of the 256 bytes"

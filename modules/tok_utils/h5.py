@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from modules.errors import UserError
 from modules.files import replacing
-from modules.tok_utils.chunks import MANIFEST, read_manifest, remove_leftovers, this_process
 from modules.tok_utils.disk import readable, require
 from modules.tok_utils.encoder import id_dtype
+from modules.tok_utils.job import MANIFEST, read_manifest, remove_leftovers
+from modules.tok_utils.processes import this_process
 from modules.tokenizer import Tokenizer
 
 HEADER_ROOM = 1 << 16  # more than the attributes and the rest of the file's structure take
@@ -57,8 +58,8 @@ def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki
             offset = _create(temporary, total, dtype, attributes)
             with open(temporary, "rb+") as file:
                 file.seek(offset)
-                for number, row in enumerate(tqdm(manifest["chunks"], desc=f"write {path.name}", unit="chunk")):
-                    file.write(_read_chunk(folder / f"chunk_{number:06d}.pt", row, manifest["identity"]).data)
+                rows = tqdm(manifest["chunks"], desc=f"write {path.name}", unit="chunk")
+                file.writelines(_read_chunk(folder / f"chunk_{number:06d}.pt", row, manifest["identity"]).data for number, row in enumerate(rows))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "
                         "make room and start again") from error

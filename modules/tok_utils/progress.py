@@ -10,11 +10,22 @@ from modules.tok_utils.cuts import LONGEST_RUN, Piece
 from modules.tok_utils.text_source import TextSource
 
 MOST_WARNINGS = 20
+SAY_S = 60.0
 
 
 def say(message: str) -> None:
     """A line on stderr, above the bar if there is one."""
     tqdm.write(message, file=sys.stderr)
+
+
+def wait_for(path: Path, what: str) -> None:
+    """Wait for a file that another process will write, and say so every minute."""
+    began = said = time.monotonic()
+    while not path.exists():
+        time.sleep(0.2)
+        if time.monotonic() - said > SAY_S:
+            said = time.monotonic()
+            say(f"waiting for {what}: {(said - began) / 60:.0f} min")
 
 
 class Progress:
