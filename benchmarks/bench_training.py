@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, default=16, help="windows in a step (default %(default)s)")
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--dropout", type=float, default=0.1, help="the paper's 0.1 by default")
+    parser.add_argument("--dropout", type=float, default=0.0, help="the paper trains with 0.1, for which a CPU has no fused attention")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
