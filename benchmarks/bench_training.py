@@ -191,12 +191,13 @@ class Measured:
         """Tokens/s of a plain forward pass to the logits, and of the per-token losses that validation takes, in turns."""
         ours, (inputs_BT, targets_BT) = self.contender, next(self.contender.batches)
         ways = {"logits": lambda: ours.model(inputs_BT), "losses": lambda: ours.model.losses(inputs_BT, targets_BT)}
-        spent, passes, start = dict.fromkeys(ways, 0.0), 0, self.clock()
+        spent, passes = dict.fromkeys(ways, 0.0), 0
         ours.model.eval()
         with torch.no_grad(), autocast_for(self.device, self.task.precision)():
             for way in ways.values():
                 way()
-            while self.clock() - start < seconds:
+            start = self.clock()
+            while not passes or self.clock() - start < seconds:
                 for name, way in ways.items():
                     self.wait()
                     before = self.clock()
