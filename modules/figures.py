@@ -139,7 +139,7 @@ def arrow_by_context_length(comparisons: Sequence[dict]) -> Figure:
 
 def arrow_by_model_size(comparisons: Sequence[dict]) -> Figure:
     """Percent against the number of parameters, a line for each context length and text."""
-    return arrow_by(comparisons, "The arrow by model size", "parameters", lambda c: c["compared"]["parameters"],
+    return arrow_by(comparisons, "The arrow by model size", "parameters (without positions)", parameters_without_positions,
                     lambda c: f"{text_name(c)}, context {context_length(c)}")
 
 
@@ -205,6 +205,12 @@ def text_name(comparison: dict) -> str:
 
 
 def size_name(comparison: dict) -> str:
-    """A model's size in words: 1.2 M parameters."""
-    n = comparison["compared"]["parameters"]
-    return f"{n / 1e6:.3g} M parameters" if n >= 1e6 else f"{n / 1e3:.3g} k parameters"
+    """A model's shape in words: the same for all context lengths, which parameters are not."""
+    params = comparison["compared"]["config"]["model_params"]
+    return f"{params['n_layers']} layers, width {params['embed_dim']}"
+
+
+def parameters_without_positions(comparison: dict) -> int:
+    """Parameters less the position embedding, which grows with the context and not with the model."""
+    params = comparison["compared"]["config"]["model_params"]
+    return comparison["compared"]["parameters"] - params.get("attn_length", 0) * params["embed_dim"]

@@ -29,6 +29,7 @@ def write_report(folder: str | os.PathLike, comparisons: Sequence[dict], command
     Returns the path of each: "report", "json", and the PNG of each figure under the name of its file.
     """
     folder = Path(folder)
+    comparisons = sorted(comparisons, key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c), figures.context_length(c)))
     drawn = draw_all(comparisons)
     pictures = {name: figures.save(figure, folder / name)[0] for name, figure in drawn.items()}
     write_text(folder / "arrow.json", json.dumps({"command": command, "comparisons": list(comparisons)}, indent=1, allow_nan=False) + "\n")
@@ -73,7 +74,8 @@ held-out text. *Both*: their variances added; the one to quote. None of them hol
 
 def summary(comparisons: Sequence[dict]) -> str:
     """A row for each comparison."""
-    rows = [[c["name"], c["compared"]["text"], c["held_out"]["context"], figures.size_name(c), len(c["compared"]["seeds"]),
+    rows = [[c["name"], c["compared"]["text"], c["held_out"]["context"],
+             f"{figures.size_name(c)}: {c['compared']['parameters']:,}", len(c["compared"]["seeds"]),
              f"{c['losses']['forward']['nats_per_token']:.4f}", f"{c['losses']['backward']['nats_per_token']:.4f}",
              f"{c['arrow']['nats']['value']:+.4f}", f"{c['arrow']['percent']['value']:+.2f} %", interval(c["arrow"]["percent"]["both"], 2)]
             for c in comparisons]

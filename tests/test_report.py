@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from modules import arrow, figures, report
 
 
-def comparison(name="small", context=16, parameters=120_000, text="english", n_seeds=3, gap=0.05) -> dict:
+def comparison(name="small", context=16, parameters=120_000, width=64, text="english", n_seeds=3, gap=0.05) -> dict:
     """A comparison of made-up losses, measured as real ones are."""
     random = np.random.default_rng(context)
     forward = random.gamma(4, 0.8, size=(n_seeds, 60, context))
@@ -26,7 +26,8 @@ def comparison(name="small", context=16, parameters=120_000, text="english", n_s
         "held_out": {"windows": found.n_windows, "context": context, "tokens": found.n_tokens, "block": found.block},
         "by_context": {key: values.tolist() for key, values in arrow.by_context(forward, backward).items()}, "by_class": None,
         "curves": [{"forward": curve, "backward": curve}] * n_seeds,
-        "compared": {"text": text, "parameters": parameters, "seeds": list(range(n_seeds)), "config": {"model_params": {"n_layers": 2}}}}
+        "compared": {"text": text, "parameters": parameters, "seeds": list(range(n_seeds)), 
+                     "config": {"model_params": {"n_layers": 2, "embed_dim": width}}}}
 
 
 def test_report_json_and_pictures_hold_the_numbers(tmp_path):
@@ -46,7 +47,7 @@ def test_report_json_and_pictures_hold_the_numbers(tmp_path):
 
 
 def test_figures_of_a_sweep_are_drawn_where_something_varies():
-    one, other_context, other_size, other_text = (comparison(), comparison("long", context=32), comparison("big", parameters=2_000_000),
+    one, other_context, other_size, other_text = (comparison(), comparison("long", context=32), comparison("big", parameters=2_000_000, width=256),
                                                   comparison("french", text="french"))
     assert not {"arrow-by-context-length", "arrow-by-model-size", "arrow-by-text"} & set(report.draw_all([one]))
     assert "arrow-by-context-length" in report.draw_all([one, other_context])
