@@ -1,8 +1,11 @@
 """The training scripts as their users meet them: mistakes in one line, W&B without questions, torchrun."""
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from toy import PROJECT, ROOT, metrics_of, run_script, state_path, write_config
@@ -103,3 +106,20 @@ def test_a_sharded_export_and_a_plain_state_hold_the_same(tmp_path, kind):
     assert state["model"]["embedding.weight"].shape == (64, 32)
     assert set(state["optimizer"]["state"]) == set(state["model"])
     assert json.dumps(state["config"])  # plain data
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_from_its_last_state_after_a_process_died(tmp_path):
+    config = write_config(tmp_path, training_params__steps_to_train=1500, training_params__save_every=50, training_params__valid_steps=1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1",
+               str(ROOT / "train_parallel.py"), str(config), "-d", "cpu", "-p", PROJECT]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL)
+    while process.poll() is None and not state_path(tmp_path).exists():
+        time.sleep(0.05)
+    workers = [int(pid) for pid in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()]
+    os.kill(workers[-1], signal.SIGKILL)
+    output = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, output
+    starts = [int(step.replace(",", "")) for step in re.findall(r"reading forward, steps ([\d,]+) to", output)]
+    assert starts[0] == 0 and starts[1] > 0, "begun once, gone on once"
+    assert load_state(state_path(tmp_path))["step"] == 1500
