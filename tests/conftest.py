@@ -1,8 +1,9 @@
-"""Puts the project's folder on the import path, and keeps tests off the network and away from the user's W&B account."""
+"""What all tests need: the project's folder on the import path, no network, one thread."""
 import os
 import sys
 from pathlib import Path
 
 os.environ["WANDB_MODE"] = "disabled"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads on tensors this small only wait for each other; inherited by the scripts under test
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
