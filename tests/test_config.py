@@ -2,6 +2,7 @@
 import copy
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -233,3 +234,8 @@ def test_the_table_has_every_key_once():
     keys = re.findall(r"^\| `(\w+)`", key_table(), re.MULTILINE)
     fields = [list(section.model_fields) for section in (GPTParams, RecurrentParams, TrainingParams, OptimParams)]
     assert keys == sum(fields, [])
+
+
+def test_the_readme_shows_the_keys_as_they_are():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert key_table() in readme, "paste the output of python -m modules.config"
