@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from modules.devices import pick_device
 from modules.errors import UserError
@@ -74,7 +75,10 @@ def joined(device_name: str | None) -> Iterator[Processes]:
     device = pick_device(f"cuda:{local_rank}" if device_name is None and torch.cuda.is_available() else device_name or "cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, rank, count = next(rendezvous("env://"))
+    # torchrun's store outlives a restart, and with it the addresses of the processes that died: each attempt gets names of its own.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     except UserError:
