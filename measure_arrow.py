@@ -14,6 +14,7 @@ from pathlib import Path
 from modules.devices import pick_device
 from modules.errors import one_line_errors
 from modules.measure import measure_states, planned_runs, train_in_turn, train_side_by_side
+from modules.parallel import leave
 from modules.resume import files_of
 from modules.run import Request
 
@@ -55,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -8,7 +8,7 @@ import torch
 
 from modules.cli import config_of, positive, train_from_arguments, training_parser
 from modules.errors import one_line_errors
-from modules.parallel import launch
+from modules.parallel import launch, leave
 
 
 @one_line_errors
@@ -19,7 +19,7 @@ def main() -> None:
     args = parser.parse_args()
     config = config_of(args, model=None)  # a mistake in it is told once, before there are many processes
     if "RANK" in os.environ:  # launched already, by this script or by torchrun
-        raise SystemExit(train_from_arguments(args, config))
+        leave(train_from_arguments(args, config))
     raise SystemExit(launch(args.nproc or max(1, torch.cuda.device_count()), args.device))
 
 

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -87,6 +88,20 @@ def joined(device_name: str | None) -> Iterator[Processes]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, whose work is done and whose files are closed.
+
+    Where it is one of several, without the interpreter's teardown: what torch keeps of a process group (a device mesh,
+    a model's reducers) can outlive `destroy_process_group`, and a thread of it that is still ending then
+    aborts the process, which its launcher would take for a failure of the run.
+    """
+    if "RANK" not in os.environ:
+        raise SystemExit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def launch(n_processes: int, device_name: str | None) -> int:
