@@ -44,7 +44,7 @@ class Trained:
 
     @property
     def direction(self) -> str:
-        return "backward" if self.config.training_params.backwards else "forward"
+        return self.config.direction
 
     @property
     def seed(self) -> int:

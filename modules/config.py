@@ -167,6 +167,11 @@ class Config(Section):
         """Windows in a batch of validation."""
         return self.training_params.valid_batch_size or self.training_params.batch_size
 
+    @property
+    def direction(self) -> str:
+        """"forward" or "backward"."""
+        return "backward" if self.training_params.backwards else "forward"
+
     @model_validator(mode="after")
     def model_fits_its_params(self) -> Self:
         is_gpt = isinstance(self.model_params, GPTParams)

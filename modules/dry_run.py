@@ -66,7 +66,7 @@ def memory_estimate(training: Training) -> tuple[int, int]:
     params, model_params = training.config.training_params, training.config.model_params
     shards = training.processes.count if params.parallel == "fsdp" else 1
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
-    tokens = params.batch_size // training.processes.count * training.windows.length
+    tokens = len(training.processes.share_of(range(params.batch_size))) * training.windows.length
     width = model_params.embed_dim
     per_layer = 10 * width + 2 * int(model_params.mlp_ratio * width) if training.config.model == "gpt" else 8 * width
     layers = per_layer * (1 if params.checkpoint_activations else model_params.n_layers)

@@ -59,12 +59,12 @@ def loss_curves(comparison: dict) -> Figure:
     return figure
 
 
-def run_curve(name: str, entries: Sequence[dict]) -> Figure:
+def run_curve(name: str, direction: str, entries: Sequence[dict]) -> Figure:
     """Training and held-out loss of one run against the step, from the entries of its metrics file."""
     figure, axes = new_axes(name, "step", "loss (nats per token)")
     for split, label, style in (("train", "training", {"alpha": 0.4}), ("valid", "held out", {"marker": "o", "markersize": 3.5})):
         points = [(entry["step"], entry["loss"]) for entry in entries if entry["split"] == split]
-        axes.plot([step for step, _ in points], [loss for _, loss in points], color=DIRECTION_COLOURS["forward"], label=label, **style)
+        axes.plot([step for step, _ in points], [loss for _, loss in points], color=DIRECTION_COLOURS[direction], label=label, **style)
     focus_on_the_end(axes, [entry["loss"] for entry in entries])
     axes.legend()
     return figure
@@ -92,7 +92,7 @@ def arrow_by_step(comparisons: Sequence[dict]) -> Figure:
         steps = sorted(set.intersection(*(set(arrows) for arrows in per_seed))) if per_seed else []
         means = [np.mean([arrows[step] for arrows in per_seed]) for step in steps]
         axes.plot(steps, means, label=comparison["name"], markersize=4, **style)
-    axes.legend(fontsize="small")
+    add_legend(figure, axes)
     return figure
 
 
@@ -114,7 +114,7 @@ def arrow_by_tokens_seen(comparisons: Sequence[dict]) -> Figure:
             axes.fill_between(seen, percent - half, percent + half, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.legend(fontsize="small")
+    add_legend(figure, axes)
     return figure
 
 
@@ -156,7 +156,7 @@ def arrow_by(comparisons: Sequence[dict], title: str, x_label: str,
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
     axes.minorticks_off()
-    axes.legend(fontsize="small")
+    add_legend(figure, axes)
     return figure
 
 
@@ -172,7 +172,7 @@ def arrow_by_text(comparisons: Sequence[dict]) -> Figure:
         draw_with_intervals(axes, [texts.index(text_name(m)) + shift for m in members], members, label=name, **style, linestyle="none")
     axes.set_xticks(range(len(texts)), texts)
     axes.set_xlim(-0.5, len(texts) - 0.5)
-    axes.legend(fontsize="small")
+    add_legend(figure, axes)
     return figure
 
 
@@ -180,6 +180,14 @@ def arrow_axes(title: str, x_label: str) -> tuple[Figure, Axes]:
     figure, axes = new_axes(title, x_label, "arrow: backward - forward\n(% of the forward loss)")
     axes.axhline(0, color="black", linewidth=0.8)
     return figure, axes
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Where there is room: among the lines for a few series, below the axes for many."""
+    if len(axes.get_legend_handles_labels()[0]) <= 4:
+        axes.legend(fontsize="small")
+    else:
+        figure.legend(fontsize="small", loc="outside lower center", ncols=2, frameon=False)
 
 
 def draw_with_intervals(axes: Axes, x: Sequence[float], comparisons: Sequence[dict], **style) -> None:

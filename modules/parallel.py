@@ -43,9 +43,9 @@ class Processes:
         return self.rank == 0
 
     def share_of(self, indices):
-        """This process's part of a batch's window indices, whose number `count` divides."""
-        size = len(indices) // self.count
-        return indices[self.rank * size:(self.rank + 1) * size]
+        """This process's part of a batch's window indices. Where `count` does not divide their number, parts differ by one."""
+        first, end = (rank * len(indices) // self.count for rank in (self.rank, self.rank + 1))
+        return indices[first:end]
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true in any process. All must ask at the same time; no GPU waits for it."""

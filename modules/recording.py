@@ -31,7 +31,7 @@ def record(training: Training, last_step: int, files: Files, project: str, token
         if processes.is_main:
             metrics.log(entry, text)
             if entry["split"] == "valid":
-                figures.save(figures.run_curve(config.name, read_metrics(files.metrics)), files.metrics.with_suffix(""))
+                figures.save(figures.run_curve(config.name, config.direction, read_metrics(files.metrics)), files.metrics.with_suffix(""))
                 tqdm.write(f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token" + (f"\n  {text!r}" if text else ""))
 
     def save(backup: bool) -> None:

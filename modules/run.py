@@ -68,8 +68,8 @@ def prepare(config: Config, tokenizer_path: str | None, processes: Processes, fo
     """Build all that trains, in the state `found`. Raises UserError where config, data, tokenizer and hardware do not fit."""
     params, model_params = config.training_params, config.model_params
     for key, windows in (("batch_size", params.batch_size), ("valid_batch_size", config.valid_batch_size)):
-        if windows % processes.count:
-            raise UserError(f"{config.name}: training_params.{key}: expected a multiple of the number of processes, {processes.count}, found {windows}")
+        if windows < processes.count:
+            raise UserError(f"{config.name}: training_params.{key}: expected at least the number of processes, {processes.count}, found {windows}")
     token_file = open_tokens(params.dataset_folder)
     token_file.check_ids(model_params.vocab_size)
     tokenizer = matching_tokenizer(tokenizer_path, token_file, model_params.vocab_size) if tokenizer_path else None
@@ -87,7 +87,7 @@ def prepare(config: Config, tokenizer_path: str | None, processes: Processes, fo
         model.checkpoint_activations = True
     compiled = pick_compile(params.compile, processes.device, config.model)
     if compiled:
-        inputs_BT, targets_BT = (tensor.to(processes.device) for tensor in windows.batch(range(params.batch_size // processes.count)))
+        inputs_BT, targets_BT = (tensor.to(processes.device) for tensor in windows.batch(processes.share_of(range(params.batch_size))))
         compiled = compile_model(model, inputs_BT, targets_BT, autocast_for(processes.device, precision))
     loss_of, local_gradients = shared_loss(model, params.parallel, precision, processes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim_params.lr, weight_decay=config.optim_params.weight_decay, fused=True)
@@ -127,13 +127,8 @@ def introduction(training: Training, last_step: int) -> str:
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     many = f" x {processes.count} ({config.training_params.parallel})" if processes.count > 1 else ""
-    return (f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {direction(config)}, steps {training.step:,} to {last_step:,} of "
+    return (f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.direction}, steps {training.step:,} to {last_step:,} of "
             f"{training.step_tokens:,} tokens, {training.precision}{', compiled' if training.compiled else ''}, on {device}{many}")
-
-
-def direction(config: Config) -> str:
-    """"forward" or "backward"."""
-    return "backward" if config.training_params.backwards else "forward"
 
 
 def tell(processes: Processes, line: str) -> None:

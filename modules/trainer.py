@@ -109,7 +109,10 @@ def train(training: Training, last_step: int, log: Callable[[dict], None], save:
 
 
 def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """One optimizer step on the next `aggregate` micro-batches; the mean loss of this process's windows, on the device."""
+    """One optimizer step on the next `aggregate` micro-batches; this process's part of its loss, on the device.
+
+    Processes may have unequal numbers of windows: each loss is weighted by its share, so that their mean over processes is the batch's.
+    """
     params, optim = training.config.training_params, training.config.optim_params
     for group in training.optimizer.param_groups:
         group["lr"] = lr_at(training.step, optim)
@@ -122,7 +125,8 @@ def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.T
         sharing = contextlib.nullcontext() if micro_batch == params.aggregate - 1 else training.local_gradients()
         with sharing:
             with autocast_for(training.processes.device, training.precision)():
-                loss = training.loss_of(inputs_BT, targets_BT) / params.aggregate
+                share = len(inputs_BT) * training.processes.count / params.batch_size
+                loss = training.loss_of(inputs_BT, targets_BT) * (share / params.aggregate)
             loss.backward()
         mean_loss += loss.detach()
     nn.utils.clip_grad_norm_(training.model.parameters(), optim.grad_clip)
@@ -138,10 +142,12 @@ def validate(training: Training, log: Callable[[dict], None], stop_asked: Callab
     """
     processes = training.processes
     start = time.perf_counter()
+    # Each process its share of every batch: all take equally many, as sharded models need.
+    indices_SB = np.arange(len(training.held_out)).reshape(-1, training.config.valid_batch_size)
+    mine_BS = processes.share_of(indices_SB.T)
     try:
-        losses_WT = held_out_losses(
-            training.model, training.held_out, training.config.valid_batch_size // processes.count, processes.device, training.precision,
-            indices=processes.share_of(np.arange(len(training.held_out))), progress=processes.is_main, interrupted=stop_asked)
+        losses_WT = held_out_losses(training.model, training.held_out, len(mine_BS), processes.device, training.precision,
+                                    indices=mine_BS.T.ravel(), progress=processes.is_main, interrupted=stop_asked)
     except Interrupted:
         return
     totals = processes.total(torch.tensor([losses_WT.sum(dtype=np.float64), losses_WT.size], dtype=torch.float64))
@@ -154,10 +160,14 @@ def validate(training: Training, log: Callable[[dict], None], stop_asked: Callab
 
 
 def finite_mean(training: Training) -> float:
-    """The mean training loss since the last log, over all processes. Raises UserError where a step's is not finite."""
+    """The mean training loss since the last log, over all processes, which all know it of each step from then on.
+
+    Raises UserError where a step's is not finite.
+    """
     if not training.unlogged:
         return float("nan")
     losses = training.processes.total(torch.stack(training.unlogged).double().cpu()) / training.processes.count
+    training.unlogged = list(losses.float().to(training.processes.device))
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = training.step - len(losses) + int(bad[0])

@@ -64,9 +64,9 @@ def test_a_tokenizer_that_did_not_make_the_data_is_refused(tmp_path):
     assert "not the tokenizer of" in line and "ffffffffffff" in line
 
 
-def test_a_batch_that_does_not_divide_is_refused_once(tmp_path):
-    line = refused("train_parallel.py", write_config(tmp_path, training_params__batch_size=15), "--nproc", 2, "-d", "cpu")
-    assert "batch_size: expected a multiple of the number of processes, 2, found 15" in line
+def test_a_batch_too_small_for_the_processes_is_refused_once(tmp_path):
+    line = refused("train_parallel.py", write_config(tmp_path, training_params__batch_size=1), "--nproc", 2, "-d", "cpu")
+    assert "batch_size: expected at least the number of processes, 2, found 1" in line
 
 
 def test_wandb_is_offline_where_nobody_is_logged_in_and_asks_nothing(tmp_path):

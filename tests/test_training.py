@@ -167,9 +167,11 @@ def test_directions_share_weights_windows_and_order(tmp_path):
     assert np.array_equal(forward.held_out.batch([0, 5])[1], backward.held_out.batch([0, 5])[1].flip(1))
 
 
-@pytest.mark.parametrize("how, counts", [("ddp", (2, 4)), ("fsdp", (2,))])
-def test_one_config_is_one_run_on_any_number_of_processes(tmp_path, how, counts):
-    options = dict(model_params__dropout=0.0, training_params__steps_to_train=15, training_params__aggregate=2)
+@pytest.mark.parametrize("how, counts, batch_size", [("ddp", (2, 4), 16), ("fsdp", (2,), 16), ("ddp", (4,), 7), ("fsdp", (2,), 5)])
+def test_one_config_is_one_run_on_any_number_of_processes(tmp_path, how, counts, batch_size):
+    """Also where the number of processes does not divide the batch."""
+    options = dict(model_params__dropout=0.0, training_params__steps_to_train=15, training_params__aggregate=2,
+                   training_params__batch_size=batch_size)
     alone = train(tmp_path, "alone", **options)
     for count in counts:
         config = write_config(tmp_path, f"on{count}", training_params__parallel=how, **options)
