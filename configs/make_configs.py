@@ -64,14 +64,15 @@ def recurrent(data: str, model: str, size: str) -> dict:
 
 
 def small_gpt(dataset: str, vocab_size: int, width: int, context: int, batch_size: int, steps: int, save_every: int,
-              heads: int = 2, **training) -> dict:
+              heads: int = 2, lr: float = 3e-3, **training) -> dict:
     """Two layers without dropout, trained fast: minutes on a CPU."""
     return {
         "model_params": {"vocab_size": vocab_size, "n_layers": 2, "n_heads": heads, "embed_dim": width, "attn_length": context,
                          "mlp_ratio": 4.0, "dropout": 0.0, "embd_dropout": None},
         "training_params": {"dataset_folder": dataset, "batch_size": batch_size, "aggregate": 1, "backwards": False,
                             "steps_to_train": steps, "save_every": save_every, "backup_every": steps, "step_log": 20} | training,
-        "optim_params": optim_params(lr=3e-3, warmup_steps=100, oscil_steps=steps - 100, lr_init=3e-5, lr_min=3e-4),
+        "optim_params": optim_params(lr=lr, warmup_steps=100, oscil_steps=steps - 100, lr_init=round(lr / 100, 9),
+                                     lr_min=round(lr / 10, 9)),
     }
 
 
@@ -83,15 +84,15 @@ def demo() -> dict:
 def sweep() -> dict[str, dict]:
     """The paper's two trends at a laptop's scale: the demo's text, and the same tokens a step and held-out text everywhere."""
     return {f"sweep/docstrings_width{width}_context{context}": small_gpt(
-        "demo/data/docstrings.h5", 1024, width, context, 4096 // context, 600, 150, valid_steps=75, state_save_loc="runs")
+        "demo/data/docstrings.h5", 1024, width, context, 4096 // context, 1500, 300, valid_steps=75, state_save_loc="runs")
         for width in (32, 64) for context in (16, 32, 64, 128)}
 
 
 def synthetic() -> dict[str, dict]:
     """Sources with a strong arrow (see modules/sources.py), tokenized a character a token, an example a window."""
     return {f"synthetic/{name}": small_gpt(
-        f"data/{name}/{name}.h5", 257, width, line, 128, steps, steps // 4, heads, stride=line, valid_steps=20, state_save_loc="runs")
-        for name, width, heads, line, steps in (("primes", 64, 4, 15, 1000), ("circuit", 128, 8, 22, 600))}
+        f"data/{name}/{name}.h5", 257, 64, line, 64, 3000, 750, 8, 1.5e-3, stride=line, valid_steps=40, state_save_loc="runs")
+        for name, line in (("primes", 15), ("circuit", 22))}
 
 
 def grid() -> dict[str, dict]:

@@ -2,7 +2,7 @@
 import math
 import subprocess
 import sys
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -48,6 +48,14 @@ def inverse_over_f2(matrix: np.ndarray) -> np.ndarray:
             if row != column:
                 both[row] ^= both[column]
     return both[:, n:]
+
+
+def test_who_reads_a_circuit_backward_meets_its_dense_parities_first():
+    """The fewest y that, with any of the x read before, give the next x: brute force over all those x."""
+    inverse = inverse_over_f2(sources.circuit_matrix(8, seed=3))[::-1]  # in backward reading order
+    fewest = [min(np.bitwise_xor.reduce([bits, *(inverse[i] for i in chosen)]).sum()
+                  for size in range(k + 1) for chosen in combinations(range(k), size)) for k, bits in enumerate(inverse)]
+    assert fewest == [8, 4, 2, 2, 1, 1, 1, 1]
 
 
 def test_circuit_lines_obey_the_circuit_and_all_inputs_occur():
