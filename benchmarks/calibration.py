@@ -176,7 +176,7 @@ def entropy() -> str:
 
 # Strong arrows and mirrors ----------------------------------------------------------------------------------------------
 
-LINES = 200_000  # of a synthetic text: no training sees one twice
+LINES = 200_000  # of a synthetic text: more than a training reads
 
 
 def synthetic_config(name: str, data: Path) -> Config:
