@@ -1,6 +1,6 @@
 """Write text of a synthetic source, whose arrow or entropy is known, to a file: see modules/sources.py.
 
-    python generate_text.py primes data/primes/primes.txt --lines 100000 --digits 2
+    python generate_text.py primes data/primes/primes.txt --lines 200000 --digits 3
     python generate_text.py circuit data/circuit/circuit.txt --lines 200000 --bits 10
     python generate_text.py markov data/markov/markov.txt --characters 2000000 --symbols 8
     python generate_text.py iid data/iid/iid.txt --characters 2000000 --symbols 8
@@ -30,11 +30,11 @@ def parse_arguments() -> argparse.Namespace:
         if name != "mirror":
             parser_of_kind.add_argument("--seed", type=int, default=0, help="decides the rule and the sample (default 0)")
     for name in ("primes", "circuit"):
-        kind[name].add_argument("--lines", type=positive, default=100_000, help="default 100000")
+        kind[name].add_argument("--lines", type=positive, default=200_000, help="default 200000")
     for name in ("markov", "iid"):
         kind[name].add_argument("--characters", type=positive, default=1_000_000, help="default 1000000")
         kind[name].add_argument("--symbols", type=positive, default=8, help="size of the alphabet (default 8)")
-    kind["primes"].add_argument("--digits", type=positive, default=2, help="decimal digits of each prime (default 2)")
+    kind["primes"].add_argument("--digits", type=positive, default=3, help="decimal digits of each prime (default 3)")
     kind["circuit"].add_argument("--bits", type=positive, default=10, help="bits of x and of y (default 10)")
     kind["mirror"].add_argument("--text", required=True, help="the .txt file to mirror")
     kind["mirror"].add_argument("--block", type=positive, default=sources.MIRROR_BLOCK, help="characters to mirror at a time")
