@@ -4,6 +4,6 @@ import sys
 from pathlib import Path
 
 os.environ["WANDB_MODE"] = "disabled"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads on tensors this small only wait for each other; inherited by the scripts under test
+os.environ["OMP_NUM_THREADS"] = "1"  # threads on tensors this small only wait for each other; inherited by the scripts under test
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))

@@ -1,20 +1,11 @@
 """Small versions of benchmarks/calibration.py: the instrument shown sources whose answer is known."""
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import calibration
 from configs.make_configs import small_gpt
 from modules import arrow, sources
 from modules.config import parse_config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_no_false_arrows_on_a_reversible_source():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import write_tokens
 
 from modules.dataset import Windows, open_tokens, permute, split, step_order
 from modules.errors import UserError
+from tests.toy import write_tokens
 
 
 @pytest.fixture(scope="module")

@@ -32,15 +32,6 @@ PROJECT = Path(__file__).parent.parent
 LINE = sources.linear_circuit_line(3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A model this small only loses time in a second thread, and much of it on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A folder with circuits as text, their tokenizer, `circuit.h5` and a config."""

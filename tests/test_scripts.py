@@ -8,9 +8,10 @@ import sys
 import time
 
 import pytest
-from toy import PROJECT, ROOT, metrics_of, run_script, state_path, write_config
 
 from modules.checkpoint import load_state
+from tests.processes import children_of
+from tests.toy import PROJECT, ROOT, metrics_of, run_script, state_path, write_config
 
 
 def refused(script, *arguments, status=1):
@@ -116,8 +117,7 @@ def test_torchrun_restarts_a_run_from_its_last_state_after_a_process_died(tmp_pa
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL)
     while process.poll() is None and not state_path(tmp_path).exists():
         time.sleep(0.05)
-    workers = [int(pid) for pid in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()]
-    os.kill(workers[-1], signal.SIGKILL)
+    os.kill(children_of(process.pid, at_least=2)[-1], signal.SIGKILL)
     output = process.communicate(timeout=180)[0]
     assert process.returncode == 0, output
     starts = [int(step.replace(",", "")) for step in re.findall(r"reading forward, steps ([\d,]+) to", output)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from modules.tok_utils import make_h5, tokenize_folder
+from tests.processes import children_of, is_running
 from tests.tok_texts import sample_text, trained
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,12 +96,7 @@ def test_workers_end_with_their_parent(job, toki):
     folder, _ = job
     forget(folder)
     process = start(folder, "killed", toki)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
-        process.kill()
-        pytest.skip("needs /proc")
-    while len(pids := children.read_text().split()) < 2:
-        time.sleep(0.01)
+    pids = children_of(process.pid, at_least=2)
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 60
@@ -109,24 +105,11 @@ def test_workers_end_with_their_parent(job, toki):
         time.sleep(0.05)
 
 
-def is_running(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_a_worker_that_dies_is_one_line_and_no_loss(job, toki):
     folder, wanted = job
     forget(folder)
     process = start(folder, "killed", toki)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
-        process.kill()
-        pytest.skip("needs /proc")
-    while not (pids := children.read_text().split()):
-        time.sleep(0.01)
-    os.kill(int(pids[0]), signal.SIGKILL)
+    os.kill(children_of(process.pid)[0], signal.SIGKILL)
     output = process.communicate()[0]
     assert process.returncode == 1 and "a worker process ended with status -9" in output.splitlines()[-1]
     again = start(folder, "killed", toki)

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from toy import PROJECT, config_dict, metrics_of, run_script, start_script, state_path, write_config
 
 from modules.checkpoint import backups_of, load_state
 from modules.config import load_config
@@ -16,6 +15,8 @@ from modules.errors import UserError
 from modules.parallel import Processes
 from modules.run import Request, prepare, run
 from modules.schedule import lr_at
+from tests.processes import children_of, is_running
+from tests.toy import PROJECT, config_dict, metrics_of, run_script, start_script, state_path, write_config
 
 HERE = Processes(0, 1, torch.device("cpu"))
 
@@ -204,25 +205,13 @@ def test_one_failing_process_ends_all_and_the_state_stays(tmp_path):
     before = train(tmp_path, training_params__steps_to_train=20)
     config = write_config(tmp_path, training_params__steps_to_train=100_000)
     process = start_script("train_parallel.py", config, "--nproc", "2", "-d", "cpu", "-p", PROJECT)
-    while not (children := children_of(process.pid)) or len(children) < 2:
-        time.sleep(0.05)
+    children = children_of(process.pid, at_least=2)
     time.sleep(3)
     os.kill(children[1], signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert not any(is_running(child) for child in children)
     assert load_state(state_path(tmp_path))["step"] >= before["step"], "a whole state"
-
-
-def children_of(pid):
-    return [int(child) for child in open(f"/proc/{pid}/task/{pid}/children").read().split()]
-
-
-def is_running(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().split(")")[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_a_cool_down_falls_to_zero_and_keeps_what_was_before(tmp_path):
