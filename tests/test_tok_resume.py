@@ -107,10 +107,13 @@ def test_workers_end_with_their_parent(job, toki):
 
 def test_a_worker_that_dies_is_one_line_and_no_loss(job, toki):
     folder, wanted = job
-    forget(folder)
-    process = start(folder, "killed", toki)
-    os.kill(children_of(process.pid)[0], signal.SIGKILL)
-    output = process.communicate()[0]
+    for _ in range(10):
+        forget(folder)
+        process = start(folder, "killed", toki)
+        os.kill(children_of(process.pid)[0], signal.SIGKILL)
+        output = process.communicate()[0]
+        if process.returncode:  # else the machine was so busy that the kill came after the worker's last chunk
+            break
     assert process.returncode == 1 and "a worker process ended with status -9" in output.splitlines()[-1]
     again = start(folder, "killed", toki)
     assert again.communicate()[0] is not None and again.returncode == 0

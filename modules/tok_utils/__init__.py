@@ -1,7 +1,7 @@
 """From text to a dataset, in three steps that can each be repeated or resumed:
 
     create_tokenizer   text -> tokenizer folder       create_custom_tokenizer.py
-    tokenize_folder    text -> chunks of ids (.pt)     chunks.py; encoder.py and worker.py do the encoding
+    tokenize_folder    text -> chunks of ids (.pt)     chunks.py; worker.py, encoder.py and word_cache.py do the encoding
     make_h5            chunks -> one .h5               h5.py
 
 `text_source.py` reads the text (compressed or not), `cuts.py` says where it may be cut, `job.py` which chunks are there;

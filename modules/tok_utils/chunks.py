@@ -5,7 +5,7 @@ written whole or not at all; `job.py` knows which are there.
 
 One process reads and cuts, `num_workers` child processes encode, threads of the first write what they return; reading, encoding and writing thus
 overlap, with two pieces a worker in flight. Pieces are 4 MB: 0.2 s of work for a worker, which
-stays at 125 MB (under 200 MB in text that has no boundary anywhere). Under torchrun process r of n takes chunks r, r + n, r + 2n ...; files in the shared folder are all they
+stays at 200 MB. Under torchrun process r of n takes chunks r, r + n, r + 2n ...; files in the shared folder are all they
 share, so the processes need no connection, and process 0 does the part of any that fell silent.
 """
 import collections
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from modules.errors import UserError
 from modules.tok_utils.disk import check_space
-from modules.tok_utils.encoder import Encoder, why_not_fast
+from modules.tok_utils.encoder import why_not_fast
 from modules.tok_utils.job import MANIFEST, Chunk, Job, chunks_folder_of, remove_leftovers
 from modules.tok_utils.processes import Process, available_cores, this_process
 from modules.tok_utils.progress import Progress, say, wait_for
@@ -61,17 +61,16 @@ def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike
     reason = why_not_fast(toki)
     if reason and process.rank == 0:
         say(f"{tokenizer_path}: {reason}; the tokenizers library encodes, which takes some ten times as long")
-    if process.rank == 0:
-        check_space(texts, Encoder(toki, fast=not reason), chunks_folder, out_h5_folder)
-        job.begin()
-        if process.world_size == 1:  # else another process may be writing one
-            remove_leftovers(chunks_folder, "chunk_*.pt")
-    else:
-        wait_for(chunks_folder / MANIFEST, "the first process to begin")
-
     workers = num_workers or max(1, available_cores() // process.local_world_size)
-    pool = [Worker(Path(tokenizer_path), fast=not reason, errors=errors) for _ in range(workers)]
+    pool = [Worker(Path(tokenizer_path), fast=not reason, errors=errors) for _ in range(workers)]  # they get ready meanwhile
     try:
+        if process.rank == 0:
+            check_space(texts, toki, chunks_folder, out_h5_folder)
+            job.begin()
+            if process.world_size == 1:  # else another process may be writing one
+                remove_leftovers(chunks_folder, "chunk_*.pt")
+        else:
+            wait_for(chunks_folder / MANIFEST, "the first process to begin")
         chunks = _encode(job, pool, process)
         if not chunks:
             raise UserError(f"{folder}: the text is empty")

@@ -4,18 +4,19 @@ import shutil
 from pathlib import Path
 
 from modules.errors import UserError
-from modules.tok_utils.encoder import Encoder
+from modules.tok_utils.encoder import id_dtype
 from modules.tok_utils.progress import say
 from modules.tok_utils.text_source import TextSource
+from modules.tokenizer import Tokenizer
 
 SAMPLES = 8
-SAMPLE_BYTES = 1 << 16
+SAMPLE_BYTES = 1 << 14
 MARGIN = 1.1  # on what the samples say
 
 
-def check_space(texts: list[Path], encoder: Encoder, chunks_folder: Path, out_h5_folder: str | os.PathLike | None = None) -> None:
+def check_space(texts: list[Path], toki: Tokenizer, chunks_folder: Path, out_h5_folder: str | os.PathLike | None = None) -> None:
     """Say how much room the chunks and the .h5 will take. Raises UserError where their disks have less left."""
-    need = sum(_bytes_of_ids(text, encoder) for text in texts)
+    need = sum(_bytes_of_ids(text, toki) for text in texts)
     have = sum(chunk.stat().st_size for chunk in chunks_folder.glob("chunk_*.pt"))
     say(f"room needed, about: {readable(max(0, need - have))} in {chunks_folder}{' (more than there is)' if have else ''}, "
                f"{readable(need)} for the .h5")
@@ -53,12 +54,12 @@ def readable(size: float) -> str:
     return f"{size:.3g} {unit}"
 
 
-def _bytes_of_ids(text: Path, encoder: Encoder) -> int:
+def _bytes_of_ids(text: Path, toki: Tokenizer) -> int:
     """An estimate of the bytes that the ids of a text will take, from samples spread over it (from its start, where it is compressed)."""
     with TextSource(text) as source:
         size = source.estimated_size()
         spread = size if source.size is not None else SAMPLES * SAMPLE_BYTES
         starts = [max(0, spread - SAMPLE_BYTES) * sample // (SAMPLES - 1) for sample in range(SAMPLES)]
         samples = [source.read(start, start + SAMPLE_BYTES) for start in starts]
-    ids = [encoder.encode(sample.decode("utf-8", "replace")) for sample in samples]
-    return int(MARGIN * size * sum(part.nbytes for part in ids) / max(1, sum(map(len, samples))))
+    ids = sum(len(toki.encode(sample.decode("utf-8", "replace"))) for sample in samples)
+    return int(MARGIN * size * ids * id_dtype(toki.vocab_size).itemsize / max(1, sum(map(len, samples))))
