@@ -2,6 +2,7 @@
 
     python measure_arrow.py configs/sweep/*.json --seeds 3 --jobs 2
     python measure_arrow.py --states runs/demo/state/demo_forward.state runs/demo/state/demo_backward.state
+    python measure_arrow.py --states forward.state backward.state -t tokenizers/english --text letter.txt
     torchrun --nproc_per_node 4 measure_arrow.py config.json
 
 Interrupted, the same command goes on where it was. What is finished is used as it is.
@@ -26,12 +27,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="train each config for so many seeds, to measure the noise of training")
     parser.add_argument("-d", "--device", help="device, e.g. 'cuda:0' or 'cpu' (default: the first GPU, or else the CPU)")
     parser.add_argument("-t", "--tokenizer_path", help="tokenizer folder: adds snippets, classes of tokens and a coloured page")
+    parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="plain texts of yours, each to be shown as a coloured page too; needs -t")
     parser.add_argument("-p", "--project_name", default="BackPerplexityResilient", help="project of the runs (default %(default)s)")
     parser.add_argument("-o", "--out", type=Path, help="folder of the report (default: report/ in the project's folder of runs)")
     parser.add_argument("--jobs", type=int, default=1, help="train so many runs side by side, in processes that share the CPU's cores")
     arguments = parser.parse_args()
     if bool(arguments.configs) == bool(arguments.states):
         parser.error("give either config files or --states")
+    if arguments.text and not arguments.tokenizer_path:
+        parser.error("--text needs the tokenizer of the data: give -t")
     if arguments.seeds < 1 or arguments.jobs < 1:
         parser.error("--seeds and --jobs: expected at least 1")
     return arguments
@@ -51,7 +55,7 @@ def main() -> int:
             return status
         states, out = [files_of(run, request.project).state for run in runs], out or files_of(runs[0], request.project).folder / "report"
     command = shlex.join(["python", *sys.argv])
-    print(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command))
+    print(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, arguments.text))
     return 0
 
 

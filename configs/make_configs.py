@@ -84,8 +84,16 @@ def demo() -> dict:
 def sweep() -> dict[str, dict]:
     """The paper's two trends at a laptop's scale: the demo's text, and the same tokens a step and held-out text everywhere."""
     return {f"sweep/docstrings_width{width}_context{context}": small_gpt(
-        "demo/data/docstrings.h5", 1024, width, context, 4096 // context, 600, 150, valid_steps=75, state_save_loc="runs")
-        for width in (32, 64) for context in (16, 32, 64, 128)}
+        "demo/data/docstrings.h5", 1024, width, context, 4096 // context, 1500, 300, valid_steps=75, state_save_loc="runs",
+        precision="fp32")
+        for width in (64, 128) for context in (16, 64, 128)}
+
+
+def languages() -> dict[str, dict]:
+    """The same manual pages in four languages (collect_manpages.py), and the demo's model."""
+    return {f"languages/manpages_{language}": small_gpt(
+        f"data/manpages_{language}/manpages_{language}.h5", 1024, 64, 64, 64, 1000, 250, valid_steps=25, state_save_loc="runs", precision="fp32")
+        for language in ("en", "fr", "de", "es")}
 
 
 def synthetic() -> dict[str, dict]:
@@ -108,7 +116,7 @@ def grid() -> dict[str, dict]:
         for model in ("gru", "lstm"):
             for size in RECURRENT:
                 runs[f"{data}/{data}_{model}_{size}_{CONTEXT}"] = recurrent(data, model, size)
-    return runs | {"demo/demo": demo()} | sweep() | synthetic()
+    return runs | {"demo/demo": demo()} | sweep() | languages() | synthetic()
 
 
 def config_files() -> dict[str, str]:

@@ -22,7 +22,7 @@ import hashlib
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -48,7 +48,8 @@ def write_docstring_corpus(path: str | Path, max_mb: float, folders: list[str] |
     """
     seen: set[bytes] = set()
     written, most = 0, int(max_mb * 1e6)
-    files = source_files([Path(folder) for folder in folders] if folders else installed_folders())
+    folders = [Path(folder) for folder in folders] if folders else installed_folders()
+    files = shuffled(folders, "*.py", lambda inside: not SKIPPED_FOLDERS.intersection(inside.parts))
     with replacing(path) as temporary, open(temporary, "wb") as out, ProcessPoolExecutor() as pool:
         texts = pool.map(file_prose, files, chunksize=FILES_A_TASK)
         progress = tqdm(texts, total=len(files), unit=" files", desc="docstrings")
@@ -71,13 +72,13 @@ def installed_folders() -> list[Path]:
     return sorted({Path(paths[key]) for key in ("stdlib", "purelib", "platlib")})
 
 
-def source_files(folders: list[Path]) -> list[Path]:
-    """All Python files under `folders`, tests left out, by a hash of their path inside the folder: shuffled, and always alike."""
+def shuffled(folders: list[Path], name: str, wanted: Callable[[Path], bool]) -> list[Path]:
+    """All files under `folders` of that name (a glob pattern) whose path inside the folder is wanted, by a hash of it: shuffled, and always alike."""
     found = {}
     for folder in folders:
-        for file in folder.rglob("*.py"):
+        for file in folder.rglob(name):
             inside = file.relative_to(folder)
-            if not SKIPPED_FOLDERS.intersection(inside.parts):
+            if wanted(inside):
                 found[hashlib.sha256(inside.as_posix().encode()).digest(), file] = file
     return [found[key] for key in sorted(found)]
 
@@ -117,11 +118,11 @@ def prose_blocks(docstring: str) -> list[str]:
     return [block for block in blocks if is_prose(block)]
 
 
-def is_prose(block: str) -> bool:
-    """Whether a line of text is English sentences rather than code, a table, a heading or a list of names."""
-    if len(block) < SMALLEST_BLOCK or not SENTENCES.fullmatch(block):
+def is_prose(block: str, sentences: re.Pattern = SENTENCES, not_prose: re.Pattern = NOT_PROSE) -> bool:
+    """Whether a line of text is sentences (by default English) rather than code, a table, a heading or a list of names."""
+    if len(block) < SMALLEST_BLOCK or not sentences.fullmatch(block):
         return False
-    return len(NOT_PROSE.findall(block)) <= (1 - PROSE_SHARE) * len(block)
+    return len(not_prose.findall(block)) <= (1 - PROSE_SHARE) * len(block)
 
 
 def is_new(block: str, seen: set[bytes]) -> bool:

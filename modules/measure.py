@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -29,12 +30,14 @@ from modules.recording import SNIPPET_TOKENS
 from modules.report import write_report
 from modules.resume import files_of
 from modules.run import Request, run
+from modules.sources import read_text
 from modules.text_losses import text_losses
 from modules.token_classes import pieces_of
 from modules.tokenizer import Tokenizer, get_tokenizer
 
 SCRIPTS = {"gpt": "train_script.py", "gru": "train_gru.py", "lstm": "train_lstm.py"}
-PAGE_TOKENS = 3_000  # some eight pages of print
+HELD_OUT_PAGE_TOKENS = 3_000  # some eight pages of print
+TEXT_PAGE_TOKENS = 100_000  # of a text that was asked for; a browser is slow with much more
 
 
 # Which runs -------------------------------------------------------------------------------------------------------------
@@ -140,15 +143,18 @@ def last_line(log: Path) -> str:
 # Comparing --------------------------------------------------------------------------------------------------------------
 
 def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path | None, tokenizer_path: str | None,
-                   command: str | None) -> str:
+                   command: str | None, texts: Sequence[str | Path] = ()) -> str:
     """Compare the runs whose states these are, write the report, and return what to tell the user.
 
     `out` is by default `report/` beside the folder of the states. With a tokenizer there are also a snippet of each direction, in
-    reading order, and a coloured page of held-out text. Raises UserError where the runs cannot be compared fairly.
+    reading order, and coloured pages of the held-out text and of each of the files `texts`.
+
+    Raises UserError where the runs cannot be compared fairly, or a text is missing, empty or not UTF-8.
     """
     groups = pair_up([read_run(Path(path)) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
+    ids_of_text = {Path(text): ids_of(text, toki) for text in texts}  # before hours of evaluation
     comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
     written = write_report(out, comparisons, command)
     told = []
@@ -156,8 +162,10 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
         told.append(in_words(comparison))
         if toki is not None:
             told += [f"{each.direction} snippet: {snippet(each, toki, device)!r}" for each in pairs[0]]
-            page = held_out_page(pairs[0], toki, device, out / f"{comparison['name']}-page.html")
-            told.append(f"coloured held-out text: {page}")
+            held_out = held_out_ids(held_out_windows(pairs[0][0])).ravel()[:HELD_OUT_PAGE_TOKENS]
+            for what, ids, suffix in [("held-out text", held_out, ""), *((str(text), ids, f"-{text.stem}") for text, ids in ids_of_text.items())]:
+                page = write_page(out / f"{comparison['name']}{suffix}-page.html", ids, what, pairs, toki, device)
+                told.append(f"coloured {what}: {page}")
         if (picture := written.get(f"{comparison['name']}-loss")) is not None:
             told.append(f"loss curves: {picture}")
     return "\n".join([*told, f"report: {written['report']}"])
@@ -183,9 +191,18 @@ def snippet(trained: Trained, toki: Tokenizer, device: torch.device) -> str:
     return toki.detokenize((tokens.flip(0) if trained.direction == "backward" else tokens).cpu())
 
 
-def held_out_page(pair: tuple[Trained, Trained], toki: Tokenizer, device: torch.device, path: Path) -> Path:
-    """The beginning of the held-out text, coloured by the direction that predicts it better."""
-    forward, backward = (load_model(each, device) for each in pair)
-    ids = held_out_ids(held_out_windows(pair[0])).ravel()[:PAGE_TOKENS]
-    losses = text_losses(forward, backward, ids, pair[0].config.model_params.context, toki.bos_id, device)
-    return write_arrow_page(path, pieces_of(toki), ids, *losses, title=f"Where the arrow lives: {pair[0].name}")
+def ids_of(text: str | Path, toki: Tokenizer) -> np.ndarray:
+    """The ids of a text file, the first TEXT_PAGE_TOKENS of them. UserError where it is empty or not UTF-8."""
+    ids = np.array(toki.encode("".join(read_text(text))), dtype=np.int64)
+    if not len(ids):
+        raise UserError(f"{text}: the text is empty")
+    if len(ids) > TEXT_PAGE_TOKENS:
+        print(f"{text}: {len(ids):,} tokens, of which the page will show the first {TEXT_PAGE_TOKENS:,}", file=sys.stderr)
+    return ids[:TEXT_PAGE_TOKENS]
+
+
+def write_page(path: Path, ids: np.ndarray, what: str, pairs: Sequence[tuple[Trained, Trained]], toki: Tokenizer, device: torch.device) -> Path:
+    """Write the page of the text `ids` [n], coloured by the direction that predicts it better: losses are means over the pairs (the seeds)."""
+    losses = np.mean([text_losses(*(load_model(each, device) for each in pair), ids, pair[0].config.model_params.context, toki.bos_id, device)
+                      for pair in pairs], axis=0)
+    return write_arrow_page(path, pieces_of(toki), ids, *losses, title=f"Where the arrow lives: {pairs[0][0].name}, {what}")

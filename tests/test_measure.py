@@ -1,4 +1,5 @@
 """measure_arrow.py: what it trains, what it compares, what it refuses, and that it goes on where it was."""
+import html
 import io
 import json
 import os
@@ -127,6 +128,24 @@ def test_finished_runs_are_used_as_they_are(data, measured):
     again = measure(data / "tiny.json", "--seeds", 2, "-d", "cpu", "-p", "test", "-t", data / "bytes")
     assert again.returncode == 0 and {path: path.read_bytes() for path in states(data)} == before
     assert again.stdout.splitlines()[-8:] == measured.stdout.splitlines()[-8:]
+
+
+def test_any_text_can_be_coloured(data, measured, tmp_path):
+    (tmp_path / "mine.txt").write_text("010 110\nÀ moi <b>\n")
+    done = measure("--states", *states(data), "-t", data / "bytes", "--text", tmp_path / "mine.txt", "-o", tmp_path / "out", "-d", "cpu")
+    page = tmp_path / "out" / "tiny-mine-page.html"
+    assert done.returncode == 0 and f"coloured {tmp_path / 'mine.txt'}: {page}" in done.stdout
+    text = re.sub(r"<[^>]*>", "", re.search(r'<div class="text">(.*?)</div>', page.read_text(), re.DOTALL)[1])
+    assert html.unescape(text).replace("↵", "") == (tmp_path / "mine.txt").read_text()
+
+
+@pytest.mark.parametrize("content, problem", [(b"", "the text is empty"), (b"ab\xff", "expected UTF-8 text"), (None, "No such file")])
+def test_a_text_that_cannot_be_coloured_is_refused_before_the_work(data, measured, tmp_path, content, problem):
+    if content is not None:
+        (tmp_path / "mine.txt").write_bytes(content)
+    done = measure("--states", *states(data), "-t", data / "bytes", "--text", tmp_path / "mine.txt", "-o", tmp_path / "out", "-d", "cpu")
+    assert done.returncode == 1 and problem in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_states_can_be_compared_without_their_metrics_or_a_tokenizer(data, measured, tmp_path):

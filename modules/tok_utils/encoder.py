@@ -31,13 +31,14 @@ class Encoder:
     def __init__(self, toki: Tokenizer, fast: bool):
         self._toki = toki
         self._dtype = id_dtype(toki.vocab_size)
+        self._cache = None
         if fast:
             self._tiktoken, self._id_of_rank = _tiktoken_of(toki)
-            self.encode = WordCache(self._by_tiktoken, self._by_library, self._dtype).encode
+            self._cache = WordCache(self._by_tiktoken, self._by_library, self._dtype)
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, [tokens], in the dtype that `id_dtype` gives."""
-        return self._by_library(text)
+        return self._cache.encode(text) if self._cache else self._by_library(text)
 
     def _by_tiktoken(self, text: str) -> np.ndarray:
         return self._id_of_rank[self._tiktoken.encode_to_numpy(text, disallowed_special=())]
