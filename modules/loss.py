@@ -15,14 +15,15 @@ Shapes: N tokens, D width, V vocabulary.
 import torch
 import torch.nn.functional as F
 
+from modules.products import for_onednn, times_transposed
+
 # Bytes of fp32 logits in one chunk. On a CPU 512 tokens of a 50,257-id vocabulary are as fast as
 # 1,024 and a tenth faster than 128; a GPU wants larger products to stay busy.
-CHUNK_BYTES = {"cpu": 104 << 20, "cuda": 1 << 30}
+CHUNK_BYTES = {"cpu": 52 << 20, "cuda": 1 << 30}
 
-# Bytes of fp32 logits whose softmax a CPU takes at a time, so that its passes run in the cache. CPU time for 1,024 tokens of
-# width 192, fp32 / bf16: 0.92 / 0.51 s; the whole chunk at once: 0.92 / 0.65 s; with log_softmax in a new tensor instead
-# of in place: 1.07 / 0.78 s; the three products alone: 0.80 / 0.37 s.
-CPU_CACHE_BYTES = 3 << 20
+# Bytes of fp32 logits whose softmax a CPU takes at a time, so that its passes run in the cache: 512 rows of 50,257 take 6 ms, against 9 four at a time or all at once.
+CPU_CACHE_BYTES = 6 << 20
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def mean_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
@@ -36,12 +37,12 @@ def mean_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch
 @torch.no_grad()
 def token_losses(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of every token in nats [N], fp32, without gradients."""
-    dtype = _product_dtype(hidden_ND)
-    hidden_ND, weight_DV = hidden_ND.to(dtype), weight_VD.to(dtype).T
+    hidden_ND, weight_VD = _for_products(hidden_ND, weight_VD)
     with torch.autocast(hidden_ND.device.type, enabled=False):
+        buffer_CV = _buffer(hidden_ND, weight_VD)
         return torch.cat([F.cross_entropy(logits_RV.float(), targets_R, reduction="none")
-                          for hidden_CD, targets_C in _chunks(hidden_ND, targets_N, weight_VD)
-                          for logits_RV, targets_R in _rows(hidden_CD @ weight_DV, targets_C)])
+                          for hidden_CD, targets_C in _chunks(weight_VD, hidden_ND, targets_N)
+                          for logits_RV, targets_R in _rows(_logits(hidden_CD, weight_VD, buffer_CV), targets_C)])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -49,63 +50,83 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden_ND, weight_VD, targets_N):
         if not any(ctx.needs_input_grad):
             return token_losses(hidden_ND, weight_VD, targets_N).mean()
-        dtype = _product_dtype(hidden_ND)
-        hidden, weight = hidden_ND.to(dtype), weight_VD.to(dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
-            loss = torch.zeros((), device=hidden.device)
-            hidden_gradient = torch.empty_like(hidden)
-            weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-            buffer_CV = hidden.new_empty(min(_chunk_size(hidden, weight), len(hidden)), len(weight))
-            start = 0
-            for hidden_CD, targets_C in _chunks(hidden, targets_N, weight):
-                logits_CV = torch.mm(hidden_CD, weight.T, out=buffer_CV[:len(targets_C)])
-                for logits_RV, targets_R in _rows(logits_CV, targets_C):
-                    loss += loss_and_gradient(logits_RV, targets_R)
-                gradient_CV = logits_CV  # it has taken their place
-                torch.mm(gradient_CV, weight, out=hidden_gradient[start:start + len(targets_C)])
-                if dtype == torch.float32:
-                    weight_gradient.addmm_(gradient_CV.T, hidden_CD)
-                else:
-                    weight_gradient += gradient_CV.T @ hidden_CD
-                start += len(targets_C)
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.scale, ctx.dtypes = 1 / len(targets_N), (hidden_ND.dtype, weight_VD.dtype)
+        hidden_ND, weight_VD = _for_products(hidden_ND, weight_VD)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            hidden_gradient_ND = torch.empty_like(hidden_ND)
+            # The other way round than the weight, for which CPUs have the faster product: 12 ms a chunk in bf16 against 27.
+            weight_gradient_DV = hidden_ND.new_zeros(weight_VD.T.shape, dtype=torch.float32)
+            buffer_CV = _buffer(hidden_ND, weight_VD)
+            loss = sum(_add_chunk(*chunk, weight_VD, weight_gradient_DV, buffer_CV)
+                       for chunk in _chunks(weight_VD, hidden_ND, targets_N, hidden_gradient_ND))
+        ctx.save_for_backward(hidden_gradient_ND, weight_gradient_DV)
         return loss * ctx.scale
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, outer):
-        hidden_gradient, weight_gradient = ctx.saved_tensors
+        hidden_gradient_ND, weight_gradient_DV = ctx.saved_tensors
         factor = outer * ctx.scale  # in place: a second backward pass through here is an error of autograd's
-        return hidden_gradient.mul_(factor).to(ctx.dtypes[0]), weight_gradient.mul_(factor).to(ctx.dtypes[1]), None
+        return hidden_gradient_ND.mul_(factor).to(ctx.dtypes[0]), weight_gradient_DV.mul_(factor).T.to(ctx.dtypes[1]), None
+
+
+def _add_chunk(hidden_CD: torch.Tensor, targets_C: torch.Tensor, hidden_gradient_CD: torch.Tensor,
+               weight_VD: torch.Tensor, weight_gradient_DV: torch.Tensor, buffer_CV: torch.Tensor | None) -> torch.Tensor:
+    """Summed loss of a chunk (fp32); its gradients are put into `hidden_gradient_CD` and added to `weight_gradient_DV`."""
+    logits_CV = _logits(hidden_CD, weight_VD, buffer_CV)
+    loss = sum(loss_and_gradient(logits_RV, targets_R) for logits_RV, targets_R in _rows(logits_CV, targets_C))
+    gradient_CV = logits_CV  # it has taken their place
+    hidden_gradient_CD.copy_(times_transposed(gradient_CV, weight_VD.T))
+    weight_gradient_DV += times_transposed(hidden_CD.T.contiguous(), gradient_CV.T)
+    return loss
 
 
 def loss_and_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-    """Summed loss (fp32); the logits are overwritten with its gradient by them, softmax minus one-hot."""
+    """Summed loss (fp32); the logits are overwritten with its gradient by them, softmax minus one-hot.
+
+    One kernel makes the probabilities, and the loss is their logarithm: at half the time of maximum, exponential and sum one after the
+    other. A probability too small for fp32 counts as its smallest, a loss of 87 nats (the gradient is not touched by that).
+    """
     targets_C1 = targets_C[:, None]
-    values_CV = logits_CV.float()  # the logits themselves where they are fp32
-    largest_C1 = values_CV.amax(1, keepdim=True)
-    target_C1 = values_CV.gather(1, targets_C1)
-    values_CV.sub_(largest_C1).exp_()
-    sum_C1 = values_CV.sum(1, keepdim=True)
-    values_CV.div_(sum_C1).scatter_add_(1, targets_C1, values_CV.new_full(targets_C1.shape, -1.0))
+    if logits_CV.dtype == torch.float32:
+        probabilities_CV = torch.softmax(logits_CV, 1, out=logits_CV)
+    else:
+        probabilities_CV = torch.softmax(logits_CV, 1, dtype=torch.float32)
+    loss = -probabilities_CV.gather(1, targets_C1).clamp_min(SMALLEST).log().sum()
+    probabilities_CV.scatter_add_(1, targets_C1, probabilities_CV.new_full(targets_C1.shape, -1.0))
     if logits_CV.dtype != torch.float32:
-        logits_CV.copy_(values_CV)
-    return (sum_C1.log() + largest_C1 - target_C1).sum()
+        logits_CV.copy_(probabilities_CV)
+    return loss
 
 
-def _product_dtype(hidden: torch.Tensor) -> torch.dtype:
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+def _for_products(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in the dtype of the products: autocast's where it is on."""
+    device = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 
-def _chunk_size(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> int:
-    return max(1, CHUNK_BYTES.get(hidden_ND.device.type, CHUNK_BYTES["cuda"]) // (4 * len(weight_VD)))
+def _chunk_size(device: str, vocab_size: int) -> int:
+    return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocab_size))
 
 
-def _chunks(hidden_ND: torch.Tensor, targets_N: torch.Tensor, weight_VD: torch.Tensor):
-    size = _chunk_size(hidden_ND, weight_VD)
-    return zip(hidden_ND.split(size), targets_N.split(size))
+def _chunks(weight_VD: torch.Tensor, *tensors: torch.Tensor):
+    """The tensors' rows, a chunk's at a time."""
+    return zip(*(tensor.split(_chunk_size(weight_VD.device.type, len(weight_VD))) for tensor in tensors), strict=True)
+
+
+def _buffer(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor | None:
+    """Memory for the logits of a chunk, one after the other; None for oneDNN, which takes its own (and gets the same again, see devices.py)."""
+    if for_onednn(hidden_ND):
+        return None
+    return hidden_ND.new_empty(min(_chunk_size(hidden_ND.device.type, len(weight_VD)), len(hidden_ND)), len(weight_VD))
+
+
+def _logits(hidden_CD: torch.Tensor, weight_VD: torch.Tensor, buffer_CV: torch.Tensor | None) -> torch.Tensor:
+    """Logits of a chunk [C, V]; the chunk's before are lost where there is a buffer."""
+    if buffer_CV is None:
+        return times_transposed(hidden_CD, weight_VD)
+    return torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[:len(hidden_CD)])
 
 
 def _rows(logits_CV: torch.Tensor, targets_C: torch.Tensor):

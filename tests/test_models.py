@@ -139,3 +139,15 @@ def test_autocast_computes_products_in_bf16_and_the_loss_in_fp32():
     rounded = F.cross_entropy((hidden.bfloat16() @ weight.bfloat16().T).float(), targets)
     torch.testing.assert_close(loss, rounded)
     assert loss.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
+
+
+def test_a_hopeless_token_has_a_finite_loss_and_its_gradient():
+    """A probability that fp32 cannot hold: 200 nats count as 87 in training, and the gradient is softmax minus one-hot; held-out losses are exact."""
+    logits = torch.tensor([[0.0, 200.0, 0.0]])
+    hidden, weight, target = torch.ones(1, 1), logits.T.clone().requires_grad_(), torch.tensor([0])
+    loss = mean_loss(hidden, weight, target)
+    loss.backward()
+    assert 87 < loss.item() < 88
+    torch.testing.assert_close(weight.grad, torch.tensor([[-1.0], [1.0], [0.0]]))
+    torch.testing.assert_close(token_losses(hidden, weight, target), torch.tensor([200.0]))
+    assert mean_loss(hidden, weight * float("nan"), target).isnan()

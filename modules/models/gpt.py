@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from modules.models.language_model import LanguageModel
+from modules.products import Linear
 
 
 class Attention(nn.Module):
@@ -19,8 +20,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.dropout = dropout
-        self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim)
-        self.out = nn.Linear(embed_dim, embed_dim)
+        self.query_key_value = Linear(embed_dim, 3 * embed_dim)
+        self.out = Linear(embed_dim, embed_dim)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         # [B, T, 3D] -> three of [B, H, T, C]
@@ -35,8 +36,8 @@ class MLP(nn.Module):
 
     def __init__(self, embed_dim: int, mlp_ratio: float):
         super().__init__()
-        self.up = nn.Linear(embed_dim, int(mlp_ratio * embed_dim))
-        self.out = nn.Linear(int(mlp_ratio * embed_dim), embed_dim)
+        self.up = Linear(embed_dim, int(mlp_ratio * embed_dim))
+        self.out = Linear(int(mlp_ratio * embed_dim), embed_dim)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return self.out(F.gelu(self.up(x_BTD), approximate="tanh"))

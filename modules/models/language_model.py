@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from modules.loss import mean_loss, token_losses
+from modules.products import Linear
 
 # Logits start with this standard deviation whatever the width, so that the first loss is ln(V) + 0.02.
 # (GPT-2's fixed 0.02 a weight gives ln(V) + 0.3 at width 1,600.)
@@ -23,7 +24,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.context = context
         self.embedding = nn.Embedding(vocab_size, embed_dim)
-        self.head = nn.Linear(embed_dim, vocab_size, bias=False)
+        self.head = Linear(embed_dim, vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=INITIAL_LOGIT_STD / embed_dim**0.5)
 
