@@ -84,7 +84,7 @@ def demo() -> dict:
 def sweep() -> dict[str, dict]:
     """The paper's two trends at a laptop's scale: the demo's text, and the same tokens a step and held-out text everywhere."""
     return {f"sweep/docstrings_width{width}_context{context}": small_gpt(
-        "demo/data/docstrings.h5", 1024, width, context, 4096 // context, 1500, 300, valid_steps=75, state_save_loc="runs",
+        "demo/data/docstrings.h5", 1024, width, context, 4096 // context, 1000, 200, valid_steps=60, state_save_loc="runs",
         precision="fp32")
         for width in (64, 128) for context in (16, 64, 128)}
 

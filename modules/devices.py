@@ -7,7 +7,6 @@ the other direction, must not change precision because a machine was busy.
 """
 import contextlib
 import ctypes
-import time
 import warnings
 
 import torch
@@ -17,8 +16,8 @@ from modules import loss
 from modules.errors import UserError
 
 # Below this width a CPU's time goes into small operations, which autocast only makes more of: on AVX512-bf16 cores a
-# step in bf16 is 0.76 times as fast as in fp32 at width 32, 1.06 at 64, 1.40 at 128, 1.52 at 192 (CPU time, vocabulary 1,024).
-NARROWEST_BF16_ON_CPU = 128
+# step in bf16 is 0.56 times as fast as in fp32 at width 64, 0.76 at 128, 1.40 at 192, 1.42 at 256 (three layers, vocabulary 1,024).
+NARROWEST_BF16_ON_CPU = 192
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt's names for them (malloc.h)
 
 
@@ -46,19 +45,13 @@ def pick_precision(asked: str, device: torch.device, width: int) -> str:
         return asked
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and width >= NARROWEST_BF16_ON_CPU and _bf16_pays_on_this_cpu() else "fp32"
+    return "bf16" if device.type == "cpu" and width >= NARROWEST_BF16_ON_CPU and _cpu_multiplies_bf16() else "fp32"
 
 
-def _bf16_pays_on_this_cpu() -> bool:
-    """Time one product in both precisions. The answer is 2 to 4 or 1/60, so a busy machine does not change it."""
-    def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.ones(256, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
-        a @ b  # the first call sets up
-        start = time.perf_counter()
-        for _ in range(5):
-            a @ b
-        return time.perf_counter() - start
-    return seconds(torch.bfloat16) < 0.75 * min(seconds(torch.float32) for _ in range(3))
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the processor has instructions for it. Asked, not timed: a busy machine must not change the answer."""
+    able = torch.cpu.get_capabilities()
+    return able.get("avx512_bf16", False) or able.get("amx_bf16", False)
 
 
 def pick_compile(asked: bool | str, device: torch.device, model_name: str) -> bool:

@@ -155,6 +155,8 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
     ids_of_text = {Path(text): ids_of(text, toki) for text in texts}  # before hours of evaluation
+    if len({text.stem for text in ids_of_text}) < len(texts):
+        raise UserError(f"{', '.join(map(str, texts))}: two texts of one name would be one page; rename one")
     comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
     written = write_report(out, comparisons, command)
     told = []
