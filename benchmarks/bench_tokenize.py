@@ -3,18 +3,19 @@
     python benchmarks/bench_tokenize.py --mb 200
     python benchmarks/bench_tokenize.py --mb 2000 --peer_mb 200      # the peer on the first 200 MB only
 
-The corpus is the docstrings of the installed packages, repeated to the size asked for with 2 % of the letters replaced at
-random, afresh in each repetition: words like those of the tokenizer's training, and a steady supply of ones never seen before, so
-that no cache of words flatters either side.
+The corpus is the docstrings of the installed packages, repeated to the size asked for with a share of the letters replaced at
+random, afresh in each repetition: words like those of the tokenizer's training, and a steady supply of ones never seen before (one
+in twelve at the default of 2 % of the letters), so that no cache of words flatters either side. Both sides have one.
 
 The peer is what people do: read the text, give it to `encode_batch` in batches with all its threads, write the ids as uint16. It
-gets items of some 2,000 characters, at which it is fastest (twice as fast a CPU second as with 200,000), cut where
+gets items of some 2,000 characters, at which it is fastest (--peer_characters 150 are lines, 100000 large blocks), cut where
 ours would cut, so that the ids must be the same; batches of 4 MB bound its memory. Both sides are timed from the start of
 a fresh process to the last byte written. Memory is the sum of the resident sets of the process and all below it, sampled 20 times a second (pages
 that processes share count for each).
 """
 import argparse
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from modules.tok_utils.cuts import BEFORE_SPACE
 from modules.tokenizer import get_tokenizer
 
 PEER_BATCH = 1 << 22
-CHANGED_LETTERS = 0.02
+NEXT_SPACE = re.compile(r"(?<=\S)(?=\s)")
 
 
 def main() -> None:
@@ -41,12 +42,13 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=200, help="size of the corpus in MB (default %(default)s)")
     parser.add_argument("--peer_mb", type=int, help="give the peer only the first so many MB (default: all)")
     parser.add_argument("--peer_characters", type=int, default=2000, help="length of the peer's items (default %(default)s)")
+    parser.add_argument("--noise", type=float, default=0.02, help="share of the letters replaced at random (default %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("data/bench_tokenize"), help="where corpora and results go (default %(default)s)")
     parser.add_argument("--tokenizer_path", type=Path, default=ROOT / "modules" / "tokenizers" / "en_tokenizer")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)  # what a child process is to do
     parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    text = args.folder / f"corpus_{args.mb}" / "corpus.txt"
+    text = args.folder / f"corpus_{args.mb}_{args.noise:g}" / "corpus.txt"
     if args.side == "ours":
         ours(text, args.tokenizer_path, args.cores)
     elif args.side == "peer":
@@ -58,10 +60,10 @@ def main() -> None:
 def compare(args: argparse.Namespace, text: Path) -> None:
     """Make the corpus, run both sides in processes of their own, compare their ids, print the table."""
     if not text.exists():
-        make_corpus(text, args.mb * 10**6)
+        make_corpus(text, args.mb * 10**6, args.noise)
     all_cores = len(os.sched_getaffinity(0))
     peer_mb = args.peer_mb or args.mb
-    print(f"{text.stat().st_size / 1e6:.0f} MB of text, tokenizer {args.tokenizer_path.name}, {all_cores} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{text.stat().st_size / 1e6:.0f} MB of text, {args.noise:.1%} of its letters random, tokenizer {args.tokenizer_path.name}, {all_cores} cores, load {os.getloadavg()[0]:.1f}")
     print("| cores | side | MB | s | MB/s | ratio | MB/CPU s | ratio | peak memory, MB | largest process, MB | make_h5, MB/s of ids |\n" + "|---" * 11 + "|")
     for cores in sorted({1, all_cores}):
         rates = {}
@@ -77,7 +79,7 @@ def compare(args: argparse.Namespace, text: Path) -> None:
 def run(args: argparse.Namespace, side: str, cores: int) -> tuple[float, float, int, int, str]:
     """Seconds, CPU seconds, peak memory of the process tree, peak of its largest process, and what the child printed."""
     command = [sys.executable, __file__, "--mb", str(args.mb), "--folder", str(args.folder), "--tokenizer_path", str(args.tokenizer_path),
-               "--peer_characters", str(args.peer_characters), "--side", side, "--cores", str(cores)] + (["--peer_mb", str(args.peer_mb)] if args.peer_mb else [])
+               "--noise", str(args.noise), "--peer_characters", str(args.peer_characters), "--side", side, "--cores", str(cores)] + (["--peer_mb", str(args.peer_mb)] if args.peer_mb else [])
     chosen = sorted(os.sched_getaffinity(0))[:cores]
     began, cpu_before = time.monotonic(), cpu_of_children()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -132,13 +134,14 @@ def peer(text: Path, tokenizer_path: Path, out: Path, size: int, characters: int
 
 
 def items_of(text: str, characters: int) -> list[str]:
-    """Cut a text into items of some `characters`, before white space."""
+    """Cut a text into items of some `characters`, before white space; the rest, in which there is no such place, comes last."""
     items, start = [], 0
     while len(text) - start > characters:
-        cut = BEFORE_SPACE.search(text, start + 1, start + characters)
-        stop = cut.start() if cut else start + characters
-        items.append(text[start:stop])
-        start = stop
+        cut = BEFORE_SPACE.search(text, start + 1, start + characters) or NEXT_SPACE.search(text, start + characters)
+        if not cut:
+            break
+        items.append(text[start:cut.start()])
+        start = cut.start()
     return [*items, text[start:]]
 
 
@@ -153,8 +156,8 @@ def same_ids(peer_ids: Path, h5_path: Path) -> int:
     return len(theirs)
 
 
-def make_corpus(text: Path, size: int) -> None:
-    """Write `size` bytes: the docstrings, over and over, each time with other letters replaced."""
+def make_corpus(text: Path, size: int, noise: float) -> None:
+    """Write `size` bytes: the docstrings, over and over, each time with other letters replaced, `noise` of them."""
     text.parent.mkdir(parents=True, exist_ok=True)
     prose = text.parent.parent / "docstrings.txt"
     if not prose.exists():
@@ -165,7 +168,7 @@ def make_corpus(text: Path, size: int) -> None:
     with open(text, "wb") as out:
         while (left := size - out.tell()) > 0:
             copy = base.copy()
-            changed = rng.choice(letters, int(CHANGED_LETTERS * len(letters)))
+            changed = rng.choice(letters, int(noise * len(letters)))
             copy[changed] = rng.integers(ord("a"), ord("z") + 1, len(changed))
             out.write(copy[:left].data)
 

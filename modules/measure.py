@@ -23,6 +23,7 @@ from tqdm import tqdm
 from modules.arrow_page import write_arrow_page
 from modules.comparison import Trained, base_name, compare, held_out_ids, held_out_windows, load_model, pair_up, read_run
 from modules.config import Config, GPTParams, load_config
+from modules.devices import keep_freed_memory
 from modules.errors import UserError
 from modules.files import replacing
 from modules.parallel import joined
@@ -151,6 +152,7 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
 
     Raises UserError where the runs cannot be compared fairly, or a text is missing, empty or not UTF-8.
     """
+    keep_freed_memory(device)
     groups = pair_up([read_run(Path(path)) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
