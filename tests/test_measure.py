@@ -148,6 +148,14 @@ def test_a_text_that_cannot_be_coloured_is_refused_before_the_work(data, measure
     assert not (tmp_path / "out").exists()
 
 
+def test_two_texts_of_one_name_are_refused(data, measured, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.txt").write_text("010\n")
+    done = measure("--states", *states(data), "-t", data / "bytes", "--text", tmp_path / "a" / "mine.txt", tmp_path / "b" / "mine.txt", "-d", "cpu")
+    assert done.returncode == 1 and "two texts of one name" in done.stderr
+
+
 def test_states_can_be_compared_without_their_metrics_or_a_tokenizer(data, measured, tmp_path):
     for path in states(data):
         (tmp_path / "state").mkdir(exist_ok=True)
