@@ -1,4 +1,4 @@
-# make demo: text in, an arrow out, in about five minutes on two cores. make test: the test suite.
+# make demo: text in, an arrow out, in about three minutes on two cores. make test: the test suite.
 # Both make an environment in .venv first. The README gives the same commands without make.
 PYTHON ?= python3
 RUN = .venv/bin/python
