@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modules.devices import pick_device
 from modules.errors import one_line_errors
-from modules.measure import measure_states, planned_runs, train_in_turn, train_side_by_side
+from modules.measure import measure_states, planned_runs, read_texts, train_in_turn, train_side_by_side
 from modules.parallel import leave
 from modules.resume import files_of
 from modules.run import Request
@@ -45,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     states, out = arguments.states, arguments.out
+    texts = read_texts(arguments.text, arguments.tokenizer_path)  # a mistake in them is told before hours of training
     if arguments.configs:
         runs, request = planned_runs(arguments.configs, arguments.seeds), Request(arguments.project_name)
         if arguments.jobs > 1:
@@ -55,7 +56,7 @@ def main() -> int:
             return status
         states, out = [files_of(run, request.project).state for run in runs], out or files_of(runs[0], request.project).folder / "report"
     command = shlex.join(["python", *sys.argv])
-    print(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, arguments.text))
+    print(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, texts))
     return 0
 
 

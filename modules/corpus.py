@@ -46,23 +46,34 @@ def write_docstring_corpus(path: str | Path, max_mb: float, folders: list[str] |
     One block a line, a blank line after each docstring; ends after the file with which `max_mb` (10^6 bytes) is reached.
     Returns the bytes written. UserError where there is no prose at all.
     """
-    seen: set[bytes] = set()
-    written, most = 0, int(max_mb * 1e6)
     folders = [Path(folder) for folder in folders] if folders else installed_folders()
     files = shuffled(folders, "*.py", lambda inside: not SKIPPED_FOLDERS.intersection(inside.parts))
-    with replacing(path) as temporary, open(temporary, "wb") as out, ProcessPoolExecutor() as pool:
-        texts = pool.map(file_prose, files, chunksize=FILES_A_TASK)
-        progress = tqdm(texts, total=len(files), unit=" files", desc="docstrings")
-        for text in progress:
-            for blocks in text:
+    pool = ProcessPoolExecutor()
+    try:
+        progress = tqdm(pool.map(file_prose, files, chunksize=FILES_A_TASK), total=len(files), unit=" files", desc="docstrings")
+        return write_prose(path, progress, max_mb, f"no prose in the docstrings of {len(files)} Python files; name folders that hold Python sources")
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write_prose(path: str | Path, progress: tqdm, max_mb: float, if_none: str) -> int:
+    """Write blocks of prose to `path`, each once: a block a line, a blank line after each document. Returns the bytes written.
+
+    progress: for each file its documents, each a list of blocks. Ends after the file with which `max_mb` (10^6 bytes) is reached.
+    Raises UserError(if_none) where there is no block at all.
+    """
+    seen: set[bytes] = set()
+    written = 0
+    with replacing(path) as temporary, open(temporary, "wb") as out:
+        for documents in progress:
+            for blocks in documents:
                 if new := [block for block in blocks if is_new(block, seen)]:
                     written += out.write(("\n".join(new) + "\n\n").encode(errors="replace"))
             progress.set_postfix_str(f"{written / 1e6:.1f} MB", refresh=False)
-            if written >= most:
-                pool.shutdown(cancel_futures=True)
+            if written >= int(max_mb * 1e6):
                 break
         if not written:
-            raise UserError(f"no prose in the docstrings of {len(files)} Python files; name folders that hold Python sources")
+            raise UserError(if_none)
     return written
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modules.corpus import is_new, is_prose, shuffled
+from modules.corpus import is_prose, shuffled, write_prose
 from modules.errors import UserError
-from modules.files import replacing
 
 ENGLISH = "en"  # its pages stand in no folder of their own
 SECTION = re.compile(r"man\d")
@@ -40,17 +39,8 @@ def write_manpage_corpus(path: str | Path, language: str, folder: str | Path = "
     if not files:
         raise UserError(f"{root}: expected manual pages (man1/*.gz, ...), found none; on Debian: apt-get install manpages-{language}, or where the "
                         f"system leaves pages out: apt-get download manpages-{language}, dpkg -x FILE.deb FOLDER, --folder FOLDER/usr/share/man")
-    seen: set[bytes] = set()
-    written = 0
-    with replacing(path) as temporary, open(temporary, "wb") as out:
-        for file in tqdm(files, unit=" pages", desc=f"manual pages, {language}"):
-            if new := [block for block in prose_blocks(read_page(file)) if is_new(block, seen)]:
-                written += out.write(("\n".join(new) + "\n\n").encode())
-            if written >= max_mb * 1e6:
-                break
-        if not written:
-            raise UserError(f"{root}: no prose in {len(files)} manual pages")
-    return written
+    progress = tqdm(([prose_blocks(read_page(file))] for file in files), total=len(files), unit=" pages", desc=f"manual pages, {language}")
+    return write_prose(path, progress, max_mb, f"{root}: no prose in {len(files)} manual pages")
 
 
 def read_page(file: Path) -> str:

@@ -144,21 +144,18 @@ def last_line(log: Path) -> str:
 # Comparing --------------------------------------------------------------------------------------------------------------
 
 def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path | None, tokenizer_path: str | None,
-                   command: str | None, texts: Sequence[str | Path] = ()) -> str:
+                   command: str | None, texts: dict[Path, np.ndarray]) -> str:
     """Compare the runs whose states these are, write the report, and return what to tell the user.
 
     `out` is by default `report/` beside the folder of the states. With a tokenizer there are also a snippet of each direction, in
-    reading order, and coloured pages of the held-out text and of each of the files `texts`.
+    reading order, and coloured pages of the held-out text and of `texts` (from `read_texts`).
 
-    Raises UserError where the runs cannot be compared fairly, or a text is missing, empty or not UTF-8.
+    Raises UserError where the runs cannot be compared fairly.
     """
     keep_freed_memory(device)
     groups = pair_up([read_run(Path(path)) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
-    ids_of_text = {Path(text): ids_of(text, toki) for text in texts}  # before hours of evaluation
-    if len({text.stem for text in ids_of_text}) < len(texts):
-        raise UserError(f"{', '.join(map(str, texts))}: two texts of one name would be one page; rename one")
     comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
     written = write_report(out, comparisons, command)
     told = []
@@ -167,8 +164,11 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
         if toki is not None:
             told += [f"{each.direction} snippet: {snippet(each, toki, device)!r}" for each in pairs[0]]
             held_out = held_out_ids(held_out_windows(pairs[0][0])).ravel()[:HELD_OUT_PAGE_TOKENS]
-            for what, ids, suffix in [("held-out text", held_out, ""), *((str(text), ids, f"-{text.stem}") for text, ids in ids_of_text.items())]:
-                page = write_page(out / f"{comparison['name']}{suffix}-page.html", ids, what, pairs, toki, device)
+            shown = [("held-out text", "", held_out), *((str(text), f"-{text.stem}", ids) for text, ids in texts.items())]
+            losses = losses_of_texts([ids for *_, ids in shown], pairs, toki.bos_id, device)
+            for (what, suffix, ids), (forward, backward) in zip(shown, losses, strict=True):
+                page = write_arrow_page(out / f"{comparison['name']}{suffix}-page.html", pieces_of(toki), ids, forward, backward,
+                                        title=f"Where the arrow lives: {comparison['name']}, {what}")
                 told.append(f"coloured {what}: {page}")
         if (picture := written.get(f"{comparison['name']}-loss")) is not None:
             told.append(f"loss curves: {picture}")
@@ -195,18 +195,25 @@ def snippet(trained: Trained, toki: Tokenizer, device: torch.device) -> str:
     return toki.detokenize((tokens.flip(0) if trained.direction == "backward" else tokens).cpu())
 
 
-def ids_of(text: str | Path, toki: Tokenizer) -> np.ndarray:
-    """The ids of a text file, the first TEXT_PAGE_TOKENS of them. UserError where it is empty or not UTF-8."""
-    ids = np.array(toki.encode("".join(read_text(text))), dtype=np.int64)
-    if not len(ids):
-        raise UserError(f"{text}: the text is empty")
-    if len(ids) > TEXT_PAGE_TOKENS:
-        print(f"{text}: {len(ids):,} tokens, of which the page will show the first {TEXT_PAGE_TOKENS:,}", file=sys.stderr)
-    return ids[:TEXT_PAGE_TOKENS]
+def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, np.ndarray]:
+    """The ids of text files, the first TEXT_PAGE_TOKENS of each. UserError where one is empty or not UTF-8, or two have one name."""
+    if len({Path(path).stem for path in paths}) < len(paths):
+        raise UserError(f"{', '.join(paths)}: two texts of one name would be one page; rename one")
+    toki, texts = get_tokenizer(tokenizer_path) if paths else None, {}
+    for path in paths:
+        ids = np.array(toki.encode("".join(read_text(path))), dtype=np.int64)
+        if not len(ids):
+            raise UserError(f"{path}: the text is empty")
+        if len(ids) > TEXT_PAGE_TOKENS:
+            print(f"{path}: {len(ids):,} tokens, of which the page will show the first {TEXT_PAGE_TOKENS:,}", file=sys.stderr)
+        texts[Path(path)] = ids[:TEXT_PAGE_TOKENS]
+    return texts
 
 
-def write_page(path: Path, ids: np.ndarray, what: str, pairs: Sequence[tuple[Trained, Trained]], toki: Tokenizer, device: torch.device) -> Path:
-    """Write the page of the text `ids` [n], coloured by the direction that predicts it better: losses are means over the pairs (the seeds)."""
-    losses = np.mean([text_losses(*(load_model(each, device) for each in pair), ids, pair[0].config.model_params.context, toki.bos_id, device)
-                      for pair in pairs], axis=0)
-    return write_arrow_page(path, pieces_of(toki), ids, *losses, title=f"Where the arrow lives: {pairs[0][0].name}, {what}")
+def losses_of_texts(texts: Sequence[np.ndarray], pairs: Sequence[tuple[Trained, Trained]], bos_id: int, device: torch.device) -> list[np.ndarray]:
+    """Forward and backward losses [2, n] of each of the texts, ids [n]: means over the pairs (the seeds), whose models are read once."""
+    per_pair = []
+    for pair in pairs:
+        forward, backward = (load_model(each, device) for each in pair)
+        per_pair.append([np.stack(text_losses(forward, backward, ids, pair[0].config.model_params.context, bos_id, device)) for ids in texts])
+    return [np.mean(losses, axis=0) for losses in zip(*per_pair, strict=True)]
