@@ -101,6 +101,11 @@ class Ours:
         train_step(self.training, self.batches)
         self.training.step += 1
 
+    def passes(self) -> dict:
+        """Passes without gradients: to the logits, and the per-token losses that validation takes."""
+        inputs_BT, targets_BT = next(self.batches)
+        return {"logits": lambda: self.model(inputs_BT), "losses": lambda: self.model.losses(inputs_BT, targets_BT)}
+
 
 class Peer:
     """The usual step."""
@@ -133,6 +138,11 @@ class Peer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def passes(self) -> dict:
+        """The pass without gradients by which the peer validates: to its mean loss."""
+        inputs_BT, targets_BT = next(self.batches)
+        return {"mean": lambda: self.loss(inputs_BT, targets_BT)}
 
 
 class Measured:
@@ -188,11 +198,10 @@ class Measured:
         return {phase: part / total for phase, part in spent.items()}
 
     def validation(self, seconds: float) -> dict[str, float]:
-        """Tokens/s of a plain forward pass to the logits, and of the per-token losses that validation takes, in turns."""
-        ours, (inputs_BT, targets_BT) = self.contender, next(self.contender.batches)
-        ways = {"logits": lambda: ours.model(inputs_BT), "losses": lambda: ours.model.losses(inputs_BT, targets_BT)}
+        """Tokens/s of the contender's passes without gradients, which take turns."""
+        ways = self.contender.passes()
         spent, passes = dict.fromkeys(ways, 0.0), 0
-        ours.model.eval()
+        self.contender.model.eval()
         with torch.no_grad(), autocast_for(self.device, self.task.precision)():
             for way in ways.values():
                 way()
@@ -205,8 +214,8 @@ class Measured:
                     self.wait()
                     spent[name] += self.clock() - before
                 passes += 1
-        ours.model.train()
-        return {name: passes * inputs_BT.numel() / seconds_spent for name, seconds_spent in spent.items()}
+        self.contender.model.train()
+        return {name: passes * self.task.batch * self.task.context / seconds_spent for name, seconds_spent in spent.items()}
 
     def peak_memory(self) -> float:
         """MiB: of the device on CUDA, of the process on the CPU."""
@@ -272,16 +281,16 @@ def compare(task: Task, rounds: int, seconds: float) -> str:
     speeds = [statistics.median(column) for column in zip(*turns, strict=True)]
     ratios = [statistics.median(turn[0] / turn[i] for turn in turns) for i in range(len(contenders))]
     shares = contenders[0].do("phases", seconds)
-    validation = contenders[0].do("validation", seconds)
+    best = min(range(1, len(contenders)), key=lambda i: ratios[i])
+    validation = contenders[0].do("validation", seconds) | contenders[best].do("validation", seconds)
     for one in contenders:
         one.end()
-    best = min(range(1, len(contenders)), key=lambda i: ratios[i])
     others = ", ".join(f"{one.task.contender} {speed:,.0f} tokens/s {peak:,.0f} MiB"
                        for one, speed, peak in list(zip(contenders, speeds, memory, strict=True))[1:])
     name = task.size if task.model == "gpt" else f"{task.model} {task.size}"
     cells = [name, task.precision, f"{speeds[0]:,.0f}", f"{speeds[best]:,.0f} ({contenders[best].task.contender})", f"{ratios[best]:.2f}",
              f"{memory[0]:,.0f}", f"{memory[best]:,.0f}", f"{memory[0] / memory[best]:.2f}",
-             " / ".join(f"{100 * shares[phase]:.1f}" for phase in PHASES), f"{validation['losses'] / validation['logits']:.2f}"]
+             " / ".join(f"{100 * shares[phase]:.1f}" for phase in PHASES), f"{validation['losses'] / validation['logits']:.2f} / {validation['losses'] / validation['mean']:.2f}"]
     if task.device.startswith("cuda") and task.model == "gpt":
         cells.append(mfu(task, speeds[0]) + " / " + mfu(task, speeds[best]))
     print(f"  {name} {task.precision}: ours {speeds[0]:,.0f} tokens/s {memory[0]:,.0f} MiB, {others}", file=sys.stderr, flush=True)
@@ -321,7 +330,7 @@ def main() -> None:
     print(f"{device}, torch {torch.__version__}, batch {options.batch}, context {options.context}, dropout {options.dropout}, "
           f"vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s of {options.clock} time\n")
     print("| model | precision | ours, tokens/s | best peer, tokens/s | ratio | ours, peak MiB | peer, peak MiB | ratio "
-          "| loading / forward / backward / optimizer, % of our step | validation's tokens/s over a forward's |")
+          "| loading / forward / backward / optimizer, % of our step | validation's tokens/s over our pass to the logits / the peer's to its loss |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "tokens.h5"

@@ -58,8 +58,9 @@ def seconds_a_step(training: Training) -> float:
 def memory_estimate(training: Training) -> tuple[int, int]:
     """Bytes a device for weights, gradients and moments (16 a parameter), and for the activations of one micro-batch.
 
-    A block keeps about 10 D + 2 M numbers a token (M, the MLP's width) for the backward pass, attention being
-    recomputed by scaled_dot_product_attention; a recurrent layer keeps about 8 D. The loss adds three of its chunks.
+    A block keeps for the backward pass, a token: its input and the sum in its middle (2 D, fp32), and in the dtype of the products its queries, keys,
+    values and their mixture (4 D) and the MLP's wide half (models/layers.py); recomputed blocks keep their input. A recurrent layer keeps about 8 D.
+    The loss adds three of its chunks.
     """
     from modules.loss import CHUNK_BYTES
 
@@ -67,13 +68,16 @@ def memory_estimate(training: Training) -> tuple[int, int]:
     shards = training.processes.count if params.parallel == "fsdp" else 1
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     tokens = len(training.processes.share_of(range(params.batch_size))) * training.windows.length
-    width = model_params.embed_dim
-    per_layer = 10 * width + 2 * int(model_params.mlp_ratio * width) if training.config.model == "gpt" else 8 * width
-    layers = per_layer * (1 if params.checkpoint_activations else model_params.n_layers)
-    number_bytes = 2 if training.precision == "bf16" else 4
-    logits = min(CHUNK_BYTES.get(training.processes.device.type, CHUNK_BYTES["cuda"]), 4 * tokens * model_params.vocab_size)
+    width, layers = model_params.embed_dim, model_params.n_layers
+    number = 2 if training.precision == "bf16" else 4  # bytes
+    if training.config.model != "gpt":
+        kept = layers * 8 * width * number
+    else:
+        block = 2 * width * 4 + (4 * width + int(model_params.mlp_ratio * width)) * number
+        kept = block + layers * width * 4 if params.checkpoint_activations else layers * block
+    logits = min(CHUNK_BYTES.get(training.processes.device.type, CHUNK_BYTES["cuda"]), number * tokens * model_params.vocab_size)
     head = 4 * model_params.vocab_size * width  # its gradient, before it is added to the others
-    return 16 * parameters // shards, tokens * (layers + 4 * width) * number_bytes + 3 * logits + head
+    return 16 * parameters // shards, tokens * (kept + 4 * width * number) + 3 * logits + head
 
 
 def measured_memory(processes: Processes) -> str:

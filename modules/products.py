@@ -11,7 +11,6 @@ Shapes: N rows, K inputs, M outputs.
 """
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 HAS_ONEDNN = (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
               and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
@@ -30,26 +29,14 @@ def times_transposed(a_NK: torch.Tensor, b_MK: torch.Tensor, bias_M: torch.Tenso
     return F.linear(a_NK, b_MK, bias_M)
 
 
-class Linear(nn.Linear):
-    """torch's linear layer; in fp32 on a CPU its three products go to oneDNN."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not for_onednn(x):
-            return super().forward(x)
-        return _LinearFunction.apply(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
+def product_over_rows(a_NM: torch.Tensor, b_NK: torch.Tensor) -> torch.Tensor:
+    """a.T @ b [M, K], without gradients. oneDNN makes a copy of its first operand to turn it round: the narrower of the two."""
+    if for_onednn(a_NM) and b_NK.shape[1] < a_NM.shape[1]:
+        return times_transposed(b_NK.T, a_NM.T).T.contiguous()
+    return times_transposed(a_NM.T, b_NK.T)
 
 
-class _LinearFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_NK, weight_MK, bias_M):
-        ctx.save_for_backward(x_NK, weight_MK)
-        ctx.has_bias = bias_M is not None
-        return times_transposed(x_NK, weight_MK, bias_M)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, outer_NM):
-        x_NK, weight_MK = ctx.saved_tensors
-        x_gradient = times_transposed(outer_NM, weight_MK.T) if ctx.needs_input_grad[0] else None
-        weight_gradient = times_transposed(outer_NM.T, x_NK.T) if ctx.needs_input_grad[1] else None
-        return x_gradient, weight_gradient, outer_NM.sum(0) if ctx.has_bias else None
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype in which autocast multiplies this tensor; its own where autocast is off."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype

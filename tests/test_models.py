@@ -114,7 +114,7 @@ def test_activation_checkpointing_changes_memory_and_no_number():
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 64, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_chunked_loss_has_the_value_and_gradients_of_the_plain_one(monkeypatch, chunk_tokens, dtype):
-    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 4 * 300 * chunk_tokens)
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", dtype.itemsize * 300 * chunk_tokens)
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(64, 32, dtype=dtype), torch.randn(300, 32, dtype=dtype), torch.randint(300, (64,))
     results = []

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from modules.models.language_model import LanguageModel
-from modules.products import Linear
+from modules.models.layers import LayerNorm, Linear, gelu
 
 
 class Attention(nn.Module):
@@ -40,7 +40,7 @@ class MLP(nn.Module):
         self.out = Linear(int(mlp_ratio * embed_dim), embed_dim)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return self.out(F.gelu(self.up(x_BTD), approximate="tanh"))
+        return self.out(gelu(self.up(x_BTD)))
 
 
 class Block(nn.Module):
@@ -48,9 +48,9 @@ class Block(nn.Module):
 
     def __init__(self, embed_dim: int, n_heads: int, mlp_ratio: float, dropout: float):
         super().__init__()
-        self.norm_1 = nn.LayerNorm(embed_dim)
+        self.norm_1 = LayerNorm(embed_dim)
         self.attention = Attention(embed_dim, n_heads, dropout)
-        self.norm_2 = nn.LayerNorm(embed_dim)
+        self.norm_2 = LayerNorm(embed_dim)
         self.mlp = MLP(embed_dim, mlp_ratio)
         self.dropout = nn.Dropout(dropout)
 
