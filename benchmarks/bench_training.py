@@ -290,7 +290,8 @@ def compare(task: Task, rounds: int, seconds: float) -> str:
     name = task.size if task.model == "gpt" else f"{task.model} {task.size}"
     cells = [name, task.precision, f"{speeds[0]:,.0f}", f"{speeds[best]:,.0f} ({contenders[best].task.contender})", f"{ratios[best]:.2f}",
              f"{memory[0]:,.0f}", f"{memory[best]:,.0f}", f"{memory[0] / memory[best]:.2f}",
-             " / ".join(f"{100 * shares[phase]:.1f}" for phase in PHASES), f"{validation['losses'] / validation['logits']:.2f} / {validation['losses'] / validation['mean']:.2f}"]
+             " / ".join(f"{100 * shares[phase]:.1f}" for phase in PHASES),
+             " / ".join(f"{validation['losses'] / validation[other]:.2f}" for other in ("logits", "mean"))]
     if task.device.startswith("cuda") and task.model == "gpt":
         cells.append(mfu(task, speeds[0]) + " / " + mfu(task, speeds[best]))
     print(f"  {name} {task.precision}: ours {speeds[0]:,.0f} tokens/s {memory[0]:,.0f} MiB, {others}", file=sys.stderr, flush=True)
