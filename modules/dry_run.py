@@ -8,6 +8,7 @@ import torch
 
 from modules.batches import training_batches
 from modules.config import Config
+from modules.loss import chunk_bytes
 from modules.parallel import Processes
 from modules.run import introduction, last_step_of, prepare, tell
 from modules.schedule import lr_at
@@ -62,8 +63,6 @@ def memory_estimate(training: Training) -> tuple[int, int]:
     values and their mixture (4 D) and the MLP's wide half (models/layers.py); recomputed blocks keep their input. A recurrent layer keeps about 8 D.
     The loss adds three of its chunks.
     """
-    from modules.loss import CHUNK_BYTES
-
     params, model_params = training.config.training_params, training.config.model_params
     shards = training.processes.count if params.parallel == "fsdp" else 1
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
@@ -75,7 +74,7 @@ def memory_estimate(training: Training) -> tuple[int, int]:
     else:
         block = 2 * width * 4 + (4 * width + int(model_params.mlp_ratio * width)) * number
         kept = block + layers * width * 4 if params.checkpoint_activations else layers * block
-    logits = min(CHUNK_BYTES.get(training.processes.device.type, CHUNK_BYTES["cuda"]), number * tokens * model_params.vocab_size)
+    logits = min(chunk_bytes(training.processes.device), number * tokens * model_params.vocab_size)
     head = 4 * model_params.vocab_size * width  # its gradient, before it is added to the others
     return 16 * parameters // shards, tokens * (kept + 4 * width * number) + 3 * logits + head
 

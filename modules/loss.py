@@ -105,9 +105,14 @@ def _for_products(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> tuple[tor
     return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 
+def chunk_bytes(device: torch.device) -> int:
+    """Bytes of the logits of a full chunk; a device of another kind is treated as a GPU."""
+    return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+
+
 def _chunk_size(weight_VD: torch.Tensor) -> int:
     """Tokens whose logits fill a chunk."""
-    return max(1, CHUNK_BYTES.get(weight_VD.device.type, CHUNK_BYTES["cuda"]) // (weight_VD.itemsize * len(weight_VD)))
+    return max(1, chunk_bytes(weight_VD.device) // (weight_VD.itemsize * len(weight_VD)))
 
 
 def _chunks(weight_VD: torch.Tensor, *tensors: torch.Tensor):

@@ -23,7 +23,7 @@ def for_onednn(tensor: torch.Tensor) -> bool:
 
 
 def times_transposed(a_NK: torch.Tensor, b_MK: torch.Tensor, bias_M: torch.Tensor | None = None) -> torch.Tensor:
-    """a @ b.T + bias [N, M], without gradients. For an a @ b give b's transposed view: oneDNN reads either layout as fast."""
+    """a @ b.T + bias [N, M], without gradients; `a` may have more dimensions in front. For an a @ b give b's transposed view: oneDNN reads either layout as fast."""
     if for_onednn(a_NK):
         return torch.ops.mkldnn._linear_pointwise(a_NK, b_MK, bias_M, "none", [], "")
     return F.linear(a_NK, b_MK, bias_M)

@@ -8,6 +8,7 @@ Under torch.compile the layers are torch's own: the compiler makes the same choi
 Shapes: N rows, K inputs, M outputs.
 """
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +21,20 @@ class LayerNorm(nn.LayerNorm):
     """torch's layer norm; a `Linear` that follows it keeps nothing of its own."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _remembering(F.layer_norm, x, self.normalized_shape, self.weight, self.bias, self.eps)
+        shape, eps = self.normalized_shape, self.eps
+        return _remembering(lambda x, weight, bias: F.layer_norm(x, shape, weight, bias, eps), x, self.weight, self.bias)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """GPT-2's GELU, by tanh; a `Linear` that follows it keeps nothing of its own."""
-    return _remembering(_tanh_gelu, x)
+    return _remembering(partial(F.gelu, approximate="tanh"), x)
 
 
-def _tanh_gelu(x: torch.Tensor) -> torch.Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-def _remembering(function: Callable, *arguments) -> torch.Tensor:
-    """function(*arguments), which knows how it was computed."""
-    result = function(*arguments)
+def _remembering(function: Callable, *tensors: torch.Tensor) -> torch.Tensor:
+    """function(*tensors), which knows how it was computed."""
+    result = function(*tensors)
     if not torch.compiler.is_compiling():
-        result.made_by = function, arguments
+        result.made_by = function, tensors
     return result
 
 
@@ -48,11 +46,10 @@ class Linear(nn.Linear):
             return super().forward(x)
         if not torch.is_grad_enabled():
             return times_transposed(x, self.weight, self.bias)
-        function, arguments = getattr(x, "made_by", (_itself, (x,)))
-        arguments = [argument.detach() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
         dtype = autocast_dtype(x)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return _LinearFunction.apply(x.to(dtype), self.weight.to(dtype), bias, function, *arguments)
+        x_cast, bias = x.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        function, tensors = getattr(x, "made_by", (_itself, (x_cast,)))
+        return _LinearFunction.apply(x_cast, self.weight.to(dtype), bias, function, *(tensor.detach() for tensor in tensors))
 
 
 def _itself(x: torch.Tensor) -> torch.Tensor:
@@ -60,24 +57,21 @@ def _itself(x: torch.Tensor) -> torch.Tensor:
 
 
 class _LinearFunction(torch.autograd.Function):
-    """x @ weight.T + bias [..., M] of x [..., K], x being function(*arguments), in another dtype perhaps."""
+    """x @ weight.T + bias [..., M] of x [..., K], x being function(*tensors), in another dtype perhaps."""
 
     @staticmethod
-    def forward(ctx, x, weight_MK, bias_M, function, *arguments):
+    def forward(ctx, x, weight_MK, bias_M, function, *tensors):
         ctx.function, ctx.has_bias = function, bias_M is not None
-        ctx.others = [None if isinstance(argument, torch.Tensor) else argument for argument in arguments]
-        ctx.save_for_backward(weight_MK, *(argument for argument in arguments if isinstance(argument, torch.Tensor)))
-        return times_transposed(x.flatten(0, -2), weight_MK, bias_M).unflatten(0, x.shape[:-1])
+        ctx.save_for_backward(weight_MK, *tensors)
+        return times_transposed(x, weight_MK, bias_M)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, outer):
         weight_MK, *tensors = ctx.saved_tensors
         outer_NM = outer.flatten(0, -2)
-        x_gradient = weight_gradient = None
-        if ctx.needs_input_grad[0]:
-            x_gradient = times_transposed(outer_NM, weight_MK.T).unflatten(0, outer.shape[:-1])
+        x_gradient = times_transposed(outer, weight_MK.T) if ctx.needs_input_grad[0] else None
+        weight_gradient = None
         if ctx.needs_input_grad[1]:
-            x_NK = ctx.function(*(tensors.pop(0) if other is None else other for other in ctx.others)).flatten(0, -2).to(weight_MK.dtype)
-            weight_gradient = product_over_rows(outer_NM, x_NK)
-        return x_gradient, weight_gradient, outer_NM.sum(0) if ctx.has_bias else None, None, *(None for _ in ctx.others)
+            weight_gradient = product_over_rows(outer_NM, ctx.function(*tensors).to(weight_MK.dtype).flatten(0, -2))
+        return x_gradient, weight_gradient, outer_NM.sum(0) if ctx.has_bias else None, None, *(None for _ in tensors)
