@@ -2,15 +2,17 @@
 
 With the same weights it gives the logits of `transformers`' GPT2LMHeadModel.
 
-Shapes: B batch, T time, D width, H heads, C = D / H channels of a head.
+Shapes: B batch, T time, D width.
 """
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from modules.models.attention import causal_attention
+from modules.models.dropout import Dropout
 from modules.models.language_model import LanguageModel
-from modules.models.layers import LayerNorm, Linear, gelu
+from modules.models.layers import Linear
 
 
 class Attention(nn.Module):
@@ -24,11 +26,8 @@ class Attention(nn.Module):
         self.out = Linear(embed_dim, embed_dim)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        # [B, T, 3D] -> three of [B, H, T, C]
-        q_BHTC, k_BHTC, v_BHTC = self.query_key_value(x_BTD).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        y_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BHTC, v_BHTC, is_causal=True, dropout_p=dropout)
-        return self.out(y_BHTC.transpose(1, 2).flatten(2))
+        return self.out(causal_attention(self.query_key_value(x_BTD), self.n_heads, dropout))
 
 
 class MLP(nn.Module):
@@ -40,7 +39,7 @@ class MLP(nn.Module):
         self.out = Linear(int(mlp_ratio * embed_dim), embed_dim)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return self.out(gelu(self.up(x_BTD)))
+        return self.out(F.gelu(self.up(x_BTD), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -48,11 +47,11 @@ class Block(nn.Module):
 
     def __init__(self, embed_dim: int, n_heads: int, mlp_ratio: float, dropout: float):
         super().__init__()
-        self.norm_1 = LayerNorm(embed_dim)
+        self.norm_1 = nn.LayerNorm(embed_dim)
         self.attention = Attention(embed_dim, n_heads, dropout)
-        self.norm_2 = LayerNorm(embed_dim)
+        self.norm_2 = nn.LayerNorm(embed_dim)
         self.mlp = MLP(embed_dim, mlp_ratio)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD)))
@@ -74,7 +73,7 @@ class GPT(LanguageModel):
         super().__init__(vocab_size, embed_dim, context=attn_length)
         self.checkpoint_activations = checkpoint_activations
         self.position = nn.Embedding(attn_length, embed_dim)
-        self.dropout = nn.Dropout(embd_dropout or 0.0)
+        self.dropout = Dropout(embd_dropout or 0.0)
         self.blocks = nn.ModuleList(Block(embed_dim, n_heads, mlp_ratio, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(embed_dim)
 

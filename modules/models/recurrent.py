@@ -6,6 +6,7 @@ variance, as in GPT, so that the three start from the same loss.
 import torch
 from torch import nn
 
+from modules.models.dropout import Dropout
 from modules.models.language_model import LanguageModel
 
 
@@ -20,7 +21,7 @@ class Recurrent(LanguageModel):
     def __init__(self, vocab_size: int, n_layers: int, embed_dim: int, desired_attn_length: int, dropout: float = 0.0,
                  embd_dropout: float | None = None):
         super().__init__(vocab_size, embed_dim, context=desired_attn_length)
-        self.dropout = nn.Dropout(embd_dropout or 0.0)
+        self.dropout = Dropout(embd_dropout or 0.0)
         # torch warns about dropout with a single layer: there is no place between layers for it.
         self.rnn = self.layers(embed_dim, embed_dim, n_layers, batch_first=True, dropout=dropout if n_layers > 1 else 0.0)
         self.norm = nn.LayerNorm(embed_dim)
