@@ -5,8 +5,8 @@
 
 Contenders train the same model (layers, heads, width, vocabulary, dropout, untied head) with the same optimizer (fused AdamW,
 gradient norm clipped) on the same windows:
-  ours            the trainer's own step, built from a config as a run builds it
-  transformers    GPT2LMHeadModel, logits then cross-entropy; eager, and with the whole forward compiled
+  ours            the trainer's own step, built from a config as a run builds it: on a CPU a batch goes through in pieces
+  transformers    GPT2LMHeadModel, logits then cross-entropy, the batch as a whole; eager, and with the whole forward compiled
   plain           our model's logits then cross-entropy: on CUDA compiled as a whole, as nanoGPT does it, with the vocabulary padded to a
                   multiple of 64; for GRU and LSTM, eager, the only peer
 Each contender lives in a process of its own, so that peak memory is its own, and the processes take turns: a machine that slows down
@@ -16,6 +16,7 @@ a second of CPU time on one thread, for a machine that others are using.
 import argparse
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import resource
 import statistics
@@ -33,7 +34,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from configs.make_configs import RECURRENT, SIZES, VOCAB_SIZE  # noqa: E402
-from modules.batches import training_batches  # noqa: E402
+from modules.batches import pieces_of_a_batch, training_batches  # noqa: E402
 from modules.config import Config, parse_config  # noqa: E402
 from modules.dataset import open_tokens, split  # noqa: E402
 from modules.evaluate import autocast_for  # noqa: E402
@@ -89,22 +90,29 @@ def transformers_gpt2(params: dict) -> torch.nn.Module:
         tie_word_embeddings=False))
 
 
+def whole_batch(batches, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next `pieces` of `batches` in one."""
+    return tuple(torch.cat(parts) for parts in zip(*itertools.islice(batches, pieces), strict=True))
+
+
 class Ours:
     """The trainer's step."""
 
     def __init__(self, task: Task, processes: Processes):
         self.training, _ = prepare(task.config, None, processes, None)
         self.model = self.training.model.train()
-        self.batches = training_batches(self.training.windows, task.config.training_params, processes, 0)
+        self.batches = training_batches(self.training.windows, task.config, processes, 0)
+        self.pieces = pieces_of_a_batch(task.config, processes)
 
     def step(self) -> None:
         train_step(self.training, self.batches)
         self.training.step += 1
 
     def passes(self) -> dict:
-        """Passes without gradients: to the logits, and the per-token losses that validation takes."""
-        inputs_BT, targets_BT = next(self.batches)
-        return {"logits": lambda: self.model(inputs_BT), "losses": lambda: self.model.losses(inputs_BT, targets_BT)}
+        """Passes over a batch without gradients: to the logits, and the per-token losses that validation takes."""
+        pieces = list(itertools.islice(self.batches, self.pieces))
+        return {"logits": lambda: [self.model(inputs_BT) for inputs_BT, _ in pieces],
+                "losses": lambda: [self.model.losses(inputs_BT, targets_BT) for inputs_BT, targets_BT in pieces]}
 
 
 class Peer:
@@ -123,7 +131,8 @@ class Peer:
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, backwards=False)
-        self.batches = training_batches(windows, task.config.training_params, processes, 0)
+        self.batches = training_batches(windows, task.config, processes, 0)
+        self.pieces = pieces_of_a_batch(task.config, processes)
 
     def plain_loss(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         logits_BTV = self.model(inputs_BT)
@@ -131,7 +140,7 @@ class Peer:
         return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
 
     def step(self) -> None:
-        inputs_BT, targets_BT = next(self.batches)
+        inputs_BT, targets_BT = whole_batch(self.batches, self.pieces)
         with self.autocast():
             loss = self.loss(inputs_BT, targets_BT)
         loss.backward()
@@ -141,7 +150,7 @@ class Peer:
 
     def passes(self) -> dict:
         """The pass without gradients by which the peer validates: to its mean loss."""
-        inputs_BT, targets_BT = next(self.batches)
+        inputs_BT, targets_BT = whole_batch(self.batches, self.pieces)
         return {"mean": lambda: self.loss(inputs_BT, targets_BT)}
 
 
@@ -265,16 +274,17 @@ def flops_per_token(task: Task) -> float:
     return 6 * weights + 12 * params["n_layers"] * params["embed_dim"] * task.context
 
 
-def peers(model: str, device: str) -> list[str]:
+def peers(model: str, device: str, eager: bool) -> list[str]:
+    """The contenders beside ours; `eager`: transformers' eager step among them."""
     if model != "gpt":
         return ["plain eager"]
-    return ["transformers eager", "transformers compiled"] + (["plain compiled"] if device.startswith("cuda") else [])
+    return ["transformers eager"] * eager + ["transformers compiled"] + ["plain compiled"] * device.startswith("cuda")
 
 
-def compare(task: Task, rounds: int, seconds: float) -> str:
+def compare(task: Task, rounds: int, seconds: float, eager: bool) -> str:
     """Run a task's contenders in turns; the result as a row of Markdown."""
     contenders = [Contender(task)]
-    for name in peers(task.model, task.device):
+    for name in peers(task.model, task.device, eager):
         contenders.append(Contender(Task(**asdict(task) | {"contender": name})))
     turns = [[one.do("tokens_per_s", seconds) for one in contenders] for _ in range(rounds)]
     memory = [one.do("peak_memory") for one in contenders]
@@ -292,8 +302,8 @@ def compare(task: Task, rounds: int, seconds: float) -> str:
              f"{memory[0]:,.0f}", f"{memory[best]:,.0f}", f"{memory[0] / memory[best]:.2f}",
              " / ".join(f"{100 * shares[phase]:.1f}" for phase in PHASES),
              " / ".join(f"{validation['losses'] / validation[other]:.2f}" for other in ("logits", "mean"))]
-    if task.device.startswith("cuda") and task.model == "gpt":
-        cells.append(mfu(task, speeds[0]) + " / " + mfu(task, speeds[best]))
+    if task.device.startswith("cuda"):
+        cells.append(mfu(task, speeds[0]) + " / " + mfu(task, speeds[best]) if task.model == "gpt" else "")
     print(f"  {name} {task.precision}: ours {speeds[0]:,.0f} tokens/s {memory[0]:,.0f} MiB, {others}", file=sys.stderr, flush=True)
     return "| " + " | ".join(cells) + " |"
 
@@ -320,8 +330,10 @@ def main() -> None:
     parser.add_argument("--precision", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, default=16, help="windows in a step (default %(default)s)")
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--dropout", type=float, default=0.0, help="the paper trains with 0.1, for which a CPU has no fused attention")
+    parser.add_argument("--dropout", type=float, default=0.0, help="the paper trains with 0.1, for which torch has no fused attention on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no_eager", action="store_true", help="without transformers' eager step, which is slower than the compiled one and needs twice "
+                        "its memory")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of a turn")
@@ -330,9 +342,11 @@ def main() -> None:
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}, torch {torch.__version__}, batch {options.batch}, context {options.context}, dropout {options.dropout}, "
           f"vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s of {options.clock} time\n")
-    print("| model | precision | ours, tokens/s | best peer, tokens/s | ratio | ours, peak MiB | peer, peak MiB | ratio "
-          "| loading / forward / backward / optimizer, % of our step | validation's tokens/s over our pass to the logits / the peer's to its loss |")
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    columns = ["model", "precision", "ours, tokens/s", "best peer, tokens/s", "ratio", "ours, peak MiB", "peer, peak MiB", "ratio",
+               "loading / forward / backward / optimizer, % of our step", "validation's tokens/s over our pass to the logits / the peer's to its loss"]
+    if options.device.startswith("cuda"):
+        columns.append("MFU of a GPT, %: ours / peer")
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "tokens.h5"
         write_tokens(data)
@@ -341,7 +355,7 @@ def main() -> None:
             for precision in options.precision:
                 task = Task("ours", model, size, precision, options.batch, options.context, options.dropout, options.device, str(data),
                             options.clock)
-                print(compare(task, options.rounds, options.seconds), flush=True)
+                print(compare(task, options.rounds, options.seconds, not options.no_eager), flush=True)
 
 
 if __name__ == "__main__":

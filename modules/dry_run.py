@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import torch
 
-from modules.batches import training_batches
+from modules.batches import pieces_of_a_batch, training_batches
 from modules.config import Config
 from modules.loss import chunk_bytes
 from modules.parallel import Processes
@@ -47,7 +47,7 @@ def dry_run(config: Config, processes: Processes) -> None:
 def seconds_a_step(training: Training) -> float:
     """The median time of a few real steps, after some that set up."""
     seconds = []
-    with contextlib.closing(training_batches(training.windows, training.config.training_params, training.processes, 0)) as batches:
+    with contextlib.closing(training_batches(training.windows, training.config, training.processes, 0)) as batches:
         training.model.train()
         for _ in range(WARM_UP_STEPS + TIMED_STEPS):
             start = time.perf_counter()
@@ -57,26 +57,29 @@ def seconds_a_step(training: Training) -> float:
 
 
 def memory_estimate(training: Training) -> tuple[int, int]:
-    """Bytes a device for weights, gradients and moments (16 a parameter), and for the activations of one micro-batch.
+    """Bytes a device for weights, gradients and moments (16 a parameter), and for the activations of one piece of a batch.
 
-    A block keeps for the backward pass, a token: its input and the sum in its middle (2 D, fp32), and in the dtype of the products its queries, keys,
-    values and their mixture (4 D) and the MLP's wide half (models/layers.py); recomputed blocks keep their input. A recurrent layer keeps about 8 D.
-    The loss adds three of its chunks.
+    For the backward pass a block keeps, of each token: its input and the sum in its middle (2 D, fp32) and, in the dtype of the products, their norms (2 D),
+    its queries, keys, values and their mixture (4 D), and the MLP's wide half before and after the GELU. A recomputed block keeps its input, a
+    recurrent layer about 8 D.
+    The loss adds a chunk of logits and, on a GPU, its softmax in fp32, or on a CPU a part of its gradient of the same size.
     """
     params, model_params = training.config.training_params, training.config.model_params
     shards = training.processes.count if params.parallel == "fsdp" else 1
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
-    tokens = len(training.processes.share_of(range(params.batch_size))) * training.windows.length
+    share = len(training.processes.share_of(range(params.batch_size)))
+    tokens = -(-share // pieces_of_a_batch(training.config, training.processes)) * training.windows.length
     width, layers = model_params.embed_dim, model_params.n_layers
     number = 2 if training.precision == "bf16" else 4  # bytes
     if training.config.model != "gpt":
         kept = layers * 8 * width * number
     else:
-        block = 2 * width * 4 + (4 * width + int(model_params.mlp_ratio * width)) * number
+        block = 2 * width * 4 + (6 * width + 2 * int(model_params.mlp_ratio * width)) * number
         kept = block + layers * width * 4 if params.checkpoint_activations else layers * block
     logits = min(chunk_bytes(training.processes.device), number * tokens * model_params.vocab_size)
     head = 4 * model_params.vocab_size * width  # its gradient, before it is added to the others
-    return 16 * parameters // shards, tokens * (kept + 4 * width * number) + 3 * logits + head
+    chunks = 3 if training.processes.device.type == "cuda" else 2
+    return 16 * parameters // shards, tokens * (kept + 4 * width * number) + chunks * logits + head
 
 
 def measured_memory(processes: Processes) -> str:

@@ -7,6 +7,8 @@ from tqdm import tqdm
 
 from modules.dataset import Windows
 
+CPU_TOKENS = 4096  # at once, however large the batch: a CPU is not faster with more, and needs the memory
+
 
 class Interrupted(Exception):
     """An evaluation that was asked to end early."""
@@ -28,6 +30,8 @@ def held_out_losses(model, windows: Windows, batch_size: int, device: torch.devi
     Raises Interrupted when `interrupted()` says so, asked before each batch.
     """
     indices = np.arange(len(windows)) if indices is None else indices
+    if device.type == "cpu":
+        batch_size = min(batch_size, max(1, CPU_TOKENS // windows.length))
     losses = np.empty((len(indices), windows.length), dtype=np.float64)
     was_training = model.training
     model.eval()

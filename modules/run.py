@@ -1,4 +1,5 @@
 """A run from its config to its last state: builds what trains, from the state that is there, and trains it."""
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from modules import checkpoint
+from modules.batches import training_batches
 from modules.config import Config
 from modules.dataset import TokenFile, open_tokens, split
 from modules.devices import allow_tf32, compile_model, keep_freed_memory, pick_compile, pick_precision
@@ -87,8 +89,8 @@ def prepare(config: Config, tokenizer_path: str | None, processes: Processes, fo
         model.checkpoint_activations = True
     compiled = pick_compile(params.compile, processes.device, config.model)
     if compiled:
-        inputs_BT, targets_BT = (tensor.to(processes.device) for tensor in windows.batch(processes.share_of(range(params.batch_size))))
-        compiled = compile_model(model, inputs_BT, targets_BT, autocast_for(processes.device, precision))
+        with contextlib.closing(training_batches(windows, config, processes, 0)) as batches:
+            compiled = compile_model(model, *next(batches), autocast_for(processes.device, precision))
     loss_of, local_gradients = shared_loss(model, params.parallel, precision, processes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim_params.lr, weight_decay=config.optim_params.weight_decay, fused=True)
     training = Training(config, processes, precision, compiled, windows, held_out, model, optimizer, loss_of, local_gradients)

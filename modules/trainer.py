@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from modules.batches import training_batches
+from modules.batches import pieces_of_a_batch, training_batches
 from modules.config import Config
 from modules.dataset import Windows
 from modules.errors import UserError
@@ -74,7 +74,7 @@ def train(training: Training, last_step: int, log: Callable[[dict], None], save:
     clock = Clock(training.step * training.step_tokens)
     bar = tqdm(total=last_step, initial=training.step, desc=training.config.name, unit="step", dynamic_ncols=True, mininterval=0.5,
                disable=not training.processes.is_main)
-    batches = training_batches(training.windows, params, training.processes, training.step)
+    batches = training_batches(training.windows, training.config, training.processes, training.step)
     training.model.train()
     with bar, contextlib.closing(batches):
         if training.step and training.step % params.save_every == 0 and training.validated != training.step:
@@ -109,9 +109,9 @@ def train(training: Training, last_step: int, log: Callable[[dict], None], save:
 
 
 def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """One optimizer step on the next `aggregate` micro-batches; this process's part of its loss, on the device.
+    """One optimizer step on the next `aggregate` micro-batches, piece by piece; this process's part of its loss, on the device.
 
-    Processes may have unequal numbers of windows: each loss is weighted by its share, so that their mean over processes is the batch's.
+    Pieces may have unequal numbers of windows: each loss is weighted by its share, so that their sum, and its mean over processes, is the batch's.
     """
     params, optim = training.config.training_params, training.config.optim_params
     for group in training.optimizer.param_groups:
@@ -119,10 +119,11 @@ def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.T
     torch.manual_seed(random_seed(params.seed, training.step, training.processes.rank))
 
     mean_loss = torch.zeros((), device=training.processes.device)
-    for micro_batch in range(params.aggregate):
+    pieces = params.aggregate * pieces_of_a_batch(training.config, training.processes)
+    for piece in range(pieces):
         inputs_BT, targets_BT = next(batches)
-        # Gradients are shared once a step: with those of its last micro-batch.
-        sharing = contextlib.nullcontext() if micro_batch == params.aggregate - 1 else training.local_gradients()
+        # Gradients are shared once a step: with those of its last piece.
+        sharing = contextlib.nullcontext() if piece == pieces - 1 else training.local_gradients()
         with sharing:
             with autocast_for(training.processes.device, training.precision)():
                 share = len(inputs_BT) * training.processes.count / params.batch_size

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from modules import batches
 from modules.checkpoint import backups_of, load_state
 from modules.config import load_config
 from modules.errors import UserError
@@ -155,15 +156,26 @@ def test_aggregated_micro_batches_are_one_large_batch(tmp_path):
     assert abs(metrics_of(tmp_path, "large")[-1]["loss"] - metrics_of(tmp_path, "small")[-1]["loss"]) < 1e-5
 
 
+def test_pieces_of_a_batch_are_the_whole_batch(tmp_path, monkeypatch):
+    """24 windows of 16 tokens in five pieces, which do not divide it."""
+    options = dict(model_params__dropout=0.0, training_params__batch_size=24, training_params__aggregate=2, training_params__steps_to_train=10)
+    whole = train(tmp_path, "whole", **options)
+    monkeypatch.setattr(batches, "CPU_NUMBERS", 32 * 80)
+    monkeypatch.setattr(batches, "FEWEST_CPU_TOKENS", 1)
+    assert batches.pieces_of_a_batch(load_config(tmp_path / "whole.json").with_model("gpt"), HERE) == 5
+    assert closeness(whole, train(tmp_path, "pieces", **options)) < 1e-5
+    losses = [[entry["loss"] for entry in metrics_of(tmp_path, name)] for name in ("whole", "pieces")]
+    np.testing.assert_allclose(*losses, atol=1e-5)
+
+
 def test_directions_share_weights_windows_and_order(tmp_path):
     trainings = [prepare(load_config(write_config(tmp_path, training_params__backwards=backwards)).with_model("gpt"), None, HERE, None)[0]
                  for backwards in (False, True)]
     forward, backward = trainings
     assert all(torch.equal(a, b) for a, b in zip(forward.model.parameters(), backward.model.parameters(), strict=True))
-    from modules.batches import training_batches
-    batches = [training_batches(training.windows, training.config.training_params, HERE, 0) for training in trainings]
+    both = [batches.training_batches(training.windows, training.config, HERE, 0) for training in trainings]
     for _ in range(30):
-        (_, forward_targets), (_, backward_targets) = map(next, batches)
+        (_, forward_targets), (_, backward_targets) = map(next, both)
         assert forward_targets.equal(backward_targets.flip(1))
     assert np.array_equal(forward.held_out.batch([0, 5])[1], backward.held_out.batch([0, 5])[1].flip(1))
 
@@ -182,6 +194,20 @@ def test_one_config_is_one_run_on_any_number_of_processes(tmp_path, how, counts,
         assert closeness(alone, together) < 1e-4
         for mine, theirs in zip(metrics_of(tmp_path, "alone"), metrics_of(tmp_path, f"on{count}"), strict=True):
             assert mine["step"] == theirs["step"] and abs(mine["loss"] - theirs["loss"]) < 1e-4
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_processes_with_unequal_shares_compute_in_equally_many_pieces(tmp_path, how):
+    """25 and 24 windows of 64 tokens at width 512: the one share is just over what goes through at once, the other is not."""
+    options = dict(model_params__dropout=0.0, model_params__embed_dim=512, model_params__attn_length=64, model_params__n_layers=1,
+                   training_params__batch_size=49, training_params__valid_batch_size=16, training_params__valid_steps=2,
+                   training_params__steps_to_train=3, training_params__precision="fp32", training_params__step_log=1)
+    train(tmp_path, "alone", **options)
+    config = write_config(tmp_path, "two", training_params__parallel=how, **options)
+    done = run_script("train_parallel.py", config, "--nproc", 2, "-d", "cpu", "-p", PROJECT)
+    assert done.returncode == 0, done.stderr
+    losses = [[entry["loss"] for entry in metrics_of(tmp_path, name)] for name in ("alone", "two")]
+    np.testing.assert_allclose(*losses, atol=1e-4)
 
 
 def test_a_run_on_many_goes_on_with_one_and_back(tmp_path):
