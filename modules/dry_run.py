@@ -26,12 +26,14 @@ def dry_run(config: Config, processes: Processes) -> None:
     step_windows = params.batch_size * params.aggregate
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     static, activations = memory_estimate(training)
+    pieces = pieces_of_a_batch(config, processes)
     seconds = seconds_a_step(training)
     lines = {
         "parameters": f"{parameters:,}",
         "data": f"{len(training.windows.token_file.tokens):,} tokens: {len(training.windows):,} training windows of {training.windows.length}, stride "
                 f"{training.windows.stride}, and {len(training.held_out):,} held-out windows",
-        "one step": f"{step_windows:,} windows, {training.step_tokens:,} tokens ({params.aggregate} micro-batch(es) of {params.batch_size})",
+        "one step": f"{step_windows:,} windows, {training.step_tokens:,} tokens ({params.aggregate} micro-batch(es) of {params.batch_size}"
+                    f"{f', each in {pieces} pieces' if pieces > 1 else ''})",
         "one epoch": f"{len(training.windows) // step_windows:,} steps; this run: {last_step:,} steps, {last_step * training.step_tokens:,} tokens",
         "learning rate": f"{lr_at(0, config.optim_params):.3g} at the first step, {lr_at(last_step - 1, config.optim_params):.3g} at the last",
         "memory a device": f"about {(static + activations) / GIB:.2f} GiB: {static / GIB:.2f} for weights, gradients and optimizer, "

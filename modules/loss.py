@@ -15,14 +15,12 @@ Shapes: N tokens, D width, V vocabulary.
 import torch
 import torch.nn.functional as F
 
-from modules.products import autocast_dtype, for_onednn, times_transposed
+from modules.products import CPU_CACHE_BYTES, autocast_dtype, for_onednn, times_transposed
 
 # Bytes of logits in one chunk. On a CPU that is 540 tokens in fp32, of a 50,257-id vocabulary, and 1,080 in bf16: a step of mini is 6 % faster
 # than with half as many, and no faster with twice as many. A GPU wants larger products to stay busy.
 CHUNK_BYTES = {"cpu": 104 << 20, "cuda": 512 << 20}
 
-# Bytes of fp32 numbers that a CPU takes at a time, in its cache: 30 rows of 50,257. So the softmax of 512 rows takes 6 ms, and 9 by fours.
-CPU_CACHE_BYTES = 6 << 20
 SMALLEST = torch.finfo(torch.float32).tiny
 
 

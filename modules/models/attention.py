@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from modules.models.dropout import Choices, drawn_here, new_seed
+from modules.products import CPU_CACHE_BYTES
 
 QUERIES = 128  # taken together; a key after the last of them costs nothing
-CPU_CACHE_BYTES = 6 << 20  # of scores taken together
 
 
 def causal_attention(qkv_BTE: torch.Tensor, n_heads: int, dropout: float = 0.0) -> torch.Tensor:
