@@ -35,21 +35,23 @@ def training_batches(windows: Windows, config: Config, processes: Processes, fir
     A step has `aggregate` micro-batches of `pieces_of_a_batch` each. All processes together read the windows that one process alone would.
     """
     params, pieces = config.training_params, pieces_of_a_batch(config, processes)
-    step_windows = params.batch_size * params.aggregate
-    step_pieces = params.aggregate * pieces
     on_gpu = processes.device.type == "cuda"
 
-    def prepare(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        step, in_step = divmod(number, step_pieces)
-        micro_batch, piece = divmod(in_step, pieces)
-        order = step_order(step, step_windows, len(windows), params.seed)
-        share = processes.share_of(order[micro_batch * params.batch_size:(micro_batch + 1) * params.batch_size])
-        batch = windows.batch(np.array_split(share, pieces)[piece])
+    def in_order() -> Iterator[np.ndarray]:
+        """The windows of one part after the other."""
+        for step in itertools.count(first_step):
+            order = step_order(step, params.batch_size * params.aggregate, len(windows), params.seed)
+            for micro_batch in np.split(order, params.aggregate):
+                yield from np.array_split(processes.share_of(micro_batch), pieces)
+
+    def prepare() -> tuple[torch.Tensor, torch.Tensor]:
+        batch = windows.batch(next(parts))
         return tuple(tensor.pin_memory() for tensor in batch) if on_gpu else batch  # pinned: copied while the GPU computes
 
+    parts = in_order()
     with ThreadPoolExecutor(1, "batches") as thread:
-        upcoming = thread.submit(prepare, first_step * step_pieces)
-        for number in itertools.count(first_step * step_pieces + 1):
+        upcoming = thread.submit(prepare)
+        while True:
             inputs_BT, targets_BT = upcoming.result()
-            upcoming = thread.submit(prepare, number)
+            upcoming = thread.submit(prepare)
             yield inputs_BT.to(processes.device, non_blocking=True), targets_BT.to(processes.device, non_blocking=True)

@@ -19,10 +19,14 @@ HAS_ONEDNN = (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cp
 CPU_CACHE_BYTES = 6 << 20
 
 
+def eager_on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether work on this tensor is done here and now, by a CPU: what torch is slow at there may then be done otherwise."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def for_onednn(tensor: torch.Tensor) -> bool:
     """Whether products of this tensor are faster in oneDNN."""
-    return (HAS_ONEDNN and tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling())
+    return HAS_ONEDNN and eager_on_cpu(tensor) and tensor.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def times_transposed(a_NK: torch.Tensor, b_MK: torch.Tensor, bias_M: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from modules.models.dropout import Choices, drawn_here, new_seed
-from modules.products import CPU_CACHE_BYTES
+from modules.models.dropout import Choices, new_seed
+from modules.products import CPU_CACHE_BYTES, eager_on_cpu
 
 QUERIES = 128  # taken together; a key after the last of them costs nothing
 
@@ -24,9 +24,9 @@ def causal_attention(qkv_BTE: torch.Tensor, n_heads: int, dropout: float = 0.0) 
 
     dropout: the part of the mixture's weights that is set to zero at random.
     """
-    if drawn_here(qkv_BTE) and torch.is_grad_enabled() and (dropout or qkv_BTE.dtype == torch.bfloat16):
+    if eager_on_cpu(qkv_BTE) and torch.is_grad_enabled() and (dropout or qkv_BTE.dtype == torch.bfloat16):
         return _AttentionByProducts.apply(qkv_BTE, n_heads, dropout, new_seed() if dropout else 0)
-    q_BHTC, k_BHTC, v_BHTC = qkv_BTE.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)
+    q_BHTC, k_BHTC, v_BHTC = _by_head(qkv_BTE, 3, n_heads)
     y_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BHTC, v_BHTC, is_causal=True, dropout_p=dropout)
     return y_BHTC.transpose(1, 2).flatten(2)
 
@@ -41,7 +41,7 @@ class _AttentionByProducts(torch.autograd.Function):
         y_BTD = qkv_BTE.new_empty(*qkv_BTE.shape[:2], qkv_BTE.shape[2] // 3)
         choices = Choices(dropout, seed)
         for qkv_WTE, y_WTD in _windows(n_heads, qkv_BTE, y_BTD):
-            q_NTC, k_NTC, v_NTC = _by_head(qkv_WTE, 3, n_heads)
+            q_NTC, k_NTC, v_NTC = _by_head(qkv_WTE, 3, n_heads).flatten(1, 2)
             y_NTC = torch.empty_like(q_NTC)
             for first, end, weights_NQK in _blocks(q_NTC, k_NTC):
                 if dropout:
@@ -60,8 +60,8 @@ class _AttentionByProducts(torch.autograd.Function):
         gradient_BTE = torch.empty_like(qkv_BTE)
         choices = Choices(dropout, ctx.seed)
         for qkv_WTE, outer_WTD, gradient_WTE in _windows(n_heads, qkv_BTE, outer_BTD, gradient_BTE):
-            q_NTC, k_NTC, v_NTC = _by_head(qkv_WTE, 3, n_heads)
-            outer_NTC, = _by_head(outer_WTD, 1, n_heads)
+            q_NTC, k_NTC, v_NTC = _by_head(qkv_WTE, 3, n_heads).flatten(1, 2)
+            outer_NTC, = _by_head(outer_WTD, 1, n_heads).flatten(1, 2)
             if dropout:
                 outer_NTC = outer_NTC / (1 - dropout)
             gradients = q_NTC.new_zeros(3, *q_NTC.shape, dtype=torch.promote_types(q_NTC.dtype, torch.float32))
@@ -105,11 +105,11 @@ def _scale(q_NTC: torch.Tensor) -> float:
 
 
 def _by_head(x_WTE: torch.Tensor, parts: int, n_heads: int) -> torch.Tensor:
-    """The parts that lie side by side, in windows of one head each: [parts, N, T, C]."""
-    return x_WTE.unflatten(-1, (parts, n_heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+    """The parts that lie side by side, head by head: [parts, W, H, T, C]."""
+    return x_WTE.unflatten(-1, (parts, n_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def _side_by_side(x_PNTC: torch.Tensor, out_WTE: torch.Tensor) -> None:
-    """The opposite of `_by_head`, into `out_WTE`."""
+    """The opposite of `_by_head` and its flattening, into `out_WTE`."""
     parts, n_windows = len(x_PNTC), len(out_WTE)
     out_WTE.unflatten(-1, (parts, x_PNTC.shape[1] // n_windows, -1)).copy_(x_PNTC.unflatten(1, (n_windows, -1)).permute(1, 3, 0, 2, 4))

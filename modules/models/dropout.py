@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modules.products import eager_on_cpu
+
 
 class Dropout(nn.Module):
     """Sets numbers to zero at random, the part `p` of them, and makes up for it in the others; in training only."""
@@ -20,7 +22,7 @@ class Dropout(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.p or not self.training:
             return x
-        if not drawn_here(x):
+        if not eager_on_cpu(x):
             return F.dropout(x, self.p)
         return _DropoutFunction.apply(x, self.p, new_seed())
 
@@ -43,18 +45,17 @@ def new_seed() -> int:
     return torch.randint(2**63 - 1, ()).item()
 
 
-def drawn_here(x: torch.Tensor) -> bool:
-    """Whether choices about `x` are made here; torch's way is as fast elsewhere."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 class _DropoutFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, p, seed):
         ctx.p, ctx.seed = p, seed
-        return (x * Choices(p, seed).like(x)).mul_(1 / (1 - p))
+        return _dropped(x, p, seed)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, outer):
-        return (outer * Choices(ctx.p, ctx.seed).like(outer)).mul_(1 / (1 - ctx.p)), None, None
+        return _dropped(outer, ctx.p, ctx.seed), None, None
+
+
+def _dropped(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+    return (x * Choices(p, seed).like(x)).mul_(1 / (1 - p))

@@ -8,14 +8,14 @@ Shapes: N rows, K inputs, M outputs.
 import torch
 from torch import nn
 
-from modules.products import autocast_dtype, product_over_rows, times_transposed
+from modules.products import autocast_dtype, eager_on_cpu, product_over_rows, times_transposed
 
 
 class Linear(nn.Linear):
     """torch's linear layer, with faster products on a CPU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not eager_on_cpu(x):
             return super().forward(x)
         if not torch.is_grad_enabled():
             return times_transposed(x, self.weight, self.bias)
