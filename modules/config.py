@@ -24,12 +24,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
 
 from modules.errors import UserError
+from modules.schema import SHOWN_ERRORS, expected, shown
 
-SHOWN_ERRORS = 3  # a line stays readable; the rest show up once these are mended
 MAX_SEED = 2**63 - 1  # what torch.manual_seed takes
-# What was expected, by pydantic's type of error, where its own words would not do.
-EXPECTED = {"int_type": "an integer", "float_type": "a number", "bool_type": "true or false", "string_type": "a string",
-            "string_too_short": "a path", "model_type": "an object { ... }", "model_attributes_type": "an object { ... }"}
 
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -264,15 +261,7 @@ def describe(problem: dict) -> str:
         return f"{where}required and missing ({section_fields(location)[keys[-1]].description})"
     if problem["type"] == "value_error":
         return f"{where}{problem['ctx']['error']}"
-    pydantics = problem["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
-    expected = EXPECTED.get(problem["type"], pydantics)
-    return f"{where}expected {expected}, found {shown(problem['input'])}"
-
-
-def shown(value: Any) -> str:
-    """A value as the file has it, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return f"{where}expected {expected(problem)}, found {shown(problem['input'])}"
 
 
 def section_fields(location: tuple) -> dict:
