@@ -24,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", help="JSON config files; of a forward and backward pair one is enough")
     parser.add_argument("--states", nargs="+", metavar="STATE", help="compare runs that exist, by their .state files, and train nothing")
+    parser.add_argument("--data", nargs="+", default=[], metavar="H5", help="where the datasets of --states lie now, if they were moved")
     parser.add_argument("--seeds", type=int, default=1, help="train each config for so many seeds, to measure the noise of training")
     parser.add_argument("-d", "--device", help="device, e.g. 'cuda:0' or 'cpu' (default: the first GPU, or else the CPU)")
     parser.add_argument("-t", "--tokenizer_path", help="tokenizer folder: adds snippets, classes of tokens and a coloured page")
@@ -34,6 +35,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if bool(arguments.configs) == bool(arguments.states):
         parser.error("give either config files or --states")
+    if arguments.data and not arguments.states:
+        parser.error("--data goes with --states; a config says itself where its data are")
     if arguments.text and not arguments.tokenizer_path:
         parser.error("--text needs the tokenizer of the data: give -t")
     if arguments.seeds < 1 or arguments.jobs < 1:
@@ -56,7 +59,7 @@ def main() -> int:
             return status
         states, out = [files_of(run, request.project).state for run in runs], out or files_of(runs[0], request.project).folder / "report"
     command = shlex.join(["python", *sys.argv])
-    print(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, texts))
+    print(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, texts, arguments.data))
     return 0
 
 

@@ -40,7 +40,7 @@ from modules.dataset import open_tokens, split  # noqa: E402
 from modules.evaluate import autocast_for  # noqa: E402
 from modules.models import GPT, build_model  # noqa: E402
 from modules.parallel import Processes  # noqa: E402
-from modules.run import prepare  # noqa: E402
+from modules.run import data_of, prepare  # noqa: E402
 from modules.trainer import train_step  # noqa: E402
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16; TF32 has half
@@ -99,7 +99,7 @@ class Ours:
     """The trainer's step."""
 
     def __init__(self, task: Task, processes: Processes):
-        self.training, _ = prepare(task.config, None, processes, None)
+        self.training = prepare(task.config, data_of(task.config, None, processes), processes)
         self.model = self.training.model.train()
         self.batches = training_batches(self.training.windows, task.config, processes, 0)
         self.pieces = pieces_of_a_batch(task.config, processes)

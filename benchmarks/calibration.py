@@ -10,6 +10,7 @@ not written. A simulated measurement of `null` is a new source, a new text, thre
 of a model so small that they take three seconds together. It prints Markdown tables, and tests/test_calibration.py runs a small version.
 """
 import argparse
+import collections
 import math
 import tempfile
 import time
@@ -28,11 +29,11 @@ from modules.config import Config, parse_config
 from modules.evaluate import held_out_losses
 from modules.parallel import Processes
 from modules.report import interval, table
-from modules.run import prepare
+from modules.run import data_of, prepare
 from modules.tok_utils import create_tokenizer
 from modules.tok_utils.encoder import Encoder, id_dtype
 from modules.tokenizer import Tokenizer, get_tokenizer
-from modules.trainer import train
+from modules.trainer import Training, steps
 
 CPU = Processes(0, 1, torch.device("cpu"))
 
@@ -66,13 +67,19 @@ def small_config(data: Path, context: int, width: int, batch_size: int, steps: i
         data.stem)
 
 
+def trained(config: Config) -> Training:
+    """The run of a config, trained to its end in this process; nothing is written."""
+    training = prepare(config, data_of(config, None, CPU), CPU)
+    collections.deque(steps(training, config.training_params.steps_to_train), maxlen=0)
+    return training
+
+
 def measure(config: Config, n_seeds: int) -> tuple[np.ndarray, np.ndarray]:
     """Forward and backward held-out losses, nats [seeds, windows, tokens] in text order, of models trained from `n_seeds` seeds."""
     losses = {False: [], True: []}
     for seed in range(n_seeds):
         for backwards, collected in losses.items():
-            training, _ = prepare(config.with_training(seed=seed, backwards=backwards), None, CPU, None)
-            train(training, config.training_params.steps_to_train, lambda entry: None, lambda backup: None, lambda: False)
+            training = trained(config.with_training(seed=seed, backwards=backwards))
             collected.append(held_out_losses(training.model, training.held_out, config.valid_batch_size, CPU.device, progress=False))
     return np.stack(losses[False]), np.stack(losses[True])
 
@@ -137,11 +144,11 @@ def entropy_row(name: str, text: str, floor: float, config_of: Callable[[Path], 
         toki = character_tokenizer(Path(folder))
         config = config_of(write_tokens(Path(folder) / "entropy.h5", text, toki))
         forward, backward = measure(config, 1)
-        training, _ = prepare(config, None, CPU, None)
+        held_out = data_of(config, None, CPU).held_out
         symbol_of_id = np.zeros(toki.vocab_size, dtype=np.int64)
         for number, letter in enumerate(sources.SYMBOLS):
             symbol_of_id[toki.encode(letter)[0]] = number
-        exact = law(symbol_of_id[held_out_ids(training.held_out)])
+        exact = law(symbol_of_id[held_out_ids(held_out)])
     return {"name": name, "entropy": floor, "exact": float(exact.mean()),
             "forward": float(forward.mean()), "backward": float(backward.mean())}
 

@@ -37,21 +37,18 @@ def optim_params(**changes) -> dict:
     return {"lr": 1e-4, "warmup_steps": 4000, "oscil_steps": 300000, "lr_shrink": 0.85, "lr_init": 1e-7, "lr_min": 1e-6} | changes
 
 
-def training_params(data: str, context: int, batch_size: int, aggregate: int) -> dict:
-    """The loop of a run of the grid; validation reads whole batches, and 45,000 windows of 256 are whole batches of nearly all sizes."""
-    params = {"dataset_folder": f"data/{data}/{data}.h5", "batch_size": batch_size, "aggregate": aggregate, "backwards": False,
-              "steps_to_train": None, "save_every": 3000, "backup_every": 15000, "step_log": 400,
-              "valid_steps": HELD_OUT_TOKENS // (context * batch_size), "state_save_loc": "runs"}
-    if HELD_OUT_TOKENS % (context * batch_size):
-        params |= {"valid_batch_size": 75, "valid_steps": HELD_OUT_TOKENS // (context * 75)}
-    return params
+def training_params(data: str, batch_size: int, aggregate: int) -> dict:
+    """The loop of a run of the grid."""
+    return {"dataset_folder": f"data/{data}/{data}.h5", "batch_size": batch_size, "aggregate": aggregate, "backwards": False,
+            "steps_to_train": None, "save_every": 3000, "backup_every": 15000, "step_log": 400,
+            "held_out_tokens": HELD_OUT_TOKENS, "state_save_loc": "runs"}
 
 
 def gpt(data: str, size: str, context: int = CONTEXT, batch: tuple[int, int] | None = None) -> dict:
     layers, heads, width, *usual_batch = SIZES[size]
     model = {"vocab_size": VOCAB_SIZE, "n_layers": layers, "n_heads": heads, "embed_dim": width, "attn_length": context,
              "mlp_ratio": 4.0, "dropout": 0.1, "embd_dropout": None}
-    return {"model_params": model, "training_params": training_params(data, context, *(batch or usual_batch)),
+    return {"model_params": model, "training_params": training_params(data, *(batch or usual_batch)),
             "optim_params": optim_params(**XL_SCHEDULE if size == "xl" else {})}
 
 
@@ -59,7 +56,7 @@ def recurrent(data: str, model: str, size: str) -> dict:
     layers, width, batch_size, embd_dropout = RECURRENT[size]
     params = {"vocab_size": VOCAB_SIZE, "n_layers": layers, "embed_dim": width, "desired_attn_length": CONTEXT, "dropout": 0.0,
               "embd_dropout": embd_dropout}
-    return {"model": model, "model_params": params, "training_params": training_params(data, CONTEXT, batch_size, 1),
+    return {"model": model, "model_params": params, "training_params": training_params(data, batch_size, 1),
             "optim_params": optim_params()}
 
 

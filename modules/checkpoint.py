@@ -6,7 +6,8 @@ A `.state` is a dictionary of tensors and plain values that `torch.load(weights_
     optimizer    AdamW's moments and settings, by parameter name
     step         optimizer steps done
     config       the whole config (seed and direction among it), model, run: what was trained
-    ...          the rest is listed where it is made, in trainer.py
+    stages       what each step was trained with (history.py), and held_out_tokens: what was never trained on
+    ...          the rest is in `Facts`, which says what a state must hold
 
 Position in the data, learning rate and every random number are functions of (seed, step,
 process), so the step is all that has to be kept of them.
@@ -21,18 +22,93 @@ import os
 import shutil
 import threading
 import zipfile
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal, Self
 
 import torch
 import torch.distributed.checkpoint as dcp
+from pydantic import Field, model_validator
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from modules.config import parse_config
 from modules.errors import UserError, describe_os_error
 from modules.files import replacing, sync_folder
+from modules.history import Stage, as_data
+from modules.schema import Schema, checked
 
+MOST_STEPS = 10**15
 FACTS = "facts.pt"  # beside the shards of a sharded state: all of a state but its model and optimizer
+
+
+class DamagedState(UserError):
+    """A state whose bytes are not those that were written."""
+
+
+class Dataset(Schema):
+    """What a state says of the data that it was trained on."""
+    fingerprint: str
+    n_tokens: int = Field(ge=0)
+    text_bytes: int | None = Field(None, ge=0)
+    vocab_size: int | None = Field(None, ge=1)
+    tokenizer_fingerprint: str | None = None
+
+
+class Facts(Schema):
+    """All of a state but its model and optimizer.
+
+    tokens: predicted in training so far. validated: the step of the last validation. unlogged: the mean loss of each step since the last
+    log. early_stages_unknown: a state of an earlier version, which kept no history: its one stage is what its config said last.
+    """
+    step: int = Field(ge=0, le=MOST_STEPS)
+    tokens: int = Field(ge=0)
+    run: str = Field(min_length=1)
+    config: dict
+    precision: Literal["fp32", "bf16"]
+    validated: int = Field(ge=0)
+    unlogged: torch.Tensor
+    held_out_tokens: int = Field(ge=1)
+    stages: list[Stage] = Field(min_length=1)
+    early_stages_unknown: bool
+    dataset: Dataset
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def in_order(self) -> Self:
+        firsts = [stage.first_step for stage in self.stages]
+        if firsts[0] != 0 or any(later <= earlier for earlier, later in pairwise(firsts)):
+            raise ValueError(f"stages: expected first steps that rise from 0, found {firsts}")
+        if self.unlogged.ndim != 1 or not self.unlogged.is_floating_point():
+            raise ValueError(f"unlogged: expected a list of losses, found {self.unlogged.dtype} {list(self.unlogged.shape)}")
+        return self
+
+
+class State(Facts):
+    """A plain state. One without an optimizer can be evaluated, and not be gone on with."""
+    model: dict[str, torch.Tensor] = Field(min_length=1)
+    optimizer: dict | None = None
+
+
+def with_what_earlier_versions_left_out(state: dict) -> dict:
+    """A state whose keys are those of today. Raises UserError where its config is none."""
+    if "stages" in state or not {"config", "step", "precision"} <= state.keys():
+        return state
+    config = parse_config(state["config"], str(state.get("run")))
+    windows = config.training_params.valid_steps * config.valid_batch_size  # how it was counted then
+    stages = as_data([Stage(first_step=0, optim_params=config.optim_params, precision=state["precision"])])
+    return {"held_out_tokens": windows * config.model_params.context, "stages": stages, "early_stages_unknown": True, **state}
+
+
+def check_facts(facts: object, source: str, kind: type[Facts] = Facts) -> dict:
+    """`facts`, as read from `source`, in today's form. UserError, one line, where an entry is missing or is not what it should be."""
+    if not isinstance(facts, dict) or not {"step", "config"} <= facts.keys():
+        raise UserError(f"{source}: a torch file, but not a state of this project (expected the keys model, step, config)")
+    facts = with_what_earlier_versions_left_out(facts)
+    checked(kind, facts, f"{source}: not a state of this project")
+    parse_config(facts["config"], facts["run"], source=source)
+    return facts
 
 
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
@@ -44,10 +120,39 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     return {"model": _copied(weights), "optimizer": _copied(moments)}
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Put a state's weights and optimizer into `model` and `optimizer`, sharded ones too."""
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, source: str) -> None:
+    """Put the weights and optimizer of the state read from `source` into `model` and `optimizer`, sharded ones too.
+
+    Raises UserError where a tensor is missing, too much, of another shape or no number: nothing is restored then.
+    """
+    shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
+    check_tensors(state["model"], shapes, f"{source}: model")
+    moments = (state.get("optimizer") or {}).get("state")
+    if not isinstance(moments, dict):
+        raise UserError(f"{source}: has no optimizer: it can be evaluated, but not be trained on; start anew under another name (--run_name)")
+    for moment in ("exp_avg", "exp_avg_sq"):
+        of_each = {name: entry.get(moment) if isinstance(entry, dict) else entry for name, entry in moments.items()}
+        check_tensors(of_each, shapes, f"{source}: optimizer {moment}")
+    check_tensors({name: entry.get("step") for name, entry in moments.items()}, dict.fromkeys(shapes, torch.Size([])), f"{source}: optimizer step")
     options = StateDictOptions(full_state_dict=True)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options)
+    try:
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:  # what torch makes of a wrong structure
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{source}: optimizer: not the settings of AdamW for this model ({reason})") from None
+
+
+def check_tensors(tensors: dict, shapes: dict[str, torch.Size], source: str) -> None:
+    """Raises UserError unless `tensors` are just those of `shapes`, of finite numbers."""
+    for name in sorted(shapes.keys() | tensors.keys()):
+        tensor, shape = tensors.get(name), shapes.get(name)
+        if shape is None or not isinstance(tensor, torch.Tensor):
+            found = f"{list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else "nothing" if tensor is None else type(tensor).__name__
+            raise UserError(f"{source}: {name}: expected {list(shape) if shape is not None else 'no such tensor'}, found {found}")
+        if tensor.shape != shape or not tensor.is_floating_point():
+            raise UserError(f"{source}: {name}: expected numbers {list(shape)}, found {tensor.dtype} {list(tensor.shape)}")
+        if not tensor.isfinite().all():
+            raise UserError(f"{source}: {name}: holds numbers that are not finite")
 
 
 def _copied(value):
@@ -72,9 +177,9 @@ def save_state(state: dict, path: Path) -> None:
 
 
 def load_state(path: str | os.PathLike) -> dict:
-    """Read a `.state` into CPU memory, every byte checked.
+    """Read a `.state` into CPU memory, every byte and every entry checked.
 
-    Raises UserError where it is missing, truncated, damaged or not a state.
+    Raises DamagedState where it is truncated or damaged, UserError where it is missing, cannot be read or is no state.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,13 +189,13 @@ def load_state(path: str | os.PathLike) -> dict:
             damaged = archive.testzip()
         if damaged is None:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:  # no permission, no memory, a disk that fails: nothing that says the file is bad
+        raise UserError(f"{path}: the state cannot be read: {describe_os_error(error) if isinstance(error, OSError) else 'not enough memory'}") from None
     except Exception as error:  # zipfile, zlib and pickle each have errors of their own for damage
         damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
     if damaged is not None:
-        raise UserError(f"{path}: a truncated or damaged state ({damaged})")
-    if not isinstance(state, dict) or not {"model", "step", "config"} <= state.keys():
-        raise UserError(f"{path}: a torch file, but not a state of this project (expected the keys model, step, config)")
-    return state
+        raise DamagedState(f"{path}: a truncated or damaged state ({damaged})")
+    return check_facts(state, str(path), State)
 
 
 def backups_of(path: Path) -> list[Path]:

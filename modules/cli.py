@@ -19,6 +19,8 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--run_name", help="Name of the run, and of its files. Default: the config file's, without .json.")
     parser.add_argument("--cooldown", type=positive, metavar="N", help="End the run: from the step that it is at, let the learning rate fall "
                         "to zero over N steps. The state before is kept as a backup.")
+    parser.add_argument("--accept_changes", action="store_true", help="Go on although the config's learning rate, schedule, optimizer or precision "
+                        "are not those that the state was trained with. The state records from which step on, and measure_arrow.py compares it.")
     parser.add_argument("--dry_run", action="store_true", help="Train nothing: print parameters, tokens per step, memory, steps in an epoch and the "
                         "expected time, from a few steps that leave no trace.")
     return parser
@@ -48,7 +50,7 @@ def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
         if args.dry_run:
             dry_run(config, processes)
             return 0
-        return run(config, Request(args.project_name, args.tokenizer_path, args.no_step_pickup, args.cooldown), processes)
+        return run(config, Request(args.project_name, args.tokenizer_path, args.no_step_pickup, args.cooldown, args.accept_changes), processes)
 
 
 @one_line_errors

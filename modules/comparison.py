@@ -2,12 +2,11 @@
 
 The arrow is one percent of the loss, so a comparison of runs that differ in anything but direction is worth nothing,
 and is refused with the first things that differ. What must agree is listed in `facts`: the data and the
-tokenizer by their fingerprints (not by their paths), the model, all that decides a step's result, the steps done, and the held-out
-windows. What only says where or how fast a run went (folders, logging, devices, micro-batches) may differ.
+tokenizer by their fingerprints (not by their paths), the model, the steps done, and the held-out windows. What each step was trained with
+(learning rate, optimizer, precision) is compared step by step, as it was and not as the last config says (history.py).
+What only says where or how fast a run went (folders, logging, devices, micro-batches) may differ.
 """
-import json
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,18 +15,20 @@ import numpy as np
 import torch
 
 from modules import arrow, token_classes
-from modules.checkpoint import load_state
+from modules.checkpoint import check_tensors, load_state
 from modules.config import Config, parse_config
 from modules.dataset import Windows, open_tokens, split
 from modules.errors import UserError
 from modules.evaluate import held_out_losses
+from modules.history import Stage, changes, first_difference
 from modules.metrics import read_metrics
 from modules.models import LanguageModel, build_model
+from modules.resume import stages_of
 from modules.tokenizer import Tokenizer
 
-# Of training_params: what cannot change a run's result, or is in `facts` in another form.
-NOT_COMPARED = {"dataset_folder", "backwards", "batch_size", "aggregate", "steps_to_train", "save_every", "backup_every", "step_log",
-                "valid_steps", "valid_batch_size", "state_save_loc", "precision", "compile", "parallel", "checkpoint_activations", "stride"}
+# Of training_params: what cannot change a run's result, or is in `facts` or in the stages in another form.
+NOT_COMPARED = {"dataset_folder", "backwards", "batch_size", "aggregate", "steps_to_train", "save_every", "backup_every", "step_log", "valid_steps",
+                "held_out_tokens", "valid_batch_size", "state_save_loc", "precision", "compile", "parallel", "checkpoint_activations", "stride"}
 SHOWN_DIFFERENCES = 3
 
 
@@ -35,12 +36,13 @@ SHOWN_DIFFERENCES = 3
 class Trained:
     """A trained run without its weights, which are read when they are needed: a sweep of large models must not lie in memory at once.
 
-    state: what the state holds beside model and optimizer. parameters: how many the model has.
+    state: what the state holds beside model and optimizer. parameters: how many the model has. data_path: where its data are now.
     """
     path: Path
     config: Config
     state: dict
     parameters: int
+    data_path: str
 
     @property
     def direction(self) -> str:
@@ -56,6 +58,16 @@ class Trained:
         return base_name(self.config.name)
 
     @property
+    def stages(self) -> list[Stage]:
+        """What each of its steps was trained with."""
+        return stages_of(self.state)
+
+    @property
+    def held_out_windows(self) -> int:
+        """How many windows at the end of the data it was never trained on."""
+        return self.state["held_out_tokens"] // self.config.model_params.context
+
+    @property
     def metrics_path(self) -> Path:
         return self.path.parent.parent / "metrics" / f"{self.path.stem}.jsonl"
 
@@ -65,12 +77,16 @@ def base_name(run_name: str) -> str:
     return re.sub(r"_(forward|backward)(?=_|$)|_seed\d+$", "", run_name)
 
 
-def read_run(path: Path) -> Trained:
-    """Read what a state says of its run. UserError where it is missing, damaged or no state."""
+def read_run(path: Path, data: dict[str, str] | None = None) -> Trained:
+    """Read what a state says of its run. `data`: fingerprint -> path of datasets that may lie elsewhere by now.
+
+    Raises UserError where the state is missing, damaged or none.
+    """
     state = load_state(path)
     parameters = sum(tensor.numel() for tensor in state["model"].values())
     config = parse_config(state["config"], state["run"], source=str(path))
-    return Trained(Path(path), config, {key: value for key, value in state.items() if key not in ("model", "optimizer")}, parameters)
+    data_path = (data or {}).get(state["dataset"]["fingerprint"], config.training_params.dataset_folder)
+    return Trained(Path(path), config, {key: value for key, value in state.items() if key not in ("model", "optimizer")}, parameters, data_path)
 
 
 def facts(run: Trained) -> dict[str, object]:
@@ -79,16 +95,18 @@ def facts(run: Trained) -> dict[str, object]:
     training = config.training_params.model_dump(exclude=NOT_COMPARED)
     return {
         "data": state["dataset"]["fingerprint"], "tokenizer": state["dataset"]["tokenizer_fingerprint"], "model": config.model,
-        "steps trained": state["step"], "windows a step": config.training_params.batch_size * config.training_params.aggregate,
-        "stride": config.stride, "held-out windows": held_out_count(config), "precision": state["precision"],
+        "steps trained": state["step"], "windows a step": config.step_windows, "stride": config.stride, "held-out windows": run.held_out_windows,
         **{f"model_params.{key}": value for key, value in config.model_params.model_dump().items()},
-        **{f"training_params.{key}": value for key, value in training.items()},
-        **{f"optim_params.{key}": value for key, value in config.optim_params.model_dump().items()}}
+        **{f"training_params.{key}": value for key, value in training.items()}}
 
 
-def held_out_count(config: Config) -> int:
-    """Windows held out at the end of the data."""
-    return config.training_params.valid_steps * config.valid_batch_size
+def differences(one: Trained, other: Trained, but: Sequence[str] = ()) -> list[str]:
+    """What the two runs differ in beside their direction and what is named in `but`; empty where a comparison of them is fair."""
+    mine, others = facts(one), facts(other)
+    found = [f"{key} ({shown(mine.get(key))} and {shown(others.get(key))})" for key in {**mine, **others}
+             if key not in but and mine.get(key) != others.get(key)]
+    on_the_way = first_difference(one.stages, other.stages, min(one.state["step"], other.state["step"]))
+    return found + ([on_the_way] if on_the_way else [])
 
 
 def pair_up(runs: Sequence[Trained]) -> list[list[tuple[Trained, Trained]]]:
@@ -97,15 +115,18 @@ def pair_up(runs: Sequence[Trained]) -> list[list[tuple[Trained, Trained]]]:
     Raises UserError where a run has no fair partner, or more than one.
     """
     by_direction = {direction: [run for run in runs if run.direction == direction] for direction in ("forward", "backward")}
-    groups = defaultdict(list)
+    groups: list[list[tuple[Trained, Trained]]] = []
     for run in runs:
         others = by_direction["backward" if run.direction == "forward" else "forward"]
-        partners = [other for other in others if facts(other) == facts(run)]
+        partners = [other for other in others if not differences(run, other)]
         if len(partners) != 1:
             raise UserError(f"{run.path}: {why_not_one(run, others, partners)}")
         if run.direction == "forward":
-            groups[json.dumps(facts(run) | {"training_params.seed": None})].append((run, partners[0]))
-    return [sorted(group, key=lambda pair: pair[0].seed) for group in groups.values()]
+            group = next((group for group in groups if not differences(group[0][0], run, but=["training_params.seed"])), None)
+            if group is None:
+                groups.append(group := [])
+            group.append((run, partners[0]))
+    return [sorted(group, key=lambda pair: pair[0].seed) for group in groups]
 
 
 def why_not_one(run: Trained, others: Sequence[Trained], partners: Sequence[Trained]) -> str:
@@ -114,13 +135,8 @@ def why_not_one(run: Trained, others: Sequence[Trained], partners: Sequence[Trai
         return f"expected one run of the other direction, found {len(partners)} that are alike: {', '.join(str(p.path) for p in partners)}"
     if not others:
         return f"a {run.direction} run, but no run of the other direction was given to compare it with"
-    mine = facts(run)
-
-    def differences(other: Trained) -> list[str]:
-        return [f"{key} ({shown(mine.get(key))} and {shown(value)})" for key, value in facts(other).items() if value != mine.get(key)]
-
-    nearest = min(others, key=lambda other: len(differences(other)))
-    different = differences(nearest)
+    nearest = min(others, key=lambda other: len(differences(run, other)))
+    different = differences(run, nearest)
     more = f" and {len(different) - SHOWN_DIFFERENCES} more" if len(different) > SHOWN_DIFFERENCES else ""
     return (f"no fair comparison: {nearest.path}, the most similar run of the other direction, differs in "
             f"{', '.join(different[:SHOWN_DIFFERENCES])}{more}")
@@ -161,14 +177,16 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
 
 
 def held_out_windows(run: Trained) -> Windows:
-    """The held-out windows of a run, after a look that the data file is still the one it was trained on."""
-    params = run.config.training_params
-    token_file = open_tokens(params.dataset_folder)
-    if token_file.fingerprint != run.state["dataset"]["fingerprint"]:
-        raise UserError(f"{params.dataset_folder}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
-                        f"expected {run.state['dataset']['fingerprint']})")
-    return split(token_file, run.config.model_params.context, run.config.stride, held_out_count(run.config),
-                 params.batch_size * params.aggregate, params.backwards)[1]
+    """The held-out windows of a run. UserError where its data are not to be found, or were changed since it was trained."""
+    recorded = run.state["dataset"]["fingerprint"]
+    if not Path(run.data_path).is_file():
+        raise UserError(f"{run.data_path}: the data that {run.path} was trained on are no longer there; say where they are with --data")
+    token_file = open_tokens(run.data_path)
+    if token_file.fingerprint != recorded:
+        raise UserError(f"{run.data_path}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
+                        f"expected {recorded}); say where those are with --data")
+    return split(token_file, run.config.model_params.context, run.config.stride, run.held_out_windows, run.config.step_windows,
+                 run.config.training_params.backwards)[1]
 
 
 def held_out_ids(windows: Windows) -> np.ndarray:
@@ -186,7 +204,9 @@ def check_tokenizer(run: Trained, toki: Tokenizer) -> None:
 def load_model(run: Trained, device: torch.device) -> LanguageModel:
     """The trained model, on `device`, for evaluation."""
     model = build_model(run.config.model, run.seed, **run.config.model_params.model_dump())
-    model.load_state_dict(load_state(run.path)["model"])
+    weights = load_state(run.path)["model"]
+    check_tensors(weights, {name: tensor.shape for name, tensor in model.state_dict().items()}, f"{run.path}: model")
+    model.load_state_dict(weights)
     return model.to(device).eval()
 
 
@@ -223,4 +243,10 @@ def what_was_compared(pairs: Sequence[tuple[Trained, Trained]]) -> dict:
     return {"text": Path(run.config.training_params.dataset_folder).stem, "dataset": run.state["dataset"], "model": run.config.model,
             "parameters": run.parameters, "steps": run.state["step"], "tokens_seen": run.state["tokens"],
             "seeds": [forward.seed for forward, _ in pairs], "runs": [each.config.name for pair in pairs for each in pair],
-            "precision": run.state["precision"], "versions": run.state["versions"], "config": config}
+            "precision": run.state["precision"], "changed_on_the_way": history_of(run), "versions": run.state["versions"], "config": config}
+
+
+def history_of(run: Trained) -> list[str]:
+    """How the run's settings changed while it trained, a line a change."""
+    unknown = ["trained by a version that kept no history: whether its settings changed before its last save is not known"]
+    return (unknown if run.state["early_stages_unknown"] else []) + changes(run.stages)

@@ -92,13 +92,14 @@ class TrainingParams(Section):
     save_every: Positive = Field(3000, description="steps between saves of the training state, each with a validation")
     backup_every: Positive = Field(15000, description="steps between backups of the training state")
     step_log: Positive = Field(400, description="steps between logs of the training loss")
-    valid_steps: Positive = Field(1000, description="batches of held-out windows in one validation")
+    valid_steps: Positive = Field(1000, description="held-out windows, in steps' worth of windows")
+    held_out_tokens: Positive | None = Field(None, description="tokens held out at the end of the data, in place of `valid_steps`")
     state_save_loc: str = Field("runs", min_length=1, description="folder of states and metrics, relative to where the script is launched")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of initial weights, dropout and the order of windows")
     stride: Positive | None = Field(None, description="tokens between the starts of training windows; null is half the context")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 autocast where the hardware is faster with it")
     compile: Literal["auto", True, False] = Field("auto", description="`torch.compile`; auto is on where it pays for itself")
-    valid_batch_size: Positive | None = Field(None, description="windows in a batch of validation; null is `batch_size`")
+    valid_batch_size: Positive | None = Field(None, description="windows evaluated at a time: memory and speed, no result; null is `batch_size`")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="many devices: a whole model on each (ddp), or shards of it (fsdp)")
     checkpoint_activations: bool = Field(False, description="recompute activations in the backward pass: less memory, a third more work")
 
@@ -160,8 +161,19 @@ class Config(Section):
         return self.training_params.stride or self.model_params.context // 2
 
     @property
+    def step_windows(self) -> int:
+        """Windows in an optimizer step, however it is divided into micro-batches."""
+        return self.training_params.batch_size * self.training_params.aggregate
+
+    @property
+    def held_out_windows(self) -> int:
+        """Windows held out at the end of the data."""
+        params = self.training_params
+        return params.held_out_tokens // self.model_params.context if params.held_out_tokens else params.valid_steps * self.step_windows
+
+    @property
     def valid_batch_size(self) -> int:
-        """Windows in a batch of validation."""
+        """Windows evaluated at a time."""
         return self.training_params.valid_batch_size or self.training_params.batch_size
 
     @property
@@ -176,6 +188,13 @@ class Config(Section):
             expected = '"gpt"' if is_gpt else '"gru" or "lstm"'
             raise ValueError(f'expected model {expected} for model_params with {"attn_length" if is_gpt else "desired_attn_length"}, '
                              f'found "{self.model}"')
+        return self
+
+    @model_validator(mode="after")
+    def two_windows_are_held_out(self) -> Self:
+        if self.held_out_windows < 2:
+            raise ValueError(f"expected at least two held-out windows of {self.model_params.context} tokens, found {self.held_out_windows}; "
+                             "set a larger training_params.held_out_tokens or valid_steps")
         return self
 
     def to_dict(self) -> dict:

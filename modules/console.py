@@ -12,3 +12,12 @@ def tell(line: str, stream=None) -> None:
 def bar(*args, **kwargs) -> tqdm:
     """A progress bar, with tqdm's arguments."""
     return tqdm(*args, **kwargs)
+
+
+def attempt(what: str, call):
+    """`call()`, or None where it fails."""
+    try:
+        return call()
+    except Exception as error:
+        tell(f"warning: {what}: {error}", sys.stderr)
+        return None

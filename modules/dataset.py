@@ -165,8 +165,8 @@ def split(token_file: TokenFile, length: int, stride: int, held_out_windows: int
     if n_tokens < needed:
         raise UserError(
             f"{token_file.path}: holds {n_tokens:,} tokens, but this config needs at least {needed:,}: {held_out_tokens:,} held out "
-            f"({held_out_windows:,} windows of {length}: valid_steps x valid_batch_size) and {needed - held_out_tokens:,} for one step of "
-            f"{step_windows:,} training windows; use a longer text or a smaller valid_steps or batch_size")
+            f"({held_out_windows:,} windows of {length}) and {needed - held_out_tokens:,} for one step of {step_windows:,} training windows; "
+            "use a longer text, or a smaller held_out_tokens, valid_steps or batch_size")
     held_out_start = n_tokens - held_out_tokens
     training = Windows(token_file, 0, (held_out_start - length) // stride + 1, length, stride, backwards)
     held_out = Windows(token_file, held_out_start, held_out_windows, length, length, backwards)

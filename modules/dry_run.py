@@ -10,7 +10,7 @@ from modules.batches import pieces_of_a_batch, training_batches
 from modules.config import Config
 from modules.loss import chunk_bytes
 from modules.parallel import Processes
-from modules.run import introduction, last_step_of, prepare, tell
+from modules.run import data_of, introduction, last_step_of, prepare, tell
 from modules.schedule import lr_at
 from modules.trainer import Training, train_step
 
@@ -20,10 +20,10 @@ GIB = 2**30
 
 def dry_run(config: Config, processes: Processes) -> None:
     """Print the facts of a run. Nothing is written. Raises UserError like the run itself."""
-    training, _ = prepare(config, None, processes, found=None)
-    last_step = last_step_of(training)
-    params = config.training_params
-    step_windows = params.batch_size * params.aggregate
+    data = data_of(config, None, processes)
+    training = prepare(config, data, processes)
+    last_step = last_step_of(config, len(data.windows))
+    params, step_windows = config.training_params, config.step_windows
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     static, activations = memory_estimate(training)
     pieces = pieces_of_a_batch(config, processes)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from modules.arrow_page import write_arrow_page
 from modules.comparison import Trained, base_name, compare, held_out_ids, held_out_windows, load_model, pair_up, read_run
 from modules.config import Config, GPTParams, load_config
+from modules.dataset import open_tokens
 from modules.devices import keep_freed_memory
 from modules.errors import UserError
 from modules.files import replacing
@@ -144,16 +145,17 @@ def last_line(log: Path) -> str:
 # Comparing --------------------------------------------------------------------------------------------------------------
 
 def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path | None, tokenizer_path: str | None,
-                   command: str | None, texts: dict[Path, np.ndarray]) -> str:
+                   command: str | None, texts: dict[Path, np.ndarray], data: Sequence[str] = ()) -> str:
     """Compare the runs whose states these are, write the report, and return what to tell the user.
 
     `out` is by default `report/` beside the folder of the states. With a tokenizer there are also a snippet of each direction, in
-    reading order, and coloured pages of the held-out text and of `texts` (from `read_texts`).
+    reading order, and coloured pages of the held-out text and of `texts` (from `read_texts`). `data`: where datasets lie that were moved.
 
     Raises UserError where the runs cannot be compared fairly.
     """
     keep_freed_memory(device)
-    groups = pair_up([read_run(Path(path)) for path in paths])
+    moved = {open_tokens(path).fingerprint: path for path in data}
+    groups = pair_up([read_run(Path(path), moved) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
     comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]

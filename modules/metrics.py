@@ -47,10 +47,13 @@ class Metrics:
         self._file = open(path, "a", encoding="utf-8")
         self._wandb_run = self._guarded(lambda: _start_wandb(project, run_name, run_folder, config))
 
-    def log(self, entry: dict, snippet: str | None = None) -> None:
-        """Append one entry: step, split, loss (nats/token), lr, tokens, tokens_per_s; with a generated snippet for W&B."""
+    def write(self, entry: dict) -> None:
+        """Append one entry: step, split, loss (nats/token), lr, tokens, tokens_per_s."""
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
+
+    def publish(self, entry: dict, snippet: str | None = None) -> None:
+        """Tell W&B of an entry, with a generated snippet."""
         values = {f"{entry['split']}/{key}": value for key, value in entry.items() if key not in ("step", "split")}
         if snippet is not None:
             values["snippet"] = snippet

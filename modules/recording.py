@@ -1,65 +1,144 @@
-"""What a run leaves while it trains: metrics, the picture of the loss, snippets, states and backups."""
+"""A run while it trains: step, log, validate, save, tell, in this order, in one loop.
+
+What is measured goes to the disk first, the state next, and only then is anybody told: no bar, picture, snippet or W&B call
+can cost what it tells of.
+"""
 import contextlib
 import platform
 import time
 
 import torch
-from tqdm import tqdm
 
-from modules import checkpoint, figures
+from modules import checkpoint, console, figures
+from modules.config import Config
 from modules.errors import UserError
 from modules.evaluate import autocast_for
+from modules.history import as_data
 from modules.interruption import Stop
 from modules.metrics import Metrics, read_metrics
 from modules.resume import Files
 from modules.tokenizer import Tokenizer
-from modules.trainer import Training, train
+from modules.trainer import Clock, Training, finite_mean, log_entry, steps, validate
 
 SNIPPET_TOKENS = 60
 
 
 def record(training: Training, last_step: int, files: Files, project: str, tokenizer: Tokenizer | None, stop: Stop) -> bool:
-    """Train up to `last_step`, writing metrics, the picture of the loss, states and backups; False where it was stopped before."""
-    config, processes = training.config, training.processes
-    sharded = config.training_params.parallel == "fsdp"
-    writer = checkpoint.StateWriter()
-    metrics = Metrics(files.metrics, training.step, project, config.name, files.folder, config.to_dict()) if processes.is_main else None
+    """Train up to `last_step`, leaving metrics, pictures, states and backups; False where it was asked to stop before all was done.
 
-    def log(entry: dict) -> None:
-        writer.check()
-        text = snippet(training, tokenizer) if tokenizer and entry["split"] == "valid" and (sharded or processes.is_main) else None
-        if processes.is_main:
-            metrics.log(entry, text)
-            if entry["split"] == "valid":
-                figures.save(figures.run_curve(config.name, config.direction, read_metrics(files.metrics)), files.metrics.with_suffix(""))
-                tqdm.write(f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token" + (f"\n  {text!r}" if text else ""))
-
-    def save(backup: bool) -> None:
-        paths = [files.state] + ([checkpoint.backup_path(files.state, training.step)] if backup else [])
-        if sharded:
-            folder = checkpoint.sharded_path(files.state)
-            checkpoint.save_sharded(facts(training), training.model, training.optimizer, folder, processes)
-            if processes.is_main and (backup or training.step == last_step):
-                for path in paths:
-                    checkpoint.export_sharded(folder, path)
-        elif processes.is_main:
-            writer.write(facts(training) | checkpoint.snapshot(training.model, training.optimizer), *paths)
-
+    A checkpoint (a validation and a save) comes every `save_every` steps, at each backup and at the end.
+    Raises UserError where a loss is not finite or a file cannot be written; the last good state stays.
+    """
+    config, params = training.config, training.config.training_params
+    recorder = Recorder(training, last_step, files, project, tokenizer)
+    bar = console.bar(total=last_step, initial=training.step, desc=config.name, unit="step", dynamic_ncols=True, mininterval=0.5,
+                      disable=not training.processes.is_main)
     try:
-        finished = train(training, last_step, log, save, stop.asked)
-        writer.wait()
+        with bar:
+            if checkpoint_owed(training.step, training.validated, last_step, config):  # the run was stopped between this step and its validation
+                recorder.checkpoint(stop)
+            clock = Clock(training.step * training.step_tokens)
+            for loss in steps(training, last_step, stop.asked):
+                bar.update()
+                if training.step % params.step_log == 0:
+                    entry = log_entry(training, "train", finite_mean(training), clock.rate(training.step * training.step_tokens))
+                    training.unlogged.clear()
+                    recorder.log(entry)
+                    bar.set_postfix_str(f"loss {entry['loss']:.4f}, lr {training.lr:.2e}, {clock.last_rate:,.0f} tokens/s", refresh=False)
+                elif training.processes.device.type == "cpu":  # there it is at hand; a GPU would have to be waited for
+                    bar.set_postfix_str(f"loss {loss:.4f}, lr {training.lr:.2e}, {clock.last_rate:,.0f} tokens/s", refresh=False)
+                if checkpoint_owed(training.step, training.validated, last_step, config):
+                    with clock.paused():
+                        recorder.checkpoint(stop)
+        finished = training.step >= last_step and training.validated == training.step
+        if not finished and training.step:
+            finite_mean(training)
+            recorder.save()
+        recorder.wait()
         return finished
     except UserError as error:
         with contextlib.suppress(UserError):
-            writer.wait()  # what is being written is good, and stays
+            recorder.wait()  # what is being written is good, and stays
         raise UserError(f"{error}; {'the last good state, ' + str(files.state) + ', stays' if files.state.exists() else 'no state was saved'}") from None
     finally:
-        if metrics:
-            metrics.close()
+        recorder.close()
+
+
+def checkpoint_owed(step: int, validated: int, last_step: int, config: Config) -> bool:
+    """Whether a checkpoint belongs to this step and has not been made."""
+    params = config.training_params
+    due = step % params.save_every == 0 or step % params.backup_every == 0 or step == last_step
+    return step > 0 and due and validated != step
+
+
+class Recorder:
+    """What a run leaves: its metrics, its states and backups, and what its user is told."""
+
+    def __init__(self, training: Training, last_step: int, files: Files, project: str, tokenizer: Tokenizer | None):
+        self._training, self._last_step, self._files, self._tokenizer = training, last_step, files, tokenizer
+        self._sharded = training.config.training_params.parallel == "fsdp"
+        self._writer = checkpoint.StateWriter()
+        self._metrics = Metrics(files.metrics, training.step, project, training.config.name, files.folder,
+                                training.config.to_dict()) if training.processes.is_main else None
+
+    def log(self, entry: dict) -> None:
+        """Write down an entry of the training loss, and tell W&B."""
+        self._writer.check()
+        if self._metrics:
+            self._metrics.write(entry)
+            self._metrics.publish(entry)
+
+    def checkpoint(self, stop: Stop) -> None:
+        """Validate, save, tell; nothing of it where the run is asked to stop meanwhile, and all of it is owed."""
+        training = self._training
+        finite_mean(training)
+        entry = validate(training, stop.asked)
+        if entry is None:
+            return
+        if self._metrics:
+            self._metrics.write(entry)
+        self.save()
+        self._tell(entry)
+
+    def save(self) -> None:
+        """Save the state, and a backup where one belongs to this step. Plain states are written by a thread, while training goes on."""
+        training, step = self._training, self._training.step
+        backup = [checkpoint.backup_path(self._files.state, step)] if step % training.config.training_params.backup_every == 0 else []
+        if self._sharded:
+            folder = checkpoint.sharded_path(self._files.state)
+            checkpoint.save_sharded(facts(training), training.model, training.optimizer, folder, training.processes)
+            if training.processes.is_main:
+                for path in backup + ([self._files.state] if step == self._last_step else []):
+                    checkpoint.export_sharded(folder, path)
+        elif training.processes.is_main:
+            self._writer.write(facts(training) | checkpoint.snapshot(training.model, training.optimizer), self._files.state, *backup)
+
+    def _tell(self, entry: dict) -> None:
+        """Show a validation: its line, a snippet, the picture of the loss so far, W&B. All processes of a sharded model make the snippet."""
+        training = self._training
+        if self._tokenizer and (self._sharded or self._metrics):
+            text = snippet(training, self._tokenizer)
+        else:
+            text = None
+        if self._metrics:
+            console.tell(f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token" + (f"\n  {text!r}" if text else ""))
+            console.attempt("the picture of the loss", lambda: figures.save(
+                figures.run_curve(training.config.name, training.config.direction, read_metrics(self._files.metrics)),
+                self._files.metrics.with_suffix("")))
+            self._metrics.publish(entry, text)
+
+    def wait(self) -> None:
+        """Return when what was saved is on the disk. Raises UserError where it could not be written."""
+        self._writer.wait()
+
+    def close(self) -> None:
+        """Close the log; W&B gets its time to upload."""
+        if self._metrics:
+            self._metrics.close()
 
 
 def facts(training: Training) -> dict:
-    """All of a state but its model and optimizer; see checkpoint.py."""
+    """All of a state but its model and optimizer; see checkpoint.Facts."""
     token_file = training.windows.token_file
     return {
         "step": training.step,
@@ -69,6 +148,9 @@ def facts(training: Training) -> dict:
         "precision": training.precision,
         "validated": training.validated,
         "unlogged": torch.stack(training.unlogged).cpu() if training.unlogged else torch.zeros(0),
+        "held_out_tokens": len(training.held_out) * training.held_out.length,
+        "stages": as_data(training.stages),
+        "early_stages_unknown": training.early_stages_unknown,
         "dataset": {"fingerprint": token_file.fingerprint, "n_tokens": len(token_file.tokens), "text_bytes": token_file.text_bytes,
                     "vocab_size": token_file.vocab_size, "tokenizer_fingerprint": token_file.tokenizer_fingerprint},
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},

@@ -102,6 +102,8 @@ def section(comparison: dict) -> str:
                             for seed, one in zip(comparison["compared"]["seeds"], arrow["per_seed"], strict=True)]))
     if comparison["by_class"]:
         parts += ["### By class of token", class_table(comparison["by_class"])]
+    if changed := comparison["compared"]["changed_on_the_way"]:
+        parts += ["### Changed while training, in both directions alike", "\n".join(f"- {line}" for line in changed)]
     parts += ["### What was compared", "\n".join(f"- {name}: {value}" for name, value in flat(comparison["compared"]))]
     return "\n\n".join(parts)
 

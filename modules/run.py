@@ -4,20 +4,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from modules import checkpoint
+from modules import checkpoint, console
 from modules.batches import training_batches
 from modules.config import Config
-from modules.dataset import TokenFile, open_tokens, split
+from modules.dataset import TokenFile, Windows, open_tokens, split
 from modules.devices import allow_tf32, compile_model, keep_freed_memory, pick_compile, pick_precision
 from modules.errors import UserError
 from modules.evaluate import autocast_for
+from modules.history import continued
 from modules.interruption import only_run, stopping_on_signals
 from modules.models import build_model
 from modules.parallel import Processes, shared_loss
-from modules.recording import record
-from modules.resume import check_same_run, cooled_down, files_of, find_state
+from modules.recording import checkpoint_owed, record
+from modules.resume import (
+    Files,
+    check_same_run,
+    files_of,
+    find_state,
+    full_rate,
+    keep_before_cooldown,
+    make_up,
+    schedule_of,
+    stages_of,
+    wanted_precision,
+)
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.trainer import Training
 
@@ -29,12 +40,23 @@ class Request:
     """What a user asks of a run beside its config.
 
     tokenizer_path: of the tokenizer for snippets. more_steps: train `steps_to_train` more, not up to that many
-    in total. cooldown: let the learning rate fall to zero over this many steps from now, and end.
+    in total. cooldown: let the learning rate fall to zero over this many steps from now, and end. accept_changes: go on
+    although the config's schedule, optimizer or precision are not those of the state.
     """
     project: str
     tokenizer_path: str | None = None
     more_steps: bool = False
     cooldown: int | None = None
+    accept_changes: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads."""
+    token_file: TokenFile
+    windows: Windows
+    held_out: Windows
+    tokenizer: Tokenizer | None
 
 
 def run(config: Config, request: Request, processes: Processes) -> int:
@@ -44,42 +66,56 @@ def run(config: Config, request: Request, processes: Processes) -> int:
     """
     files = files_of(config, request.project)
     with only_run(files.state, processes), stopping_on_signals(processes) as stop:
+        data = data_of(config, request.tokenizer_path, processes)
         found = find_state(files)
         if found is not None:
-            check_same_run(found, config, files)
-        if request.cooldown:
-            config = cooled_down(config, request.cooldown, found, files, processes)
-        training, tokenizer = prepare(config, request.tokenizer_path, processes, found)
-        last_step = last_step_of(training, request.more_steps)
-        if training.step >= last_step:
-            tell(processes, f"{config.name}: nothing to do, step {training.step:,} of {last_step:,} is done (-s trains that many more)")
+            check_same_run(found, config, data.token_file, files)
+            config = schedule_of(found, config, request.cooldown, request.accept_changes, files)
+        elif request.cooldown:
+            config = config.with_optim(cooldown_start=0, cooldown_steps=request.cooldown)
+        step = found["step"] if found else 0
+        last_step = last_step_of(config, len(data.windows), step, request.more_steps)
+        done = found is not None and step >= last_step and not checkpoint_owed(step, found["validated"], last_step, config)
+        if found is not None and processes.is_main:
+            if request.cooldown and not done:
+                keep_before_cooldown(found, config.optim_params.cooldown_start, files)
+            make_up(found, config, done, files)
+        processes.wait_for_all()
+        if done:
+            tell(processes, f"{config.name}: nothing to do, {what_is_done(config, step, last_step, files)}")
             return 0
+        training = prepare(config, data, processes, found, files.state)
         tell(processes, introduction(training, last_step))
         try:
-            finished = record(training, last_step, files, request.project, tokenizer, stop)
+            finished = record(training, last_step, files, request.project, data.tokenizer, stop)
         except torch.OutOfMemoryError as error:
             raise UserError(f"{processes.device} is out of memory ({str(error).splitlines()[0]}); a smaller batch_size with a larger aggregate, or "
                             "checkpoint_activations, needs less") from None
-        kept = f"saved in {files.state}; the same command goes on from there" if training.step else "nothing to save yet"
+        saved = checkpoint.sharded_path(files.state) if config.training_params.parallel == "fsdp" else files.state
+        kept = f"saved in {saved}; the same command goes on from there" if saved.exists() else "nothing to save yet"
         tell(processes, f"{config.name}: finished at step {training.step:,}, state in {files.state}" if finished else
              f"{config.name}: stopped by {stop.reason} at step {training.step:,}, {kept}")
         return 0 if finished else stop.exit_status
 
 
-def prepare(config: Config, tokenizer_path: str | None, processes: Processes, found: dict | None) -> tuple[Training, Tokenizer | None]:
-    """Build all that trains, in the state `found`. Raises UserError where config, data, tokenizer and hardware do not fit."""
+def data_of(config: Config, tokenizer_path: str | None, processes: Processes) -> Data:
+    """The data of a run, looked at. Raises UserError where config, data, tokenizer and number of processes do not fit."""
     params, model_params = config.training_params, config.model_params
-    for key, windows in (("batch_size", params.batch_size), ("valid_batch_size", config.valid_batch_size)):
+    for key, windows in (("batch_size", params.batch_size), ("held-out windows", config.held_out_windows)):
         if windows < processes.count:
-            raise UserError(f"{config.name}: training_params.{key}: expected at least the number of processes, {processes.count}, found {windows}")
+            raise UserError(f"{config.name}: {key}: expected at least the number of processes, {processes.count}, found {windows}")
     token_file = open_tokens(params.dataset_folder)
     token_file.check_ids(model_params.vocab_size)
     tokenizer = matching_tokenizer(tokenizer_path, token_file, model_params.vocab_size) if tokenizer_path else None
-    windows, held_out = split(token_file, model_params.context, config.stride, params.valid_steps * config.valid_batch_size,
-                              params.batch_size * params.aggregate, params.backwards)
+    windows, held_out = split(token_file, model_params.context, config.stride, config.held_out_windows, config.step_windows, params.backwards)
+    return Data(token_file, windows, held_out, tokenizer)
 
-    precision = found["precision"] if found and params.precision == "auto" else \
-        pick_precision(params.precision, processes.device, model_params.embed_dim)
+
+def prepare(config: Config, data: Data, processes: Processes, found: dict | None = None, source: Path | None = None) -> Training:
+    """Build all that trains, in the state `found`, which was read from `source`. Raises UserError where config, state and hardware do not fit."""
+    params, model_params = config.training_params, config.model_params
+    stages = stages_of(found) if found else []
+    precision = wanted_precision(config, stages[-1]) if found else pick_precision(params.precision, processes.device, model_params.embed_dim)
     allow_tf32(processes.device)
     keep_freed_memory(processes.device)
     model = build_model(config.model, params.seed, **model_params.model_dump()).to(processes.device)
@@ -89,19 +125,24 @@ def prepare(config: Config, tokenizer_path: str | None, processes: Processes, fo
         model.checkpoint_activations = True
     compiled = pick_compile(params.compile, processes.device, config.model)
     if compiled:
-        with contextlib.closing(training_batches(windows, config, processes, 0)) as batches:
+        with contextlib.closing(training_batches(data.windows, config, processes, 0)) as batches:
             compiled = compile_model(model, *next(batches), autocast_for(processes.device, precision))
     loss_of, local_gradients = shared_loss(model, params.parallel, precision, processes)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim_params.lr, weight_decay=config.optim_params.weight_decay, fused=True)
-    training = Training(config, processes, precision, compiled, windows, held_out, model, optimizer, loss_of, local_gradients)
+    optim = config.optim_params
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    step = found["step"] if found else 0
+    training = Training(config, processes, continued(stages, step, config, precision), compiled, data.windows, data.held_out, model, optimizer,
+                        loss_of, local_gradients, step)
     if found is not None:
         if "folder" in found:
             checkpoint.restore_sharded(model, optimizer, found["folder"])
         else:
-            checkpoint.restore(model, optimizer, found)
-        training.step, training.validated = found["step"], found["validated"]
+            checkpoint.restore(model, optimizer, found, str(source))
+        for group in optimizer.param_groups:
+            group["weight_decay"] = optim.weight_decay  # the state's came with it
+        training.validated, training.early_stages_unknown = found["validated"], found["early_stages_unknown"]
         training.unlogged = list(found["unlogged"].to(processes.device))
-    return training, tokenizer
+    return training
 
 
 def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tokenizer:
@@ -114,13 +155,19 @@ def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tok
     return tokenizer
 
 
-def last_step_of(training: Training, more_steps: bool = False) -> int:
-    """The optimizer step at which the run ends: its cool-down's, `steps_to_train`, or one epoch."""
-    config = training.config
+def last_step_of(config: Config, n_windows: int, step: int = 0, more_steps: bool = False) -> int:
+    """The optimizer step at which a run that is at `step` ends: its cool-down's, `steps_to_train`, or one epoch of its `n_windows`."""
     if config.optim_params.cooldown_start is not None:
         return config.optim_params.cooldown_start + config.optim_params.cooldown_steps
-    epoch_steps = len(training.windows) // (config.training_params.batch_size * config.training_params.aggregate)
-    return (config.training_params.steps_to_train or epoch_steps) + (training.step if more_steps else 0)
+    return (config.training_params.steps_to_train or n_windows // config.step_windows) + (step if more_steps else 0)
+
+
+def what_is_done(config: Config, step: int, last_step: int, files: Files) -> str:
+    """Why a run has nothing to do, and what would give it something."""
+    if config.optim_params.cooldown_start is None:
+        return f"step {step:,} of {last_step:,} is done (-s trains that many more)"
+    return (f"it is cooled down, its learning rate having fallen to zero at step {last_step:,}; "
+            f"to go on at the full rate, {full_rate(files, config.optim_params.cooldown_start)}")
 
 
 def introduction(training: Training, last_step: int) -> str:
@@ -134,6 +181,6 @@ def introduction(training: Training, last_step: int) -> str:
 
 
 def tell(processes: Processes, line: str) -> None:
-    """Say something to the user once, not under the progress bar."""
+    """Say something to the user once."""
     if processes.is_main:
-        tqdm.write(line)
+        console.tell(line)

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from modules.batches import pieces_of_a_batch, training_batches
 from modules.config import Config
 from modules.dataset import Windows
 from modules.errors import UserError
 from modules.evaluate import Interrupted, autocast_for, held_out_losses
+from modules.history import Stage
 from modules.parallel import Processes
 from modules.schedule import lr_at
 
@@ -32,12 +32,13 @@ class Training:
     """What a run consists of while it runs.
 
     loss_of: (inputs, targets) -> mean loss, over the model shared by all processes. local_gradients: a
-    context in which gradients are not yet shared. step: optimizer steps done. validated: the step
-    of the last validation. unlogged: the mean loss of each step since the last log, on the device.
+    context in which gradients are not yet shared. stages: what each step was and is trained with.
+    step: optimizer steps done. validated: the step of the last validation. unlogged: the mean loss of
+    each step since the last log, on the device. early_stages_unknown: as in a state.
     """
     config: Config
     processes: Processes
-    precision: str
+    stages: list[Stage]
     compiled: bool
     windows: Windows
     held_out: Windows
@@ -48,12 +49,17 @@ class Training:
     step: int = 0
     validated: int = 0
     unlogged: list[torch.Tensor] = field(default_factory=list)
+    early_stages_unknown: bool = False
+
+    @property
+    def precision(self) -> str:
+        """In which products are computed: "fp32" or "bf16"."""
+        return self.stages[-1].precision
 
     @property
     def step_tokens(self) -> int:
         """Tokens that one optimizer step predicts, over all micro-batches and processes."""
-        params = self.config.training_params
-        return params.batch_size * params.aggregate * self.windows.length
+        return self.config.step_windows * self.windows.length
 
     @property
     def lr(self) -> float:
@@ -61,51 +67,18 @@ class Training:
         return lr_at(max(0, self.step - 1), self.config.optim_params)
 
 
-def train(training: Training, last_step: int, log: Callable[[dict], None], save: Callable[[bool], None], stop_asked: Callable[[], bool]) -> bool:
-    """Train up to `last_step` optimizer steps in total; False where it was asked to stop before.
+def steps(training: Training, last_step: int, stop_asked: Callable[[], bool] = lambda: False) -> Iterator[torch.Tensor]:
+    """Train step by step up to `last_step` optimizer steps in total, giving this process's part of each step's loss, on the device.
 
-    log: takes a metrics entry, its "split" "train" or "valid". save: writes the state, and a backup if given True.
-    stop_asked: asked between steps; answers the same in all processes. `log` and `save` are called in all processes.
-
-    A validation and a save come every `save_every` steps and at the end, a backup every `backup_every`.
-    Raises UserError where a loss is not finite; nothing is saved from there on.
+    Ends early where `stop_asked()`, asked before each step, answers yes; it must answer the same in all processes.
     """
-    params = training.config.training_params
-    clock = Clock(training.step * training.step_tokens)
-    bar = tqdm(total=last_step, initial=training.step, desc=training.config.name, unit="step", dynamic_ncols=True, mininterval=0.5,
-               disable=not training.processes.is_main)
-    batches = training_batches(training.windows, training.config, training.processes, training.step)
     training.model.train()
-    with bar, contextlib.closing(batches):
-        if training.step and training.step % params.save_every == 0 and training.validated != training.step:
-            validate(training, log, stop_asked)  # the run was stopped between this step and its validation
+    with contextlib.closing(training_batches(training.windows, training.config, training.processes, training.step)) as batches:
         while training.step < last_step and not stop_asked():
-            training.unlogged.append(train_step(training, batches))
+            loss = train_step(training, batches)
             training.step += 1
-            bar.update()
-
-            log_due = training.step % params.step_log == 0
-            if log_due:
-                loss = finite_mean(training)
-                training.unlogged.clear()
-                rate = clock.rate(training.step * training.step_tokens)
-                log({"step": training.step, "split": "train", "loss": loss, "lr": training.lr,
-                     "tokens": training.step * training.step_tokens, "tokens_per_s": round(rate)})
-                bar.set_postfix_str(f"loss {loss:.4f}, lr {training.lr:.2e}, {rate:,.0f} tokens/s", refresh=False)
-            elif training.processes.device.type == "cpu":  # there it is at hand; a GPU would have to be waited for
-                bar.set_postfix_str(f"loss {training.unlogged[-1]:.4f}, lr {training.lr:.2e}, {clock.last_rate:,.0f} tokens/s", refresh=False)
-
-            backup_due = training.step % params.backup_every == 0
-            if training.step % params.save_every == 0 or backup_due or training.step == last_step:
-                with clock.paused():
-                    finite_mean(training)
-                    validate(training, log, stop_asked)
-                    save(backup_due)
-        finished = training.step >= last_step
-        if not finished and training.step:
-            finite_mean(training)
-            save(False)
-    return finished
+            training.unlogged.append(loss)
+            yield loss
 
 
 def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
@@ -136,32 +109,39 @@ def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.T
     return mean_loss
 
 
-def validate(training: Training, log: Callable[[dict], None], stop_asked: Callable[[], bool]) -> None:
-    """Log the held-out loss; given up, to be made up for later, where the run is asked to stop meanwhile.
+def validate(training: Training, stop_asked: Callable[[], bool]) -> dict | None:
+    """The entry of the held-out loss for the log; None where the run is asked to stop meanwhile, and the validation is owed.
 
-    Raises UserError where it is not finite.
+    Raises UserError where the loss is not finite.
     """
     processes = training.processes
     start = time.perf_counter()
-    # Each process its share of every batch: all take equally many, as sharded models need.
-    indices_SB = np.arange(len(training.held_out)).reshape(-1, training.config.valid_batch_size)
-    mine_BS = processes.share_of(indices_SB.T)
+    windows = np.arange(len(training.held_out))
+    mine = processes.share_of(windows)
+    # Sharded models need all processes to take equally many batches: who has a window less takes one of its own again.
+    most = -(-len(windows) // processes.count)
+    batch_size = max(1, training.config.valid_batch_size // processes.count)
     try:
-        losses_WT = held_out_losses(training.model, training.held_out, len(mine_BS), processes.device, training.precision,
-                                    indices=mine_BS.T.ravel(), progress=processes.is_main, interrupted=stop_asked)
+        losses_WT = held_out_losses(training.model, training.held_out, batch_size, processes.device, training.precision,
+                                    indices=np.resize(mine, most), progress=processes.is_main, interrupted=stop_asked)[:len(mine)]
     except Interrupted:
-        return
+        return None
     totals = processes.total(torch.tensor([losses_WT.sum(dtype=np.float64), losses_WT.size], dtype=torch.float64))
     loss, tokens = (totals[0] / totals[1]).item(), int(totals[1])
     if not np.isfinite(loss):
         raise UserError(f"the held-out loss is {loss} at step {training.step}")
     training.validated = training.step
-    log({"step": training.step, "split": "valid", "loss": loss, "lr": training.lr,
-         "tokens": training.step * training.step_tokens, "tokens_per_s": round(tokens / (time.perf_counter() - start))})
+    return log_entry(training, "valid", loss, tokens / (time.perf_counter() - start))
+
+
+def log_entry(training: Training, split: str, loss: float, tokens_per_s: float) -> dict:
+    """An entry of the log of metrics: `split` is "train" or "valid", the loss in nats per token."""
+    return {"step": training.step, "split": split, "loss": loss, "lr": training.lr, "tokens": training.step * training.step_tokens,
+            "tokens_per_s": round(tokens_per_s)}
 
 
 def finite_mean(training: Training) -> float:
-    """The mean training loss since the last log, over all processes, which all know it of each step from then on.
+    """The mean training loss since the last log; afterwards every process holds each step's global loss.
 
     Raises UserError where a step's is not finite.
     """

@@ -25,8 +25,7 @@ def test_pairs_load_and_differ_in_direction_only(forward):
     assert (config.training_params.backwards, other.training_params.backwards) == (False, True)
     assert config.with_training(backwards=True).to_dict() == other.to_dict()
     if forward.parent.name in LANGUAGES + REVERSED_TEXT:
-        held_out = config.training_params.valid_steps * config.valid_batch_size * config.model_params.context
-        assert held_out == HELD_OUT_TOKENS
+        assert config.held_out_windows * config.model_params.context == HELD_OUT_TOKENS
 
 
 def test_every_file_has_its_pair():

@@ -176,11 +176,13 @@ def changed(path: Path, to: Path, change) -> Path:
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda state: state["config"]["optim_params"].update(lr=0.02), "optim_params.lr (0.01 and 0.02)"),
+    (lambda state: state["stages"][0]["optim_params"].update(lr=0.02), "the learning rate of step 1 (0.002 and 0.004)"),
+    (lambda state: state["stages"][0]["optim_params"].update(weight_decay=0.5), "optim_params.weight_decay from step 0 on (0.01 and 0.5)"),
+    (lambda state: state["stages"].append(state["stages"][0] | {"first_step": 7, "precision": "bf16"}), "precision from step 7 on (fp32 and bf16)"),
     (lambda state: state.update(step=29), "steps trained (30 and 29)"),
     (lambda state: state["config"]["training_params"].update(seed=7), "training_params.seed (0 and 7)"),
-    (lambda state: state["config"]["training_params"].update(valid_steps=3), "held-out windows (32 and 48)"),
-    (lambda state: state["config"]["training_params"].update(batch_size=8, valid_batch_size=16), "windows a step (16 and 8)"),
+    (lambda state: state.update(held_out_tokens=48 * LINE), "held-out windows (32 and 48)"),
+    (lambda state: state["config"]["training_params"].update(batch_size=8), "windows a step (16 and 8)"),
     (lambda state: state["dataset"].update(fingerprint="another"), "data ("),
     (lambda state: state["dataset"].update(tokenizer_fingerprint="another"), "tokenizer ("),
     (lambda state: state["config"]["model_params"].update(n_heads=1), "model_params.n_heads (2 and 1)"),

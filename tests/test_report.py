@@ -26,7 +26,7 @@ def comparison(name="small", context=16, parameters=120_000, width=64, text="eng
         "held_out": {"windows": found.n_windows, "context": context, "tokens": found.n_tokens, "block": found.block},
         "by_context": {key: values.tolist() for key, values in arrow.by_context(forward, backward).items()}, "by_class": None,
         "curves": [{"forward": curve, "backward": curve}] * n_seeds,
-        "compared": {"text": text, "parameters": parameters, "seeds": list(range(n_seeds)), 
+        "compared": {"text": text, "parameters": parameters, "seeds": list(range(n_seeds)), "changed_on_the_way": [],
                      "config": {"model_params": {"n_layers": 2, "embed_dim": width}}}}
 
 

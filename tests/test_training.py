@@ -14,7 +14,7 @@ from modules.checkpoint import backups_of, load_state
 from modules.config import load_config
 from modules.errors import UserError
 from modules.parallel import Processes
-from modules.run import Request, prepare, run
+from modules.run import Request, data_of, prepare, run
 from modules.schedule import lr_at
 from tests.processes import children_of, is_running
 from tests.toy import PROJECT, config_dict, metrics_of, run_script, start_script, state_path, write_config
@@ -22,9 +22,14 @@ from tests.toy import PROJECT, config_dict, metrics_of, run_script, start_script
 HERE = Processes(0, 1, torch.device("cpu"))
 
 
+def prepared(config):
+    return prepare(config, data_of(config, None, HERE), HERE)
+
+
 def train(folder, name="toy", **changes):
     """Train in this process; the run's state."""
-    request = Request(PROJECT, cooldown=changes.pop("cooldown", None), more_steps=changes.pop("more_steps", False))
+    request = Request(PROJECT, cooldown=changes.pop("cooldown", None), more_steps=changes.pop("more_steps", False),
+                      accept_changes=changes.pop("accept_changes", False))
     config = load_config(write_config(folder, name, **changes)).with_model("gpt")
     assert run(config, request, HERE) == 0
     return load_state(state_path(folder, name))
@@ -48,7 +53,7 @@ def whole(tmp_path_factory):
 def test_a_run_leaves_state_backups_metrics_and_a_picture(whole):
     folder, state = whole
     assert state["step"] == 40 and state["tokens"] == 40 * 16 * 16 and state["config"]["training_params"]["seed"] == 0
-    assert set(state["model"]) == set(prepare(load_config(folder / "toy.json").with_model("gpt"), None, HERE, None)[0].model.state_dict())
+    assert set(state["model"]) == set(prepared(load_config(folder / "toy.json").with_model("gpt")).model.state_dict())
     assert [path.name for path in backups_of(state_path(folder))] == ["toy_step000000040.state", "toy_step000000020.state"]
     assert load_state(backups_of(state_path(folder))[1])["step"] == 20
     picture = folder / "runs" / PROJECT / "metrics" / "toy.png"
@@ -68,7 +73,7 @@ def test_the_logged_losses_are_those_of_a_loop_written_out(whole, tmp_path):
     folder, state = whole
     config = load_config(write_config(tmp_path, model_params__dropout=0.0, training_params__aggregate=2)).with_model("gpt")
     run(config, Request(PROJECT), HERE)
-    training, _ = prepare(config, None, HERE, None)
+    training = prepared(config)
     model, optimizer = training.model, torch.optim.AdamW(training.model.parameters(), weight_decay=0.01)
     from modules.dataset import step_order
     losses = []
@@ -84,7 +89,7 @@ def test_the_logged_losses_are_those_of_a_loop_written_out(whole, tmp_path):
         losses.append(loss.item())
     logged = [entry["loss"] for entry in metrics_of(tmp_path) if entry["split"] == "train"]
     np.testing.assert_allclose(logged, np.mean(np.reshape(losses, (-1, 5)), axis=1), atol=2e-5)
-    inputs, targets = training.held_out.batch(np.arange(32))
+    inputs, targets = training.held_out.batch(np.arange(len(training.held_out)))
     with torch.no_grad():
         held_out = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).item()
     assert abs(held_out - metrics_of(tmp_path)[-1]["loss"]) < 1e-4
@@ -151,7 +156,7 @@ def test_null_steps_train_one_epoch(tmp_path):
 def test_aggregated_micro_batches_are_one_large_batch(tmp_path):
     options = dict(model_params__dropout=0.0, training_params__steps_to_train=10)
     large = train(tmp_path, "large", training_params__batch_size=24, **options)
-    small = train(tmp_path, "small", training_params__batch_size=8, training_params__aggregate=3, training_params__valid_batch_size=24, **options)
+    small = train(tmp_path, "small", training_params__batch_size=8, training_params__aggregate=3, **options)
     assert closeness(large, small) < 1e-5
     assert abs(metrics_of(tmp_path, "large")[-1]["loss"] - metrics_of(tmp_path, "small")[-1]["loss"]) < 1e-5
 
@@ -169,7 +174,7 @@ def test_pieces_of_a_batch_are_the_whole_batch(tmp_path, monkeypatch):
 
 
 def test_directions_share_weights_windows_and_order(tmp_path):
-    trainings = [prepare(load_config(write_config(tmp_path, training_params__backwards=backwards)).with_model("gpt"), None, HERE, None)[0]
+    trainings = [prepared(load_config(write_config(tmp_path, training_params__backwards=backwards)).with_model("gpt"))
                  for backwards in (False, True)]
     forward, backward = trainings
     assert all(torch.equal(a, b) for a, b in zip(forward.model.parameters(), backward.model.parameters(), strict=True))
@@ -256,7 +261,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     train(tmp_path, training_params__steps_to_train=10)
     before = state_path(tmp_path).read_bytes()
     with pytest.raises(UserError, match=r"training loss is (nan|inf) at step 1\d .*the last good state.*stays"):
-        train(tmp_path, optim_params__lr=1e30, optim_params__lr_min=1e30)
+        train(tmp_path, optim_params__lr=1e30, optim_params__lr_min=1e30, accept_changes=True)
     assert state_path(tmp_path).read_bytes() == before
 
 
