@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from modules import checkpoint, console, figures
+from modules import checkpoint, console, figures, validations
 from modules.config import Config
 from modules.errors import UserError
 from modules.evaluate import autocast_for
@@ -92,10 +92,12 @@ class Recorder:
         """Validate, save, tell; nothing of it where the run is asked to stop meanwhile, and all of it is owed."""
         training = self._training
         finite_mean(training)
-        entry = validate(training, stop.asked)
-        if entry is None:
+        validated = validate(training, stop.asked)
+        if validated is None:
             return
+        entry, by_window = validated
         if self._metrics:
+            validations.write(self._files.validations, training.step, by_window)
             self._metrics.write(entry)
         self.save()
         self._tell(entry)

@@ -9,6 +9,7 @@ recorded in the state). Whatever only says where or how fast a run goes may chan
                                state/backups/         backups, with the step in their names
                                metrics/<run>.jsonl    every logged number
                                metrics/<run>.png      the loss curve so far
+                               validations/<run>/     the held-out loss of each window at each validation
 """
 import contextlib
 import os
@@ -39,6 +40,10 @@ class Files:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics" / f"{self.run_name}.jsonl"
+
+    @property
+    def validations(self) -> Path:
+        return self.folder / "validations" / self.run_name
 
 
 def files_of(config: Config, project: str) -> Files:
