@@ -23,6 +23,7 @@ from modules.errors import UserError
 from modules.evaluate import held_out_losses
 from modules.metrics import read_metrics
 from modules.models import LanguageModel, build_model
+from modules.names import check_name
 from modules.tokenizer import Tokenizer
 
 # Of training_params: what cannot change a run's result, or is in `facts` in another form.
@@ -69,7 +70,7 @@ def read_run(path: Path) -> Trained:
     """Read what a state says of its run. UserError where it is missing, damaged or no state."""
     state = load_state(path)
     parameters = sum(tensor.numel() for tensor in state["model"].values())
-    config = parse_config(state["config"], state["run"], source=str(path))
+    config = parse_config(state["config"], check_name(state["run"], f"{path}: its run"), source=str(path))
     return Trained(Path(path), config, {key: value for key, value in state.items() if key not in ("model", "optimizer")}, parameters)
 
 

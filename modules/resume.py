@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modules import checkpoint
-from modules.config import Config
+from modules.config import RUN_NAME, Config
 from modules.dataset import open_tokens
 from modules.errors import UserError
 from modules.files import replacing
+from modules.names import check_name
 from modules.parallel import Processes
 
 
@@ -35,8 +36,8 @@ class Files:
 
 
 def files_of(config: Config, project: str) -> Files:
-    """The files of the run of this config."""
-    return Files(Path(config.training_params.state_save_loc) / project, config.name)
+    """The files of the run of this config. UserError where its name or the project's would lead elsewhere, or nowhere."""
+    return Files(Path(config.training_params.state_save_loc) / check_name(project, "the project's name (-p)"), check_name(config.name, RUN_NAME))
 
 
 def find_state(files: Files) -> dict | None:
