@@ -7,6 +7,7 @@ The same numbers give the same bytes, so committed figures change only when resu
 Names stand in a picture as they are: matplotlib would read dollar signs as a formula and leave a name that begins with "_" out of a legend.
 """
 import functools
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -217,6 +218,7 @@ def add_legend(figure: Figure, axes: Axes, handles: Sequence[Artist], names: Seq
     if len(names) <= 4:
         axes.legend(handles, names, fontsize="small")
     else:
+        figure.set_figheight(SIZE[1] + 0.2 * max(0, math.ceil(len(names) / 2) - 10))  # many rows would leave no room for the axes
         figure.legend(handles, names, fontsize="small", loc="outside lower center", ncols=2, frameon=False)
 
 

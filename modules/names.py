@@ -35,12 +35,13 @@ def check_name(name: str, what: str) -> str:
 
 
 def file_name(stem: str, suffix: str) -> str:
-    """`stem` and `suffix` as the name of a file. Where that is too long, the stem is cut and tells itself from others by a hash."""
-    if len(os.fsencode(stem + suffix)) <= LONGEST_FILE_NAME:
+    """`stem` and `suffix` as the name of a file. Where no file can have it, the stem is mended and cut, and a hash tells it from others."""
+    possible = "".join("_" if character in FORBIDDEN + "\0" else character for character in stem)
+    if possible == stem and len(os.fsencode(stem + suffix)) <= LONGEST_FILE_NAME:
         return stem + suffix
     digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:12]
     room = LONGEST_FILE_NAME - len(os.fsencode(suffix)) - len(digest) - 1
-    return f"{os.fsencode(stem)[:room].decode('utf-8', 'ignore')}-{digest}{suffix}"
+    return f"{os.fsencode(possible)[:room].decode('utf-8', 'ignore')}-{digest}{suffix}"
 
 
 def as_file_systems_see(name: str) -> str:

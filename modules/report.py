@@ -22,7 +22,7 @@ from pathlib import Path
 from modules import figures
 from modules.arrow import Interval
 from modules.files import replacing
-from modules.names import as_file_systems_see, distinct, in_markdown, link_to
+from modules.names import as_file_systems_see, distinct, file_name, in_markdown, link_to
 
 
 def write_report(folder: str | os.PathLike, comparisons: Sequence[dict], command: str | None = None) -> dict[str, Path]:
@@ -33,8 +33,8 @@ def write_report(folder: str | os.PathLike, comparisons: Sequence[dict], command
     folder = Path(folder)
     comparisons = sorted(named_apart(comparisons), key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c), figures.context_length(c)))
     drawn = draw_all(comparisons)
-    files = distinct(drawn, as_file_systems_see)
-    pictures = {name: figures.save(figure, folder / file)[0] for (name, figure), file in zip(drawn.items(), files, strict=True)}
+    stems = [file_name(name, ".png").removesuffix(".png") for name in distinct(drawn, as_file_systems_see)]
+    pictures = {name: figures.save(figure, folder / stem)[0] for (name, figure), stem in zip(drawn.items(), stems, strict=True)}
     write_text(folder / "arrow.json", json.dumps({"command": command, "comparisons": list(comparisons)}, indent=1, allow_nan=False) + "\n")
     write_text(folder / "report.md", markdown(comparisons, {name: path.name for name, path in pictures.items()}, command))
     return {"report": folder / "report.md", "json": folder / "arrow.json", **pictures}
