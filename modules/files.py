@@ -122,9 +122,10 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
+        named = {str(name) for name in (error.filename, error.filename2) if name is not None}  # two where a file is copied or renamed
+        if error.errno is None or named and str(temporary) not in named:
             raise
-        known = error.filename is not None or error.errno in NO_ROOM  # else it may be of something that the block reads
+        known = named or error.errno in NO_ROOM  # else it may be of something that the block reads
         raise OSError(error.errno, os.strerror(error.errno), str(path) if known else f"while writing {path}") from error
 
 

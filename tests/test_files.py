@@ -274,10 +274,10 @@ main()""", tmp_path / "a", stderr=subprocess.PIPE)
 
 @pytest.mark.parametrize("number, advice", [(errno.ENOSPC, "make room"), (errno.EDQUOT, "quota"), (errno.EROFS, "can be written"), (errno.EFBIG, "ulimit -f")])
 def test_a_write_that_fails_names_the_file_and_what_to_do(tmp_path, number, advice):
-    """A write knows no name, an open that of the temporary file."""
-    for name in (None, "its own"):
+    """A write knows no name, an open that of the temporary file, a copy (shutil) two."""
+    for names in ((), ("temporary",), ("copied from", None, "temporary")):
         with pytest.raises(OSError) as caught, replacing(tmp_path / "a") as temporary:
-            raise OSError(number, os.strerror(number), *([str(temporary)] if name else []))
+            raise OSError(number, os.strerror(number), *(str(temporary) if name == "temporary" else name for name in names))
         assert caught.value.filename == str(tmp_path / "a") and caught.value.errno == number
         assert describe_os_error(caught.value).startswith(f"{tmp_path / 'a'}: {os.strerror(number)}; ") and advice in describe_os_error(caught.value)
 
