@@ -19,6 +19,7 @@ before it is trusted. The states of sharded models are folders written by all pr
 once (torch.distributed.checkpoint), and can be turned into a plain `.state`.
 """
 import os
+import re
 import shutil
 import threading
 import zipfile
@@ -200,12 +201,15 @@ def load_state(path: str | os.PathLike) -> dict:
 
 def backups_of(path: Path) -> list[Path]:
     """The backups of the run whose state is `path`, newest first."""
-    return sorted((path.parent / "backups").glob(f"{path.stem}_step*.state"), reverse=True)
+    name = re.compile(re.escape(path.name.removesuffix(".state")) + r"_step([0-9]+)\.state")
+    folder = path.parent / "backups"
+    steps = [int(found[1]) for entry in (os.listdir(folder) if folder.is_dir() else []) if (found := name.fullmatch(entry))]
+    return [backup for step in sorted(steps, reverse=True) if (backup := backup_path(path, step)).is_file()]
 
 
 def backup_path(path: Path, step: int) -> Path:
     """Where the backup of step `step` of the state `path` belongs."""
-    return path.parent / "backups" / f"{path.stem}_step{step:09d}.state"
+    return path.parent / "backups" / f"{path.name.removesuffix('.state')}_step{step:09d}.state"
 
 
 class StateWriter:

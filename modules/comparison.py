@@ -25,6 +25,7 @@ from modules.evaluate import held_out_losses, sub_window_losses
 from modules.history import Stage, changes, first_difference
 from modules.metrics import read_metrics
 from modules.models import LanguageModel, build_model
+from modules.names import check_name
 from modules.resume import stages_of
 from modules.tokenizer import Tokenizer
 
@@ -87,7 +88,7 @@ def read_run(path: Path, data: dict[str, str] | None = None) -> Trained:
     """
     state = load_state(path)
     parameters = sum(tensor.numel() for tensor in state["model"].values())
-    config = parse_config(state["config"], state["run"], source=str(path))
+    config = parse_config(state["config"], check_name(state["run"], f"{path}: its run"), source=str(path))
     data_path = (data or {}).get(state["dataset"]["fingerprint"], config.training_params.dataset_folder)
     return Trained(Path(path), config, {key: value for key, value in state.items() if key not in ("model", "optimizer")}, parameters, data_path)
 

@@ -27,9 +27,10 @@ from modules.dataset import open_tokens
 from modules.devices import keep_freed_memory
 from modules.errors import UserError
 from modules.files import replacing
+from modules.names import as_file_systems_see, distinct, file_name
 from modules.parallel import joined
 from modules.recording import SNIPPET_TOKENS
-from modules.report import write_report
+from modules.report import named_apart, write_report
 from modules.resume import files_of
 from modules.run import Request, run
 from modules.sources import read_text
@@ -120,8 +121,9 @@ def start(config: Config, request: Request, device_name: str | None, environment
     with replacing(config_path) as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).parent.parent / SCRIPTS[config.model]), str(config_path), "-p", request.project]
+    command = [sys.executable, str(Path(__file__).parent.parent / SCRIPTS[config.model]), f"--project_name={request.project}"]  # "-p -x" would be two options
     command += ["-d", device_name] if device_name else []
+    command += ["--", str(config_path)]
     with open(log, "ab") as output:
         # A session of its own: a terminal's Ctrl-C comes once, through us.
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True), log
@@ -158,7 +160,9 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
     groups = pair_up([read_run(Path(path), moved) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
-    comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
+    comparisons = named_apart([compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)])
+    suffixes = ["", *(f"-{text.stem}" for text in texts)]
+    page_stems = iter(distinct([f"{comparison['name']}{suffix}" for comparison in comparisons for suffix in suffixes], as_file_systems_see))
     written = write_report(out, comparisons, command)
     told = []
     for pairs, comparison in zip(groups, comparisons, strict=True):
@@ -166,10 +170,10 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
         if toki is not None:
             told += [f"{each.direction} snippet: {snippet(each, toki, device)!r}" for each in pairs[0]]
             held_out = held_out_ids(held_out_windows(pairs[0][0])).ravel()[:HELD_OUT_PAGE_TOKENS]
-            shown = [("held-out text", "", held_out), *((str(text), f"-{text.stem}", ids) for text, ids in texts.items())]
+            shown = [("held-out text", held_out), *((str(text), ids) for text, ids in texts.items())]
             losses = losses_of_texts([ids for *_, ids in shown], pairs, toki.bos_id, device)
-            for (what, suffix, ids), (forward, backward) in zip(shown, losses, strict=True):
-                page = write_arrow_page(out / f"{comparison['name']}{suffix}-page.html", pieces_of(toki), ids, forward, backward,
+            for (what, ids), (forward, backward) in zip(shown, losses, strict=True):
+                page = write_arrow_page(out / file_name(next(page_stems), "-page.html"), pieces_of(toki), ids, forward, backward,
                                         title=f"Where the arrow lives: {comparison['name']}, {what}")
                 told.append(f"coloured {what}: {page}")
         if (picture := written.get(f"{comparison['name']}-loss")) is not None:

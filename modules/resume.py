@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modules import checkpoint
-from modules.config import Config, parse_config
+from modules.config import RUN_NAME, Config, parse_config
 from modules.dataset import TokenFile
 from modules.errors import UserError
 from modules.files import replacing
 from modules.history import Stage
+from modules.names import check_name
 
 HELD_OUT = "held-out tokens"
 
@@ -47,8 +48,8 @@ class Files:
 
 
 def files_of(config: Config, project: str) -> Files:
-    """The files of the run of this config."""
-    return Files(Path(config.training_params.state_save_loc) / project, config.name)
+    """The files of the run of this config. UserError where its name or the project's would lead elsewhere, or nowhere."""
+    return Files(Path(config.training_params.state_save_loc) / check_name(project, "the project's name (-p)"), check_name(config.name, RUN_NAME))
 
 
 def find_state(files: Files) -> dict | None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from modules.errors import UserError
 from modules.files import replacing
+from modules.names import check_name
 from modules.tok_utils.cuts import pieces
 from modules.tok_utils.processes import this_process
 from modules.tok_utils.progress import say, wait_for
@@ -49,7 +50,7 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
 
     Raises UserError for a text that is missing, empty or not UTF-8, and for a vocab_size below 257 or below that of the tokenizer there.
     """
-    folder = Path(tokenizer_folder) / tokenizer_name
+    folder = Path(tokenizer_folder) / check_name(tokenizer_name, "tokenizer_name")
     if vocab_size < SMALLEST_VOCAB:
         raise UserError(f"vocab_size: expected at least {SMALLEST_VOCAB} (the bytes and {BOS_TOKEN}), found {vocab_size}")
     if sample_bytes is not None and sample_bytes < 1:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from modules.errors import UserError
-from modules.files import replacing
+from modules.files import replacing, sweep
 from modules.tok_utils.cuts import Piece, pieces
 from modules.tok_utils.text_source import TextSource, fingerprint, text_name
 from modules.tok_utils.worker import Encoded
@@ -145,9 +145,8 @@ def chunks_folder_of(folder: str | os.PathLike, texts: list[Path]) -> Path:
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
-    """Delete what a killed process left half-written: the temporary files of `modules.files.replacing`."""
-    for path in folder.glob(f".{names}.*.tmp"):
-        path.unlink(missing_ok=True)
+    """Delete what killed processes left half-written: the temporary files of `modules.files.replacing`."""
+    sweep(folder)
 
 
 def read_manifest(folder: Path) -> dict | None:
