@@ -164,7 +164,7 @@ def held_out_windows(run: Trained) -> Windows:
     """The held-out windows of a run, after a look that the data file is still the one it was trained on."""
     params = run.config.training_params
     token_file = open_tokens(params.dataset_folder)
-    if token_file.fingerprint != run.state["dataset"]["fingerprint"]:
+    if not token_file.matches(run.state["dataset"]["fingerprint"]):
         raise UserError(f"{params.dataset_folder}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
                         f"expected {run.state['dataset']['fingerprint']})")
     return split(token_file, run.config.model_params.context, run.config.stride, held_out_count(run.config),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modules import checkpoint
 from modules.config import Config
-from modules.dataset import open_tokens
+from modules.dataset import open_tokens, same_dataset
 from modules.errors import UserError
 from modules.files import replacing
 from modules.parallel import Processes
@@ -80,6 +80,8 @@ def check_same_run(found: dict, config: Config, files: Files) -> None:
     compared += [("model", before["model"], now["model"]),
                  ("training_params.batch_size x aggregate", step_windows(before), step_windows(now)),
                  ("the data's fingerprint", found["dataset"]["fingerprint"], open_tokens(config.training_params.dataset_folder).fingerprint)]
+    if same_dataset(*compared[-1][1:]):
+        compared.pop()  # states of earlier versions hold half of the fingerprint
     different = [f"{name} {was} there and {wanted} in the config" for name, was, wanted in compared if was != wanted]
     if different:
         raise UserError(f"{files.state}: a state of another run: {'; '.join(different)}; train under another name (--run_name), or move the state away")
