@@ -145,8 +145,8 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
     found = arrow.measure(losses["forward"], losses["backward"])
     ids = held_out_ids(windows)
     pieces = token_classes.pieces_of(toki) if toki else None
-    bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if toki else average_bytes_per_token(windows)
-    classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if toki else None
+    bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if pieces else average_bytes_per_token(windows)
+    classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if pieces else None
     return {
         "name": first.name,
         "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss),
@@ -155,7 +155,7 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
         "arrow": asdict(found) | {"verdict": found.verdict},
         "held_out": {"windows": found.n_windows, "context": windows.length, "tokens": found.n_tokens, "block": found.block},
         "by_context": {key: values.tolist() for key, values in arrow.by_context(losses["forward"], losses["backward"]).items()},
-        "by_class": arrow.by_class(losses["forward"], losses["backward"], classes, token_classes.NAMES) if toki else None,
+        "by_class": arrow.by_class(losses["forward"], losses["backward"], classes, token_classes.NAMES) if pieces else None,
         "curves": curves_of(pairs),
         "compared": what_was_compared(pairs)}
 

@@ -153,21 +153,18 @@ class Tokenizer:
         name = self.definition["model"].get("unk_token")
         return self.backend.token_to_id(name) if name else None
 
-    def lost(self, text: str) -> tuple[str, str] | None:
-        """Where the ids of `text` do not give it back: from the first difference on, what it says and what they say. None where they do.
+    def round_trip(self, text: str) -> tuple[str, str]:
+        """What the ids of `text` should say and what they do say: two equal texts where nothing is lost.
 
         What the tokenizer's own normalizer makes of the text counts as the text, and a blank that it puts before it is none of it.
         """
         ids, pieces = self.encode(text), self.token_bytes()
         back = b"".join(pieces[i] for i in ids).decode("utf-8", "replace") if pieces else self.backend.decode(ids, skip_special_tokens=False)
         if back == text:
-            return None
+            return text, back
         normalizer = self.backend.normalizer
-        wanted, back = (_with_blanks(each).removeprefix(" ") for each in (normalizer.normalize_str(text) if normalizer else text, back))
-        if back == wanted:
-            return None
-        at = next((i for i, (one, other) in enumerate(zip(wanted, back, strict=False)) if one != other), min(len(wanted), len(back)))
-        return wanted[at:], back[at:]
+        wanted = normalizer.normalize_str(text) if normalizer else text
+        return tuple(each.replace(SENTENCEPIECE_BLANK, " ").removeprefix(" ") for each in (wanted, back))
 
     def token_bytes(self) -> list[bytes] | None:
         """The bytes that each id stands for, by id; a special token's are those of its name.
@@ -307,10 +304,6 @@ def _steps(part: dict | None) -> list[dict]:
         return []
     inner = part.get("decoders", part.get("pretokenizers")) if part.get("type") == "Sequence" else None
     return [step for each in inner for step in _steps(each)] if inner is not None else [part]
-
-
-def _with_blanks(text: str) -> str:
-    return text.replace(SENTENCEPIECE_BLANK, " ")
 
 
 def first_line(error: BaseException) -> str:
