@@ -19,7 +19,7 @@ from modules import arrow, console, token_classes, validations
 from modules.checkpoint import check_tensors, load_state
 from modules.config import Config, parse_config
 from modules.convergence import Convergence, convergence, in_words
-from modules.dataset import Windows, open_tokens, split
+from modules.dataset import TokenFile, Windows, open_tokens, same_dataset, split
 from modules.errors import UserError
 from modules.evaluate import held_out_losses, sub_window_losses
 from modules.history import Stage, changes, first_difference
@@ -81,15 +81,15 @@ def base_name(run_name: str) -> str:
     return re.sub(r"_(forward|backward)(?=_|$)|_seed\d+$", "", run_name)
 
 
-def read_run(path: Path, data: dict[str, str] | None = None) -> Trained:
-    """Read what a state says of its run. `data`: fingerprint -> path of datasets that may lie elsewhere by now.
+def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
+    """Read what a state says of its run. `moved`: datasets that may not lie any more where the state has them.
 
     Raises UserError where the state is missing, damaged or none.
     """
     state = load_state(path)
     parameters = sum(tensor.numel() for tensor in state["model"].values())
     config = parse_config(state["config"], check_name(state["run"], f"{path}: its run"), source=str(path))
-    data_path = (data or {}).get(state["dataset"]["fingerprint"], config.training_params.dataset_folder)
+    data_path = next((each.path for each in moved if each.matches(state["dataset"]["fingerprint"])), config.training_params.dataset_folder)
     return Trained(Path(path), config, {key: value for key, value in state.items() if key not in ("model", "optimizer")}, parameters, data_path)
 
 
@@ -107,6 +107,8 @@ def facts(run: Trained) -> dict[str, object]:
 def differences(one: Trained, other: Trained, but: Sequence[str] = ()) -> list[str]:
     """What the two runs differ in beside their direction and what is named in `but`; empty where a comparison of them is fair."""
     mine, others = facts(one), facts(other)
+    if same_dataset(mine["data"], others["data"]):
+        others["data"] = mine["data"]  # states of earlier versions hold half of the fingerprint
     found = [f"{key} ({shown(mine.get(key))} and {shown(others.get(key))})" for key in {**mine, **others}
              if key not in but and mine.get(key) != others.get(key)]
     on_the_way = first_difference(one.stages, other.stages, min(one.state["step"], other.state["step"]))
@@ -167,8 +169,8 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
     converged = convergence_of(pairs, found)
     ids = held_out_ids(windows)
     pieces = token_classes.pieces_of(toki) if toki else None
-    bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if toki else average_bytes_per_token(windows)
-    classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if toki else None
+    bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if pieces else average_bytes_per_token(windows)
+    classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if pieces else None
     return {
         "name": first.name,
         "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss),
@@ -179,7 +181,7 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
         "by_length": by_length(evaluations, found),
         "convergence": asdict(converged) | {"moving": converged.moving, "verdict": in_words(converged)},
         "by_context": {key: values.tolist() for key, values in arrow.by_context(losses["forward"], losses["backward"]).items()},
-        "by_class": arrow.by_class(losses["forward"], losses["backward"], classes, token_classes.NAMES) if toki else None,
+        "by_class": arrow.by_class(losses["forward"], losses["backward"], classes, token_classes.NAMES) if pieces else None,
         "curves": curves_of(pairs),
         "compared": what_was_compared(pairs)}
 
@@ -190,7 +192,7 @@ def held_out_windows(run: Trained) -> Windows:
     if not Path(run.data_path).is_file():
         raise UserError(f"{run.data_path}: the data that {run.path} was trained on are no longer there; say where they are with --data")
     token_file = open_tokens(run.data_path)
-    if token_file.fingerprint != recorded:
+    if not token_file.matches(recorded):
         raise UserError(f"{run.data_path}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
                         f"expected {recorded}); say where those are with --data")
     return split(token_file, run.config.model_params.context, run.config.stride, run.held_out_windows, run.config.step_windows,

@@ -33,14 +33,17 @@ from modules.recording import SNIPPET_TOKENS
 from modules.report import named_apart, write_report
 from modules.resume import files_of
 from modules.run import Request, run
-from modules.sources import read_text
 from modules.text_losses import text_losses
+from modules.tok_utils.cuts import pieces
+from modules.tok_utils.inspection import check_is_text
+from modules.tok_utils.text_source import TextSource
 from modules.token_classes import pieces_of
 from modules.tokenizer import Tokenizer, get_tokenizer
 
 SCRIPTS = {"gpt": "train_script.py", "gru": "train_gru.py", "lstm": "train_lstm.py"}
 HELD_OUT_PAGE_TOKENS = 3_000  # some eight pages of print
 TEXT_PAGE_TOKENS = 100_000  # of a text that was asked for; a browser is slow with much more
+TEXT_PIECE_BYTES = 1 << 16  # read and encoded at a time
 
 
 # Which runs -------------------------------------------------------------------------------------------------------------
@@ -156,7 +159,7 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
     Raises UserError where the runs cannot be compared fairly.
     """
     keep_freed_memory(device)
-    moved = {open_tokens(path).fingerprint: path for path in data}
+    moved = [open_tokens(path) for path in data]
     groups = pair_up([read_run(Path(path), moved) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
@@ -169,11 +172,12 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
         told.append(in_words(comparison))
         if toki is not None:
             told += [f"{each.direction} snippet: {snippet(each, toki, device)!r}" for each in pairs[0]]
+        if toki is not None and (token_bytes := pieces_of(toki)) is not None:
             held_out = held_out_ids(held_out_windows(pairs[0][0])).ravel()[:HELD_OUT_PAGE_TOKENS]
             shown = [("held-out text", held_out), *((str(text), ids) for text, ids in texts.items())]
             losses = losses_of_texts([ids for *_, ids in shown], pairs, toki.bos_id, device)
             for (what, ids), (forward, backward) in zip(shown, losses, strict=True):
-                page = write_arrow_page(out / file_name(next(page_stems), "-page.html"), pieces_of(toki), ids, forward, backward,
+                page = write_arrow_page(out / file_name(next(page_stems), "-page.html"), token_bytes, ids, forward, backward,
                                         title=f"Where the arrow lives: {comparison['name']}, {what}")
                 told.append(f"coloured {what}: {page}")
         if (picture := written.get(f"{comparison['name']}-loss")) is not None:
@@ -202,17 +206,29 @@ def snippet(trained: Trained, toki: Tokenizer, device: torch.device) -> str:
 
 
 def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, np.ndarray]:
-    """The ids of text files, the first TEXT_PAGE_TOKENS of each. UserError where one is empty or not UTF-8, or two have one name."""
+    """The ids of text files, compressed or not, the first TEXT_PAGE_TOKENS of each; no more of a text is read than these need.
+
+    UserError where one is empty or no text in UTF-8, or two have one name.
+    """
     if len({Path(path).stem for path in paths}) < len(paths):
         raise UserError(f"{', '.join(paths)}: two texts of one name would be one page; rename one")
     toki, texts = get_tokenizer(tokenizer_path) if paths else None, {}
-    for path in paths:
-        ids = np.array(toki.encode("".join(read_text(path))), dtype=np.int64)
-        if not len(ids):
+    for path in map(Path, paths):
+        check_is_text(path)
+        ids, reached = [], 0
+        with TextSource(path) as source:
+            for piece in pieces(source, TEXT_PIECE_BYTES, toki):
+                try:
+                    ids += toki.encode(source.read(piece.start, piece.stop).decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}") from None
+                reached = piece.stop
+                if len(ids) > TEXT_PAGE_TOKENS:
+                    print(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, some {reached:,} bytes", file=sys.stderr)
+                    break
+        if not ids:
             raise UserError(f"{path}: the text is empty")
-        if len(ids) > TEXT_PAGE_TOKENS:
-            print(f"{path}: {len(ids):,} tokens, of which the page will show the first {TEXT_PAGE_TOKENS:,}", file=sys.stderr)
-        texts[Path(path)] = ids[:TEXT_PAGE_TOKENS]
+        texts[path] = np.array(ids[:TEXT_PAGE_TOKENS], dtype=np.int64)
     return texts
 
 

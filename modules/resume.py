@@ -97,7 +97,8 @@ def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Fi
                 HELD_OUT: held_out_tokens, "the data's fingerprint": data}
 
     before = identity(there, found["held_out_tokens"], found["dataset"]["fingerprint"])
-    now = identity(config, config.held_out_windows * context, token_file.fingerprint)
+    data = before["the data's fingerprint"] if token_file.matches(before["the data's fingerprint"]) else token_file.fingerprint
+    now = identity(config, config.held_out_windows * context, data)
     different = [f"{name} {before.get(name)} there and {now.get(name)} in the config"
                  for name in {**before, **now} if before.get(name) != now.get(name)]
     if different:
