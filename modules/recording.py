@@ -12,6 +12,7 @@ from modules.evaluate import autocast_for
 from modules.interruption import Stop
 from modules.metrics import Metrics, read_metrics
 from modules.resume import Files
+from modules.sharded import export_sharded, save_sharded, sharded_path
 from modules.tokenizer import Tokenizer
 from modules.trainer import Training, train
 
@@ -37,11 +38,11 @@ def record(training: Training, last_step: int, files: Files, project: str, token
     def save(backup: bool) -> None:
         paths = [files.state] + ([checkpoint.backup_path(files.state, training.step)] if backup else [])
         if sharded:
-            folder = checkpoint.sharded_path(files.state)
-            checkpoint.save_sharded(facts(training), training.model, training.optimizer, folder, processes)
+            folder = sharded_path(files.state)
+            save_sharded(facts(training), training.model, training.optimizer, folder, processes)
             if processes.is_main and (backup or training.step == last_step):
                 for path in paths:
-                    checkpoint.export_sharded(folder, path)
+                    export_sharded(folder, path)
         elif processes.is_main:
             writer.write(facts(training) | checkpoint.snapshot(training.model, training.optimizer), *paths)
 

@@ -17,6 +17,7 @@ from modules.dataset import open_tokens
 from modules.errors import UserError
 from modules.files import replacing
 from modules.parallel import Processes
+from modules.sharded import sharded_facts, whole_sharded
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def find_state(files: Files) -> dict | None:
             found = checkpoint.load_state(files.state)
         except UserError as error:
             raise UserError(f"{error}; {way_out(files.state)}") from None
-    folder = checkpoint.whole_sharded(files.state)
+    folder = whole_sharded(files.state)
     if folder is not None:
-        facts = checkpoint.sharded_facts(folder)
+        facts = sharded_facts(folder)
         if found is None or facts["step"] > found["step"]:
             found = facts | {"folder": folder}
     return found

@@ -18,6 +18,7 @@ from modules.models import build_model
 from modules.parallel import Processes, shared_loss
 from modules.recording import record
 from modules.resume import check_same_run, cooled_down, files_of, find_state
+from modules.sharded import restore_sharded
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.trainer import Training
 
@@ -96,7 +97,7 @@ def prepare(config: Config, tokenizer_path: str | None, processes: Processes, fo
     training = Training(config, processes, precision, compiled, windows, held_out, model, optimizer, loss_of, local_gradients)
     if found is not None:
         if "folder" in found:
-            checkpoint.restore_sharded(model, optimizer, found["folder"])
+            restore_sharded(model, optimizer, found["folder"])
         else:
             checkpoint.restore(model, optimizer, found)
         training.step, training.validated = found["step"], found["validated"]
