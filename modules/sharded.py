@@ -114,7 +114,7 @@ def whole_at(folder: Path) -> Path | None:
     """`folder` if it is there, else the whole one that a killed save left beside it, else None."""
     if os.path.lexists(folder):
         return folder
-    whole = {kind: leftover for leftover, kind in leftovers(folder) if (leftover / FACTS).exists()}
+    whole = {kind: leftover for leftover, kind in leftovers(folder) if not leftover.is_symlink() and (leftover / FACTS).exists()}
     return whole.get("tmp") or whole.get("previous")
 
 
@@ -324,7 +324,7 @@ def read_facts(folder: Path) -> tuple[dict, Sharded]:
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{folder}: not a sharded state (expected a folder with {FACTS})") from None
         if FORMER_FORMAT in names:
-            raise UserError(f"{folder}: a sharded state of an earlier version, not read any more, as that would run code it holds; {WAY_OUT}")
+            raise UserError(f"{folder}: a sharded state of an earlier version, not read any more, as that could run code; {WAY_OUT}")
         if FACTS not in names:
             raise damaged(folder, f"{FACTS} is missing")
         packed = (folder / FACTS).read_bytes()
