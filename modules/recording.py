@@ -17,6 +17,7 @@ from modules.history import as_data
 from modules.interruption import Stop
 from modules.metrics import Metrics, read_metrics
 from modules.resume import Files
+from modules.sharded import export_sharded, save_sharded, sharded_path
 from modules.tokenizer import Tokenizer
 from modules.trainer import Clock, Training, finite_mean, log_entry, steps, validate
 
@@ -107,11 +108,11 @@ class Recorder:
         training, step = self._training, self._training.step
         backup = [checkpoint.backup_path(self._files.state, step)] if step % training.config.training_params.backup_every == 0 else []
         if self._sharded:
-            folder = checkpoint.sharded_path(self._files.state)
-            checkpoint.save_sharded(facts(training), training.model, training.optimizer, folder, training.processes)
+            folder = sharded_path(self._files.state)
+            save_sharded(facts(training), training.model, training.optimizer, folder, training.processes)
             if training.processes.is_main:
                 for path in backup + ([self._files.state] if step == self._last_step else []):
-                    checkpoint.export_sharded(folder, path)
+                    export_sharded(folder, path)
         elif training.processes.is_main:
             self._writer.write(facts(training) | checkpoint.snapshot(training.model, training.optimizer), self._files.state, *backup)
 

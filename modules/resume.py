@@ -24,6 +24,7 @@ from modules.errors import UserError
 from modules.files import replacing
 from modules.history import Stage
 from modules.names import check_name
+from modules.sharded import export_sharded, sharded_facts, whole_sharded
 
 HELD_OUT = "held-out tokens"
 
@@ -63,9 +64,9 @@ def find_state(files: Files) -> dict | None:
             found = checkpoint.load_state(files.state)
         except checkpoint.DamagedState as error:
             raise UserError(f"{error}; {way_out(files.state)}") from None
-    folder = checkpoint.whole_sharded(files.state)
+    folder = whole_sharded(files.state)
     if folder is not None:
-        facts = checkpoint.check_facts(checkpoint.sharded_facts(folder), str(folder))
+        facts = checkpoint.check_facts(sharded_facts(folder), str(folder))
         if found is None or facts["step"] > found["step"]:
             found = facts | {"folder": folder}
     return found
@@ -184,7 +185,7 @@ def make_up(found: dict, config: Config, done: bool, files: Files) -> None:
 def write_plain(found: dict, files: Files, path: Path) -> None:
     """Write the state `found` to `path` as a plain one."""
     if "folder" in found:
-        checkpoint.export_sharded(found["folder"], path)
+        export_sharded(found["folder"], path)
     else:
         with replacing(path) as temporary:
             shutil.copyfile(files.state, temporary)
