@@ -1,4 +1,4 @@
-"""Train a byte-level BPE tokenizer on a text: `create_tokenizer`.
+"""Train a byte-level BPE tokenizer on a text: `create_tokenizer`. One without a direction is trained by `symmetric.py`; this is GPT-2's kind.
 
 The `tokenizers` library trains, on all cores; what is ours is how it is fed. It pre-tokenizes an item of the feed in one thread, and
 is faster with lines than with a whole text (3.7 and 2.5 MB a CPU second), so texts go in as lines, cut where its
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from modules.errors import UserError
 from modules.files import replacing
+from modules.tok_utils import symmetric
 from modules.tok_utils.cuts import pieces
 from modules.tok_utils.processes import this_process
 from modules.tok_utils.progress import say, wait_for
@@ -28,14 +29,15 @@ from modules.tokenizer import Tokenizer as SavedTokenizer
 
 SMALLEST_VOCAB = 257  # BOS and the 256 bytes
 FEED_BYTES = 1 << 20
+SPLITS = ("gpt2", "symmetric")
 LINE_BREAK = re.compile(r"(?<=\S)(?=\n)")
 
 
 def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.PathLike, tokenizer_name: str = "tokenizer",
-                     vocab_size: int = 50257, sample_bytes: int | None = None, errors: str = "strict") -> Path:
+                     vocab_size: int = 50257, sample_bytes: int | None = None, errors: str = "strict", split: str = "gpt2") -> Path:
     """Train a BPE tokenizer on a text and save it as `<tokenizer_folder>/<tokenizer_name>`.
 
-    GPT-2's kind: byte-level, GPT-2's split pattern, `<|endoftext|>` as id 0, then the 256 bytes, then the merges. The folder opens with
+    Byte-level, `<|endoftext|>` as id 0, then the 256 bytes, then what was learned. The folder opens with
     `get_tokenizer` and with `transformers.AutoTokenizer.from_pretrained`. A tokenizer that is there already is kept, with a
     note: another training would change the ids under data that was made with it.
 
@@ -44,32 +46,44 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
         vocab_size: number of ids to reach; a small text may give fewer.
         sample_bytes: train on about so many bytes taken evenly from the text; None: on all of it.
         errors: "strict" refuses text that is not UTF-8, "replace" replaces what is not by U+FFFD.
+        split: "gpt2" splits a text into words by GPT-2's pattern; "symmetric" splits and merges it alike from both ends (`symmetric.py`): the tokens
+            of the reversed text are the reversed tokens.
 
     Returns the tokenizer's folder. Under torchrun the first process trains and the others wait for it.
 
-    Raises UserError for a text that is missing, empty or not UTF-8, and for a vocab_size below 257 or below that of the tokenizer there.
+    Raises UserError for a text that is missing, empty or not UTF-8, and for a vocab_size below 257 or below that of the tokenizer there,
+    for another split than the two or than that of the tokenizer there.
     """
     folder = Path(tokenizer_folder) / tokenizer_name
     if vocab_size < SMALLEST_VOCAB:
         raise UserError(f"vocab_size: expected at least {SMALLEST_VOCAB} (the bytes and {BOS_TOKEN}), found {vocab_size}")
     if sample_bytes is not None and sample_bytes < 1:
         raise UserError(f"sample_bytes: expected 1 or more, or none for the whole text; found {sample_bytes}")
+    if split not in SPLITS:
+        raise UserError(f"split: expected {' or '.join(SPLITS)}, found {split!r}")
     texts = find_texts(txt_path)
     if this_process().rank > 0:
         wait_for(folder / "tokenizer.json", "the first process to train the tokenizer")
         return folder
     if (folder / "tokenizer.json").exists():
-        existing = get_tokenizer(folder).vocab_size
+        there = get_tokenizer(folder)
+        existing = there.vocab_size
         if existing > vocab_size:
             raise UserError(f"{folder}: there is a tokenizer of {existing} ids already, and {vocab_size} are wanted: delete it or take another name")
+        if symmetric.shares_blanks(there) != (split == "symmetric"):
+            raise UserError(f"{folder}: there is a tokenizer already that does not split as split={split!r} does: delete it or take another name")
         say(f"{folder}: using the tokenizer that is there ({existing} ids); delete it to train anew")
         return folder
 
-    backend = untrained()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  show_progress=False)
     say(f"training a tokenizer of {vocab_size} ids on {txt_path}")
-    backend.train_from_iterator(_feed(texts, sample_bytes, errors), trainer)
+    feed = _feed(texts, sample_bytes, errors, split)
+    if split == "symmetric":
+        backend = symmetric.train(feed, vocab_size)
+    else:
+        backend = untrained()
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                      show_progress=False)
+        backend.train_from_iterator(feed, trainer)
     _save(backend, folder)
     reached = backend.get_vocab_size()
     if reached < vocab_size:
@@ -95,9 +109,9 @@ def _save(backend: Tokenizer, folder: Path) -> None:
         backend.save(str(temporary), pretty=False)
 
 
-def _feed(texts: list[Path], sample_bytes: int | None, errors: str) -> Iterator[list[str]]:
+def _feed(texts: list[Path], sample_bytes: int | None, errors: str, split: str) -> Iterator[list[str]]:
     """The texts, or an even sample of them, as lists of short items."""
-    splitter = SavedTokenizer(Path(), {}, _bytes_only())
+    splitter = SavedTokenizer(Path(), {}, symmetric.untrained() if split == "symmetric" else _bytes_only())
     total = 0
     for text in texts:
         with TextSource(text) as source:
