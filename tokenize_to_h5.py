@@ -24,8 +24,9 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     parser.add_argument("--tokenizer_name", default=tokenizer_name, help="name of the tokenizer; one that is there already is used as it is")
     parser.add_argument("--vocab_size", type=int, default=50257, help="number of ids of a new tokenizer (default: %(default)s)")
     parser.add_argument("--sample_bytes", type=int, help="train the tokenizer on about so many bytes, taken evenly from the text (default: all)")
-    parser.add_argument("--split", choices=SPLITS, default="gpt2", help="how a new tokenizer splits a text: gpt2, or symmetric, alike from both ends: "
-                        "the tokens of the reversed text are the reversed tokens (default: %(default)s)")
+    parser.add_argument("--split", choices=SPLITS, default="gpt2",
+                        help="how a new tokenizer splits a text: gpt2, or symmetric: the tokens of the reversed text are the reversed tokens "
+                        "(default: %(default)s)")
     parser.add_argument("--num_workers", type=int, help="processes that encode (default: one a core)")
     parser.add_argument("--errors", choices=("strict", "replace"), default="strict",
                         help="text that is not UTF-8: refuse it and say where, or replace it by U+FFFD (default: %(default)s)")

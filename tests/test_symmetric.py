@@ -1,4 +1,5 @@
 """The tokenizer without a direction: the tokens of the reversed text are the reversed tokens, and nothing is lost."""
+import itertools
 import json
 import sys
 import unicodedata
@@ -14,19 +15,20 @@ import tokenize_to_h5
 from modules.errors import UserError
 from modules.tok_utils import create_tokenizer, symmetric
 from modules.tok_utils.encoder import Encoder
-from modules.tok_utils.symmetric import learn, mirror_of, pieces_of, shares_blanks, torn_ids, train, untrained, why_not_symmetric
+from modules.tok_utils.symmetric import learn, mirror_of, pieces_of, shares_blanks, torn_ids, train, untrained
 from modules.tok_utils.worker import encode_chunk
-from modules.tokenizer import Tokenizer, get_tokenizer, merge_pairs
+from modules.tokenizer import Tokenizer, get_tokenizer
 from tests.conftest import ROOT
 from tests.tok_texts import SENTENCES, hard_text, sample_text
 
-# Every way to be told left from right: runs, words in words, blanks at all places, contractions, characters of several bytes and code points.
 DECOMPOSED = "e\u0301"
-REPETITIVE = "".join(f"{'an' * n} b{'an' * n}a {'l' * n}y {'-' * n}{'=' * (9 - n)} x{' ' * n}y\n{' ' * (n % 5)}isn't {'é' * n}\r\n 🙂🙂{'👩‍🚀' * (n % 3)} {'10' * n}\t"
-                     + DECOMPOSED * n + " " for n in range(1, 9))
+# What tells left from right elsewhere: runs, repetitions, blanks at all places, contractions, characters of several bytes and code points.
+REPETITIVE = "".join(
+    f"{'an' * n} b{'an' * n}a {'l' * n}y {'-' * n}{'=' * (9 - n)} x{' ' * n}y\n{' ' * (n % 5)}isn't {'é' * n}\r\n "
+    f"🙂🙂{'👩‍🚀' * (n % 3)} {'10' * n}\t{DECOMPOSED * n} " for n in range(1, 9))
 TEXT = sample_text(60_000) + REPETITIVE * 20
-repetitive_text = st.lists(st.sampled_from(["an", "a", "n", "l", "ll", " ", "  ", "\n", "\r\n", "\t", "-", "==", "'t", "é", "e\u0301", "🙂", "👩‍🚀", "10", "0", "你好", "the ", " mat"]),
-                           max_size=40).map("".join)
+BITS = ["an", "a", "n", "l", "ll", " ", "  ", "\n", "\r\n", "\t", "-", "==", "'t", "é", DECOMPOSED, "🙂", "👩‍🚀", "10", "0", "你好", "the ", " mat"]
+repetitive_text = st.lists(st.sampled_from(BITS), max_size=40).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,8 @@ def test_on_the_text_it_was_trained_on_no_token_differs(toki, mirror):
 
 
 def test_a_blank_is_shared_and_contractions_are_words_like_others():
-    assert pieces_of("The cat isn't here,  is it?\n    x = -1 ") == ["The ", " cat ", " isn", "'", "t ", " here", ", ", " ", " is ", " it", "?", "\n   ", " x ", " = ", " -", "1 "]
+    assert pieces_of("The cat isn't here,  is it?\n    x = -1 ") == [
+        "The ", " cat ", " isn", "'", "t ", " here", ", ", " ", " is ", " it", "?", "\n   ", " x ", " = ", " -", "1 "]
 
 
 def test_it_opens_in_transformers_and_encodes_alike(toki):
@@ -104,10 +107,10 @@ def test_the_mirror_has_the_same_ids_and_its_mirror_is_the_tokenizer(toki, mirro
 @settings(max_examples=100, deadline=None)
 @given(pieces=st.lists(st.lists(st.sampled_from("abcdé🙂 "), min_size=1, unique=True).map("".join), unique=True, max_size=10))
 def test_learning_from_the_mirrored_pieces_gives_the_mirror(pieces):
-    """Where no tie is between a candidate and its own mirror, which nothing can decide: no character twice in a piece, and counts far apart."""
+    """Where no candidate ties with its own mirror, which nothing can decide: no character twice in a piece, and counts far apart."""
     counts = {piece: 11**i for i, piece in enumerate(pieces)}
-    tokens, merges = learn(Counter(counts), 40)
-    mirrored_tokens, mirrored_merges = learn(Counter({piece[::-1]: count for piece, count in counts.items()}), 40)
+    tokens, merges, _ = learn(Counter(counts), 40)
+    mirrored_tokens, mirrored_merges, _ = learn(Counter({piece[::-1]: count for piece, count in counts.items()}), 40)
     assert mirrored_tokens == [token[::-1] if isinstance(token, str) else token for token in tokens]
     assert mirrored_merges == [pair if isinstance(pair[0], bytes) else (pair[1][::-1], pair[0][::-1]) for pair in merges]
 
@@ -115,18 +118,29 @@ def test_learning_from_the_mirrored_pieces_gives_the_mirror(pieces):
 class Naive:
     """`learn` by its definition: all pieces encoded anew, and all candidates counted anew, for every id."""
 
-    def __init__(self, counts, room):
-        self.counts, self.room, self.tokens, self.merges = counts, room, [], []
+    def __init__(self, counts, room, parts=None):
+        self.counts, self.parts, self.tokens, self.merges, self.byte_merges = counts, parts or {}, [], [], []
+        characters = Counter()
+        for text, count in [*counts.items(), *self.parts.items()]:
+            characters.update({character: count * text.count(character) for character in set(text) if not character.isascii()})
+        for character in sorted(characters, key=lambda character: (-characters[character], character))[:room // 4]:
+            self.tokens.append(character)
+            self.byte_merges.append((character.encode()[:1], character.encode()[1:]))
         while len(self.tokens) < room and (best := self.best()):
             if len(best) == 2:
-                self.merges.append(best)
+                if best[1]:
+                    self.merges.append(best)
+                else:
+                    self.byte_merges.append((best[0].encode()[:1], best[0].encode()[1:]))
             if "".join(best) not in self.tokens:
                 self.tokens.append("".join(best))
 
-    def encode(self, piece):
-        if piece in self.tokens:
-            return [piece]
-        parts = list(piece)
+    def encode(self, text, is_piece=True):
+        """Tokens as strings, bytes that have not joined as numbers."""
+        if is_piece and text in self.tokens:
+            return [text]
+        whole = {b"".join(pair).decode() for pair in self.byte_merges}
+        parts = [part for character in text for part in ([character] if character.isascii() or character in whole else character.encode())]
         for left, right in self.merges:
             i = 0
             while i + 1 < len(parts):
@@ -135,24 +149,53 @@ class Naive:
                 i += 1
         return parts
 
+    def texts(self):
+        return [*((*item, True) for item in self.counts.items()), *((*item, False) for item in self.parts.items())]
+
     def best(self):
         gains = Counter()
         made = {left + right for left, right in self.merges}
-        for piece, count in self.counts.items():
-            parts = self.encode(piece)
-            gains[piece,] += (len(parts) - 1) * count
-            for pair in zip(parts, parts[1:]):
-                if pair[0] != pair[1] and "".join(pair) not in made:
-                    gains[pair] += count
-        ranked = [(-gain, min(candidate, tuple(part[::-1] for part in reversed(candidate))), candidate) for candidate, gain in gains.items() if gain]
+        for text, count, is_piece in self.texts():
+            tokens = self.encode(text, is_piece)
+            if is_piece:
+                gains[text,] += (len(tokens) - 1) * count
+            for left, right in itertools.pairwise(tokens):
+                if isinstance(left, str) and isinstance(right, str):
+                    if left != right and left + right not in made:
+                        gains[left, right] += count
+                elif isinstance(left, int) and isinstance(right, int) and left >= 0xC0:
+                    gains[bytes([left, right]).decode(), ""] += count
+        ranked = [(-gain, min(candidate, tuple(part[::-1] for part in reversed(candidate))) if candidate[-1] else candidate, candidate)
+                  for candidate, gain in gains.items() if gain]
         return min(ranked)[2] if ranked else None
 
 
-@settings(max_examples=100, deadline=None)
-@given(counts=st.dictionaries(st.text("abn -", min_size=1, max_size=9), st.integers(1, 5), max_size=12), room=st.integers(0, 25))
-def test_learning_is_by_its_definition(counts, room):
-    naive = Naive(counts, room)
-    assert learn(Counter(counts), room) == (naive.tokens, naive.merges)
+    def apart(self):
+        """The characters that are written as bytes, and how often."""
+        characters = Counter()
+        for text, count, is_piece in self.texts():
+            for byte, following in itertools.pairwise(self.encode(text, is_piece)):
+                if isinstance(byte, int) and byte >= 0xC0:
+                    characters[bytes([byte, following]).decode()] += count
+        return characters
+
+
+some_texts = st.dictionaries(st.text("abnéñ -", min_size=1, max_size=9), st.integers(1, 5), max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(counts=some_texts, parts=some_texts, room=st.integers(0, 25))
+def test_learning_is_by_its_definition(counts, parts, room):
+    naive = Naive(counts, room, parts)
+    tokens, merges, apart = learn(counts, room, parts)
+    assert (tokens, merges) == (naive.tokens, naive.byte_merges + naive.merges)
+    assert apart == naive.apart()
+
+
+def test_a_text_without_blanks_is_learned_from_in_parts():
+    text = "".join(np.random.default_rng(0).choice(list("acgt"), 20_000))
+    toki = Tokenizer(ROOT, {}, train([[text]], 320))
+    assert toki.vocab_size == 320 and len(toki.encode(text)) < 0.5 * len(text)
 
 
 def test_training_spares_the_tokens_it_says():
@@ -160,19 +203,22 @@ def test_training_spares_the_tokens_it_says():
     text = sample_text(10_000).encode("ascii", "ignore").decode()
     for room in (0, 10, 40):
         naive = Naive(Counter(pieces_of(text)), room)
-        assert len(Tokenizer(ROOT, {}, train([[text]], 257 + room)).encode(text)) == sum(count * len(naive.encode(piece)) for piece, count in naive.counts.items())
+        expected = sum(count * len(naive.encode(piece)) for piece, count in naive.counts.items())
+        assert len(Tokenizer(ROOT, {}, train([[text]], 257 + room)).encode(text)) == expected
 
 
-def test_characters_join_when_they_occur_often_and_others_are_bytes():
-    text = "你好世界" * 100 + "稀" + "🙂 " * 50
-    backend = train([[text]], 270)
-    toki = Tokenizer(ROOT, json.loads(backend.to_str()), backend)
-    torn = torn_ids(toki)
-    assert toki.vocab_size == 270 and why_not_symmetric(toki) is None
-    ids = toki.encode("界世 🙂 稀")
-    assert toki.backend.decode(ids) == "界世 🙂 稀" and torn[ids].sum() >= 2 and not torn[toki.encode("界世 🙂")].any()
-    small = Tokenizer(ROOT, {}, train([[text]], 258))  # room for one id, characters of three bytes need two
-    assert small.vocab_size == 258 and small.backend.decode(small.encode(text)) == text
+def test_rare_characters_are_bytes_where_ids_are_few_and_the_user_is_told(capfd):
+    rare = " ".join(map(chr, range(0x4E00, 0x4E40)))
+    text = "The cat sat on the mat, é\n" * 100 + rare
+    # 13 ids: the line's eight pieces, é, the bytes that the rare ones begin with, three of them.
+    toki = Tokenizer(ROOT, {}, train([[text]], 270))
+    assert toki.vocab_size == 270 and toki.backend.decode(toki.encode(text)) == text
+    assert torn_ids(toki)[toki.encode(text)].sum() == 61 * 2 and not torn_ids(toki)[toki.encode("é")].any()
+    assert "61 rare characters ('七', '丄', '丅', '丆', '万', ...) got no id: at their 61 places" in capfd.readouterr().err
+    with_room = Tokenizer(ROOT, {}, train([[text]], 1000))
+    assert not torn_ids(with_room)[with_room.encode(text)].any() and "rare" not in capfd.readouterr().err
+    none = Tokenizer(ROOT, {}, train([[text]], 258))  # room for one id, characters of three bytes need two
+    assert none.vocab_size == 258 and none.backend.decode(none.encode(text)) == text
 
 
 @pytest.mark.parametrize("merges, text, reason", [
@@ -212,10 +258,11 @@ def test_parts_of_a_text_encode_as_in_the_whole(toki, text):
 def test_from_text_to_h5_and_its_reversal(tmp_path, monkeypatch, capsys):
     for name, text in (("forth", TEXT), ("back", TEXT[::-1])):
         (tmp_path / f"{name}.txt").write_bytes(text.encode("utf-8"))
-    arguments = ["--out_h5_folder", tmp_path, "--tokenizer_folder", tmp_path, "--vocab_size", 800, "--num_workers", 1, "--split", "symmetric"]
     tokens = {}
     for name in ("forth", "back"):
-        monkeypatch.setattr(sys, "argv", ["", *map(str, arguments), "--txt_path", str(tmp_path / f"{name}.txt"), "--tokenizer_name", name])
+        arguments = ["--txt_path", tmp_path / f"{name}.txt", "--out_h5_folder", tmp_path, "--tokenizer_folder", tmp_path, "--tokenizer_name", name,
+                     "--vocab_size", 800, "--num_workers", 1, "--split", "symmetric"]
+        monkeypatch.setattr(sys, "argv", ["", *map(str, arguments)])
         if name == "back":
             mirrored = mirror_of(get_tokenizer(tmp_path / "forth")).definition
             (tmp_path / "back").mkdir()
@@ -232,9 +279,9 @@ def test_a_tokenizer_of_another_split_is_not_taken_for_the_one_wanted(tmp_path):
     create_tokenizer(tmp_path / "t.txt", tmp_path, "gpt2")
     first = (tmp_path / "symmetric" / "tokenizer.json").read_bytes()
     create_tokenizer(tmp_path / "t.txt", tmp_path, "symmetric", split="symmetric")
-    with pytest.raises(UserError, match="does not split as split='symmetric' does"):
+    with pytest.raises(UserError, match="not one of split='symmetric'"):
         create_tokenizer(tmp_path / "t.txt", tmp_path, "gpt2", split="symmetric")
-    with pytest.raises(UserError, match="does not split as split='gpt2' does"):
+    with pytest.raises(UserError, match="not one of split='gpt2'"):
         create_tokenizer(tmp_path / "t.txt", tmp_path, "symmetric")
     with pytest.raises(UserError, match="split: expected gpt2 or symmetric, found 'words'"):
         create_tokenizer(tmp_path / "t.txt", tmp_path, "other", split="words")

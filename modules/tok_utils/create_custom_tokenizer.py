@@ -1,7 +1,7 @@
-"""Train a byte-level BPE tokenizer on a text: `create_tokenizer`. One without a direction is trained by `symmetric.py`; this is GPT-2's kind.
+"""Train a byte-level BPE tokenizer on a text: `create_tokenizer`.
 
-The `tokenizers` library trains, on all cores; what is ours is how it is fed. It pre-tokenizes an item of the feed in one thread, and
-is faster with lines than with a whole text (3.7 and 2.5 MB a CPU second), so texts go in as lines, cut where its
+`symmetric.py` trains one without a direction. GPT-2's kind is trained by the `tokenizers` library, on all cores; what is ours
+is how it is fed. It pre-tokenizes an item of the feed in one thread, and is faster with lines than with a whole text (3.7 and 2.5 MB a CPU second), so texts go in as lines, cut where its
 pattern cannot see across (before a line break that follows a non-space): the tokenizer is the one that the whole text in one piece would give.
 
 The counts of distinct words stay in memory, some 100 bytes each: for texts of tens of GB train on a sample
@@ -46,8 +46,8 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
         vocab_size: number of ids to reach; a small text may give fewer.
         sample_bytes: train on about so many bytes taken evenly from the text; None: on all of it.
         errors: "strict" refuses text that is not UTF-8, "replace" replaces what is not by U+FFFD.
-        split: "gpt2" splits a text into words by GPT-2's pattern; "symmetric" splits and merges it alike from both ends (`symmetric.py`): the tokens
-            of the reversed text are the reversed tokens.
+        split: "gpt2" splits a text into words by GPT-2's pattern; "symmetric" splits and merges it alike from both ends
+            (`symmetric.py`): the tokens of the reversed text are the reversed tokens.
 
     Returns the tokenizer's folder. Under torchrun the first process trains and the others wait for it.
 
@@ -71,7 +71,7 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
         if existing > vocab_size:
             raise UserError(f"{folder}: there is a tokenizer of {existing} ids already, and {vocab_size} are wanted: delete it or take another name")
         if symmetric.shares_blanks(there) != (split == "symmetric"):
-            raise UserError(f"{folder}: there is a tokenizer already that does not split as split={split!r} does: delete it or take another name")
+            raise UserError(f"{folder}: there is a tokenizer already, and not one of split={split!r}: delete it or take another name")
         say(f"{folder}: using the tokenizer that is there ({existing} ids); delete it to train anew")
         return folder
 

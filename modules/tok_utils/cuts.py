@@ -16,8 +16,8 @@ pattern has no look-behind and matching resumes at the end of each piece.
   letters: (1). A greedy run ends at the same place whether another class or nothing follows, and whether a
   contraction matches depends on letters, none of which stand after a cut next to a letter: (2).
 
-A tokenizer that shares a blank between the words on either side (`symmetric.py`) is cut before other white space only (BEFORE_BREAK), which no
-piece of it holds behind a non-space, and between classes: there a cut leaves both sides' blanks as they are.
+A tokenizer that shares a blank between the words on either side (`symmetric.py`) is cut before other white space only (BEFORE_BREAK), and
+between classes. Its pieces end there too, and as no blank stands at such a cut, none that is shared loses a side.
 
 The first kind is found in nearly every text, so the second is tried only where a megabyte has no white space. It rests on
 Unicode classes, in which `regex` and the tokenizer's own library may differ by a few newly assigned characters, and loaded tokenizers
