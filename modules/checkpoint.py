@@ -98,7 +98,7 @@ def backups_of(path: Path) -> list[Path]:
     """The backups of the run whose state is `path`, newest first."""
     name = re.compile(re.escape(path.name.removesuffix(".state")) + r"_step([0-9]+)\.state")
     folder = path.parent / "backups"
-    steps = [int(found[1]) for entry in (os.listdir(folder) if folder.is_dir() else []) if (found := name.fullmatch(entry))]
+    steps = {int(found[1]) for entry in (os.listdir(folder) if folder.is_dir() else []) if (found := name.fullmatch(entry))}
     return [backup for step in sorted(steps, reverse=True) if (backup := backup_path(path, step)).is_file()]
 
 

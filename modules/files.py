@@ -126,7 +126,8 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
         if error.errno is None or named and str(temporary) not in named:
             raise
         known = named or error.errno in NO_ROOM  # else it may be of something that the block reads
-        raise OSError(error.errno, os.strerror(error.errno), str(path) if known else f"while writing {path}") from error
+        where = str(path) if known else f"while writing {path}"
+        raise OSError(error.errno, os.strerror(error.errno), where) from error
 
 
 def _sync(descriptor: int) -> None:
@@ -139,7 +140,7 @@ def _sync(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can: Windows opens no folders, some network file systems flush none."""
+    """Make a rename in `folder` survive a power cut, where the system can: Windows opens no folders, some file systems flush none."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows; or a folder that may be written but not listed
