@@ -268,7 +268,8 @@ def test_bytes_that_did_not_reach_the_disk_are_an_error(tmp_path, monkeypatch, n
 
 
 @posix
-def test_a_file_that_grows_too_large_is_named_with_what_to_do(tmp_path):
+@pytest.mark.parametrize("writer", ["open", "torch"])
+def test_a_file_that_grows_too_large_is_named_with_what_to_do(tmp_path, writer):
     write(tmp_path / "a", b"old")
     process = child("""
 import resource
@@ -278,8 +279,12 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 @one_line_errors
 def main():
     with replacing(sys.argv[1]) as temporary, open(temporary, "wb") as out:
-        out.write(bytes(100_000))
-main()""", tmp_path / "a", stderr=subprocess.PIPE)
+        if sys.argv[2] == "torch":
+            import torch
+            torch.save({"x": torch.ones(100_000)}, out)
+        else:
+            out.write(bytes(100_000))
+main()""", tmp_path / "a", writer, stderr=subprocess.PIPE)
     said = process.communicate()[1]
     assert process.returncode == 1 and said.startswith(f"error: {tmp_path / 'a'}: File too large; ") and "ulimit -f" in said
     assert len(said.splitlines()) == 1
@@ -305,8 +310,10 @@ def test_errors_of_what_the_block_reads_keep_their_name(tmp_path):
     with pytest.raises(OSError) as caught, replacing(tmp_path / "a"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     assert describe_os_error(caught.value).startswith(f"while writing {tmp_path / 'a'}: ")
-    with pytest.raises(OSError, match="of its own kind"), replacing(tmp_path / "a"):
+    with pytest.raises(OSError, match="while writing .*/a: of its own kind"), replacing(tmp_path / "a"):
         raise OSError("of its own kind")
+    with pytest.raises(RuntimeError, match="a fault of ours"), replacing(tmp_path / "a"):
+        raise RuntimeError("a fault of ours")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -29,8 +29,8 @@ from tests.toy import PROJECT, write_config
 NASTY = [
     "lr[3e-4]_forward", "a $x$ b", "$", "$$", r"\$x$ \frac{", "_leading", "__", "_it_ a __b__", "a  b ", "(1) [2] {3}", "'\"`", "``` ~~~",
     "100%", "%s%d%(a)s", "{}{0}", "#1 #", "a&amp;b", "a|b\\|c\\", "<script>alert(1)</script>", "<!-- -->", "a\\b", "two\nlines\r\n## x",
-    "\t\x1b[31m\x07", "**bold** *it* ~~no~~", "![x](y)", "😀👩\u200d💻", "Ωμέγα", "e\u0301", "中文", "\u202eevil", "ends in dots...", "...", "-rf", "~", "a:b",
-    "x" * LONGEST_NAME, "é" * 110, "1. x", "http:www.x.y", "\udcff\udc80"]
+    "\t\x1b[31m\x07", "**bold** *it* ~~no~~", "![x](y)", "😀👩\u200d💻", "Ωμέγα", "e\u0301", "中文", "\u202eevil",
+    "ends in dots...", "...", "-rf", "~", "a:b", "x" * LONGEST_NAME, "é" * 110, "1. x", "http:www.x.y", "\udcff\udc80"]
 CHARACTERS = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
 FILE_NAMES = st.text(CHARACTERS, min_size=1, max_size=60).filter(lambda name: name not in (".", ".."))
 # Runs whose names begin alike, or mean each other as patterns.
