@@ -78,8 +78,8 @@ def only_run(state: Path, processes: Processes) -> Iterator[None]:
             alone = filelock.lock_descriptor(lock, blocking=False)
         except OSError as error:
             alone = True
-            tell(f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno)}), so two processes that train this run at "
-                 "once would not be told apart; see to it that there is one", sys.stderr)
+            tell(f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno)}), so a second process that trains "
+                 "this run at the same time would not be noticed; see to it that there is none", sys.stderr)
         if not alone:
             raise UserError(f"{state}: another process is training this run; wait for it, stop it, or give this one a name of its own "
                             "with --run_name")
@@ -91,7 +91,7 @@ def only_run(state: Path, processes: Processes) -> Iterator[None]:
 
 
 def check_length(state: Path) -> None:
-    """UserError where the file system does not take names as long as this run's longest: else it would say so at the first backup, hours later."""
+    """UserError where the file system does not take this run's longest name, which it would say at the first backup, hours later."""
     try:
         os.lstat(backup_path(state, 10**18))
     except OSError as error:
@@ -101,7 +101,7 @@ def check_length(state: Path) -> None:
 
 
 def open_lock(path: Path) -> int:
-    """A descriptor of the lock file, made if need be; for reading only where another user made it and lets us do no more."""
+    """A descriptor of the lock file, made if need be; for reading only where another user made it and allows no more."""
     flags = getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)

@@ -124,9 +124,9 @@ def start(config: Config, request: Request, device_name: str | None, environment
     with replacing(config_path) as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).parent.parent / SCRIPTS[config.model]), f"--project_name={request.project}"]  # "-p -x" would be two options
+    command = [sys.executable, str(Path(__file__).parent.parent / SCRIPTS[config.model])]
     command += ["-d", device_name] if device_name else []
-    command += ["--", str(config_path)]
+    command += [f"--project_name={request.project}", "--", str(config_path)]  # both may begin with "-"
     with open(log, "ab") as output:
         # A session of its own: a terminal's Ctrl-C comes once, through us.
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True), log
@@ -163,7 +163,8 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
     groups = pair_up([read_run(Path(path), moved) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
-    comparisons = named_apart([compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)])
+    comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
+    comparisons = named_apart(comparisons)
     suffixes = ["", *(f"-{text.stem}" for text in texts)]
     page_stems = iter(distinct([f"{comparison['name']}{suffix}" for comparison in comparisons for suffix in suffixes], as_file_systems_see))
     written = write_report(out, comparisons, command)

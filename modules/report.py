@@ -31,7 +31,8 @@ def write_report(folder: str | os.PathLike, comparisons: Sequence[dict], command
     Returns the path of each: "report", "json", and the PNG of each figure under its name in `draw_all`.
     """
     folder = Path(folder)
-    comparisons = sorted(named_apart(comparisons), key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c), figures.context_length(c)))
+    comparisons = sorted(named_apart(comparisons),
+                         key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c), figures.context_length(c)))
     drawn = draw_all(comparisons)
     stems = [file_name(name, ".png").removesuffix(".png") for name in distinct(drawn, as_file_systems_see)]
     pictures = {name: figures.save(figure, folder / stem)[0] for (name, figure), stem in zip(drawn.items(), stems, strict=True)}
@@ -118,7 +119,8 @@ def section(comparison: dict) -> str:
         parts += ["### By class of token", class_table(comparison["by_class"])]
     if changed := comparison["compared"]["changed_on_the_way"]:
         parts += ["### Changed while training, in both directions alike", "\n".join(f"- {in_markdown(line)}" for line in changed)]
-    parts += ["### What was compared", "\n".join(f"- {in_markdown(name)}: {in_markdown(value)}" for name, value in flat(comparison["compared"]))]
+    compared = [f"- {in_markdown(name)}: {in_markdown(value)}" for name, value in flat(comparison["compared"])]
+    parts += ["### What was compared", "\n".join(compared)]
     return "\n\n".join(parts)
 
 

@@ -50,7 +50,8 @@ class Files:
 
 def files_of(config: Config, project: str) -> Files:
     """The files of the run of this config. UserError where its name or the project's would lead elsewhere, or nowhere."""
-    return Files(Path(config.training_params.state_save_loc) / check_name(project, "the project's name (-p)"), check_name(config.name, RUN_NAME))
+    folder = Path(config.training_params.state_save_loc) / check_name(project, "the project's name (-p)")
+    return Files(folder, check_name(config.name, RUN_NAME))
 
 
 def find_state(files: Files) -> dict | None:
