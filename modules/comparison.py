@@ -163,7 +163,7 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
 def held_out_windows(run: Trained) -> Windows:
     """The held-out windows of a run, after a look that the data file is still the one it was trained on."""
     params = run.config.training_params
-    token_file = open_tokens(params.dataset_folder)
+    token_file = open_tokens(run.config.dataset_path)
     if token_file.fingerprint != run.state["dataset"]["fingerprint"]:
         raise UserError(f"{params.dataset_folder}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
                         f"expected {run.state['dataset']['fingerprint']})")

@@ -3,11 +3,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from modules.children import awaited, holder, launcher_is_gone
 from modules.errors import UserError
-from modules.parallel import Processes, launcher_is_gone
+from modules.parallel import Processes
 
 
 class Stop:
@@ -62,10 +64,21 @@ def only_run(state: Path, processes: Processes) -> Iterator[None]:
     import fcntl
 
     state.parent.mkdir(parents=True, exist_ok=True)
-    with open(state.with_suffix(".lock"), "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{state}: another process is training this run; wait for it, stop it, or give this one a name of its own "
-                            "with --run_name") from None
+    with open(state.with_suffix(".lock"), "a+") as lock:
+        since = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                held = lock.read(100)
+                if awaited(held, since):
+                    time.sleep(0.2)
+                    continue
+                who = f" ({held.split()[0]})" if held.split() else ""
+                raise UserError(f"{state}: another process is training this run{who}; wait for it, stop it, or give this one a name of its own "
+                                "with --run_name") from None
+        lock.truncate(0)
+        print(holder(), file=lock, flush=True)
         yield  # the kernel lets go of the lock when the process ends, however it ends

@@ -36,7 +36,7 @@ class Files:
 
 def files_of(config: Config, project: str) -> Files:
     """The files of the run of this config."""
-    return Files(Path(config.training_params.state_save_loc) / project, config.name)
+    return Files(Path(config.runs_folder) / project, config.name)
 
 
 def find_state(files: Files) -> dict | None:
@@ -79,7 +79,7 @@ def check_same_run(found: dict, config: Config, files: Files) -> None:
     compared += [(f"training_params.{key}", before["training_params"][key], now["training_params"][key]) for key in ("backwards", "seed", "stride")]
     compared += [("model", before["model"], now["model"]),
                  ("training_params.batch_size x aggregate", step_windows(before), step_windows(now)),
-                 ("the data's fingerprint", found["dataset"]["fingerprint"], open_tokens(config.training_params.dataset_folder).fingerprint)]
+                 ("the data's fingerprint", found["dataset"]["fingerprint"], open_tokens(config.dataset_path).fingerprint)]
     different = [f"{name} {was} there and {wanted} in the config" for name, was, wanted in compared if was != wanted]
     if different:
         raise UserError(f"{files.state}: a state of another run: {'; '.join(different)}; train under another name (--run_name), or move the state away")

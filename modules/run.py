@@ -14,6 +14,7 @@ from modules.devices import allow_tf32, compile_model, keep_freed_memory, pick_c
 from modules.errors import UserError
 from modules.evaluate import autocast_for
 from modules.interruption import only_run, stopping_on_signals
+from modules.memory import check_memory
 from modules.models import build_model
 from modules.parallel import Processes, shared_loss
 from modules.recording import record
@@ -82,6 +83,7 @@ def prepare(config: Config, tokenizer_path: str | None, processes: Processes, fo
         pick_precision(params.precision, processes.device, model_params.embed_dim)
     allow_tf32(processes.device)
     keep_freed_memory(processes.device)
+    check_memory(config, processes)
     model = build_model(config.model, params.seed, **model_params.model_dump()).to(processes.device)
     if params.checkpoint_activations:
         if config.model != "gpt":
