@@ -80,8 +80,8 @@ def joined(device_name: str | None) -> Iterator[Processes]:
         yield Processes(0, 1, pick_device(device_name))
         return
     if missing := [name for name in RENDEZVOUS if not os.environ.get(name)]:
-        raise UserError(f"environment: RANK and WORLD_SIZE say that this is one of several processes, but {' and '.join(missing)} is missing, by which "
-                        "they meet; start them with torchrun or train_parallel.py, or unset RANK")
+        raise UserError(f"environment: RANK and WORLD_SIZE say that this is one of several processes, but there is no {' and no '.join(missing)} by which "
+                        "they could meet; start them with torchrun or train_parallel.py, or unset RANK")
     integer_variable("MASTER_PORT", most=2**16 - 1)
     device = device_of(process, device_name)
     if device.type == "cuda":
