@@ -16,6 +16,7 @@ from modules.corpus import is_prose, shuffled, write_prose
 from modules.errors import UserError
 
 ENGLISH = "en"  # its pages stand in no folder of their own
+LARGEST_PAGE = 1 << 25  # bytes; a damaged or hostile file may unpack to any size
 SECTION = re.compile(r"man\d")
 FONT_COMMANDS = {"B", "I", "SM", "SB", "BR", "RB", "BI", "IB", "IR", "RI"}  # their arguments are text; of those with two fonts, without spaces
 VERBATIM = {"nf": True, "EX": True, "fi": False, "EE": False}
@@ -44,9 +45,10 @@ def write_manpage_corpus(path: str | Path, language: str, folder: str | Path = "
 
 
 def read_page(file: Path) -> str:
-    """The source of a page; "" where it is damaged or a link to nowhere."""
+    """The source of a page; "" where it is damaged or a link to nowhere. Of one beyond all measure its beginning."""
     try:
-        return gzip.decompress(file.read_bytes()).decode("utf-8", errors="replace")
+        with gzip.open(file) as page:
+            return page.read(LARGEST_PAGE).decode("utf-8", errors="replace")
     except (OSError, EOFError, gzip.zlib.error):
         return ""
 
