@@ -14,22 +14,24 @@ Why not a bootstrap of blocks as long as the autocorrelations last: it misses co
 not know how badly the variance is known.
 
 The quantiles of Student's t for seeds and for windows are weighted by their variances (Cochran and Cox 1950). With two seeds, Welch and
-Satterthwaite's degrees of freedom cover 88 %: seeds that agree by chance pass for seeds that are known to agree. The seeds' quantile is
-that of 96.5 % where 95 % is meant, since seeds' noise may be skewed, and Student's t covers only 88 % with five exponential seeds.
+Satterthwaite's degrees of freedom cover 88 %: seeds that agree by chance pass for seeds that are known to agree. Seeds' noise may be
+skewed, and Student's t covers only 88 % with five exponential seeds; so as far as the noise is the seeds', their quantile is that of
+96.5 % where 95 % is meant.
 What it all covers: `python -m benchmarks.coverage`.
 """
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import numpy as np
 
 LEVEL = 0.95
-POWER = 0.8
-SKEWED = 0.7  # of the probability outside is what the seeds' quantile leaves outside: 3.5 % where 5 % are meant
+POWER = 0.8  # share of measurements in which `detectable` is told from zero
+SKEWED = 0.7  # of the probability outside is what the quantile for skewed seeds leaves outside: 3.5 % where 5 % are meant
 FEWEST_COSINES, MOST_COSINES = 6, 48
 FITTED_COSINES = 256
-FLATNESS = 0.9
+FLATNESS = 0.9  # of the mean of the cosines that are used, by the fitted spectrum's value at frequency 0
 FIRST_SEEDS = 5  # before it is asked whether they suffice: see next_seeds
 MOST_SEEDS = 1_000  # that a plan proposes
 
@@ -62,8 +64,9 @@ class Noise:
         of_windows = t_quantile(self.windows_df, level)
         if not self.seeds_df or not self.variance:
             return of_windows
+        of_seeds, of_skewed = (t_quantile(self.seeds_df, 1 - factor * (1 - level)) for factor in (1, skewed))
         share = self.windows / self.variance
-        return share * of_windows + (1 - share) * t_quantile(self.seeds_df, 1 - skewed * (1 - level))
+        return share * of_windows + (1 - share) * (share * of_seeds + (1 - share) * of_skewed)
 
     @property
     def half_width(self) -> float:
@@ -78,10 +81,14 @@ class Noise:
         """Two-sided: 1 less the level of the interval that ends at zero."""
         if not self.variance:
             return float(value == 0)
-        low, high = -36.0, 0.0  # of the logarithm of p; 1 - p is not told from 1 below
-        for _ in range(30):
+        t = abs(value) / self.se
+        ends = [t_outside(t, self.windows_df)]
+        if self.seeds_df:
+            ends += [t_outside(t, self.seeds_df), t_outside(t, self.seeds_df) / SKEWED]
+        low, high = (math.log(min(max(end, 1e-15), 1.0)) for end in (min(ends), max(ends)))  # 1 - p is told from 1
+        for _ in range(20):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.critical(1 - math.exp(middle)) * self.se > abs(value) else (low, middle)
+            low, high = (middle, high) if self.critical(1 - math.exp(middle)) > t else (low, middle)
         return math.exp(high)
 
     def with_seeds(self, n: int) -> "Noise":
@@ -217,7 +224,8 @@ def seeds_needed(noise: Noise, half_width: float, most: int = MOST_SEEDS) -> int
     """
     if not noise.seeds_df:
         raise ValueError("expected at least two seeds, found one: it does not say how much seeds differ")
-    return next((n for n in range(2, most + 1) if noise.with_seeds(n).half_width <= half_width), None)
+    n = 2 + bisect_left(range(2, most + 1), True, key=lambda n: noise.with_seeds(n).half_width <= half_width)
+    return n if n <= most else None
 
 
 def text_needed(noise: Noise, half_width: float) -> float:

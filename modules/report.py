@@ -94,8 +94,8 @@ def section(comparison: dict) -> str:
                    [[unit, f"{arrow[key]['value']:+.{digits}f}",
                      *(interval(arrow[key][kind], digits) for kind in ("windows", "seeds", "both"))]
                     for unit, key, digits in (("nats per token", "nats", 4), ("percent", "percent", 2))]),
-             (f"{held_out['tokens']:,} held-out tokens in {held_out['windows']:,} windows of {held_out['context']}, of which {held_out['block']} "
-              f"count as one. Paired standard error over single windows: {arrow['paired_se']:.4f} nats per token.")]
+             (f"{held_out['tokens']:,} held-out tokens in {held_out['windows']:,} windows of {held_out['context']}, "
+              f"of which {held_out['block']} count as one. Paired standard error over single windows: {arrow['paired_se']:.4f} nats per token.")]
     if len(arrow["per_seed"]) > 1:
         parts.append(table(["seed", "forward", "backward", "arrow", "in percent"],
                            [[seed, f"{one['forward']:.4f}", f"{one['backward']:.4f}", f"{one['nats']:+.4f}", f"{one['percent']:+.2f} %"]

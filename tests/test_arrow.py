@@ -48,7 +48,8 @@ def test_verdict_follows_the_interval(gap, words):
 def test_one_seed_has_no_direction():
     found = arrow.measure(*losses(gap=0.2, n_windows=400, n_seeds=1))
     assert found.nats.both[0] > 0 and found.verdict == (
-        f"One seed: these two models differ by {found.percent.value:.2f} %; at least 3 seeds (5 are the default) tell whether the text does.")
+        f"One seed: these two models differ by {found.percent.value:.2f} %; "
+        "at least 3 seeds (5 are the default) tell whether the text does.")
     assert found.percent.p is None and found.seeds_sd is None
 
 

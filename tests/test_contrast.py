@@ -35,8 +35,8 @@ def test_a_sample_is_the_measured_arrow():
 def test_a_contrast_turned_round_is_its_negative_and_with_itself_nothing(seed):
     random = np.random.default_rng(seed)
     one, other = made(random, 1.0), made(random)
-    for shared in ({"same_seeds": True, "same_text": True}, {"same_seeds": False, "same_text": True}, {"same_seeds": True, "same_text": False}):
-        there, back = contrast(one, other, **shared), contrast(other, one, **shared)
+    for same_seeds, same_text in ((True, True), (False, True), (True, False)):
+        there, back = (contrast(*both, same_seeds=same_seeds, same_text=same_text) for both in ((one, other), (other, one)))
         assert back.value == -there.value and back.se == pytest.approx(there.se) and back.p == pytest.approx(there.p)
     nothing = contrast(one, one, same_seeds=True, same_text=True)
     assert (nothing.value, nothing.se, nothing.both, nothing.p) == (0, 0, (0, 0), 1)
@@ -107,7 +107,8 @@ def test_trend_is_the_slope_by_doublings():
     assert found.value == pytest.approx(0.25) and found.p < 1e-6
     values = [made(random, value).value for value in (0.3, 0.1, 0.9)]
     ragged = [Sample(value, np.zeros((2, 5))) for value in values]
-    assert trend([3, 10, 50], ragged, same_seeds=True, same_text=True).value == pytest.approx(np.polyfit(np.log2([3, 10, 50]), values, 1)[0])
+    slope = trend([3, 10, 50], ragged, same_seeds=True, same_text=True).value
+    assert slope == pytest.approx(np.polyfit(np.log2([3, 10, 50]), values, 1)[0])
 
 
 def test_trend_of_nothing_is_seldom_found():

@@ -119,6 +119,13 @@ def test_interaction_is_counted_once_and_never_less_than_the_windows():
     assert Noise(1.0, 3.0, 2.0, 4, 10).variance == 3.0
 
 
+def test_quantiles_are_weighted_by_their_variances():
+    """Windows alone: Student's t of 10 degrees of freedom. Seeds alone: of 4, at 96.5 %. Both alike: half, a quarter, a quarter."""
+    assert Noise(1.0, 3.0, 1.0, 4, 10).critical() == pytest.approx(2.2281, abs=1e-4)
+    assert 2.7764 < Noise(1.0, 0.0, 0.0, 4, 10).critical() == pytest.approx(t_quantile(4, 0.965))
+    assert Noise(1.0, 1.0, 0.0, 4, 10).critical() == pytest.approx(2.2281 / 2 + 2.7764 / 4 + t_quantile(4, 0.965) / 4, abs=1e-4)
+
+
 # Correlated windows -----------------------------------------------------------------------------------------------------
 
 def test_cosines_are_many_for_independent_windows_and_as_few_as_their_correlation_asks():
@@ -184,7 +191,7 @@ def test_p_value_is_the_level_at_which_zero_leaves_the_interval(seed, value):
     found = estimate(value, each)
     assert (found.p < 0.05) == (not found.both[0] <= 0 <= found.both[1])
     if found.p < 1:
-        assert each.critical(1 - found.p) * each.se == pytest.approx(abs(value), rel=1e-5, abs=1e-6)
+        assert each.critical(1 - found.p) * each.se == pytest.approx(abs(value), rel=1e-4, abs=1e-6)
     assert estimate(-value, each).p == found.p
 
 
@@ -199,6 +206,12 @@ def test_the_detectable_value_is_found_four_times_in_five(model, n_seeds):
     shift = np.sqrt(np.mean(np.square([each.detectable for each in noises])))
     found = [abs(parts.mean() + shift) > each.half_width for parts, each in zip(all_of_them, noises, strict=True)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.05)
+
+
+def test_the_benchmark_prints_a_row_for_each_noise_and_length():
+    header, _, *rows = coverage.coverage_table(2, ["seeds"]).splitlines()
+    assert header.count("|") == 3 + len(coverage.SEEDS) and len(rows) == len(coverage.LENGTHS)
+    assert all(row.startswith(f"| seeds | {length} | ") for row, length in zip(rows, coverage.LENGTHS, strict=True))
 
 
 # How many seeds ---------------------------------------------------------------------------------------------------------
