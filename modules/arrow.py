@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modules.noise import Estimate, Interval, estimate, flat_cosines, noise_of, seeds_needed, standard_error, t_quantile, text_needed
+from modules.noise import (MOST_SEEDS, Estimate, Interval, estimate, flat_cosines, noise_of, seeds_needed, standard_error, t_quantile,
+                           text_needed)
 
 __all__ = ["Arrow", "Estimate", "Interval", "Sample", "bits_per_byte", "by_class", "by_context", "measure", "perplexity", "sample",
            "t_quantile"]
@@ -65,8 +66,10 @@ class Arrow:
             return f"{found} Its interval is within ±{half_width:g} %."
         if (needed := seeds_needed(noise, half_width)) is not None:
             return f"{found} An interval of ±{half_width:g} % takes about {max(needed - n, 1)} more seed{'s' * (needed > n + 1)}."
+        if (times := text_needed(noise, half_width)) < 2:  # the text would do
+            return f"{found} An interval of ±{half_width:g} % takes more than {MOST_SEEDS:,} seeds."
         return (f"{found} An interval of ±{half_width:g} % is not to be had by seeds alone: it needs about "
-                f"{text_needed(noise, half_width):.1f} times the held-out text.")
+                f"{times:,.{1 if times < 10 else 0}f} times the held-out text.")
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,9 @@ def test_outlook_says_what_could_have_been_found_and_what_is_lacking():
     by_seed = arrow.measure(forward, backward + np.array([-0.2, 0.0, 0.2])[:, None, None])
     half_width = by_seed.percent.noise.half_width / 2
     assert f"takes about {noise.seeds_needed(by_seed.percent.noise, half_width) - 3} more seed" in by_seed.outlook(half_width)
+    flat = np.full((3, 50, 1), 100.0)
+    apart = arrow.measure(flat, flat + np.array([-20.0, 10.0, 30.0])[:, None, None])
+    assert "takes more than 1,000 seeds" in apart.outlook(0.1)
     assert "One seed does not say" in arrow.measure(*losses(n_seeds=1)).outlook()
 
 
