@@ -1,6 +1,7 @@
 """Write a text file of English prose from the docstrings of the installed Python packages: a corpus without a download."""
 import argparse
 
+from modules.console import tell
 from modules.corpus import write_docstring_corpus
 from modules.errors import one_line_errors
 
@@ -14,7 +15,7 @@ def main() -> None:
                         help="collect from the Python files under this folder instead (may be given more than once)")
     options = parser.parse_args()
     written = write_docstring_corpus(options.txt_path, options.max_mb, options.folders)
-    print(f"{options.txt_path}: {written / 1e6:.1f} MB of English prose")
+    tell(f"{options.txt_path}: {written / 1e6:.1f} MB of English prose")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Write a text file of prose from Debian's manual pages in one language: a corpus in French, German, Spanish and many more."""
 import argparse
 
+from modules.console import tell
 from modules.errors import one_line_errors
 from modules.manpages import write_manpage_corpus
 
@@ -14,7 +15,7 @@ def main() -> None:
     parser.add_argument("--max_mb", type=float, default=20.0, help="stop at about this many MB (10^6 bytes; default %(default)s)")
     options = parser.parse_args()
     written = write_manpage_corpus(options.txt_path, options.language, options.folder, options.max_mb)
-    print(f"{options.txt_path}: {written / 1e6:.1f} MB of prose")
+    tell(f"{options.txt_path}: {written / 1e6:.1f} MB of prose")
 
 
 if __name__ == "__main__":

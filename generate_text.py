@@ -10,6 +10,7 @@ import argparse
 import os
 
 from modules import sources
+from modules.console import tell
 from modules.errors import UserError, one_line_errors
 
 
@@ -49,7 +50,7 @@ def main() -> None:
         raise UserError(f"{out}: expected another file than the text to mirror")
     source = sources.open_source(**settings)
     written = sources.write_text(out, source.text, source.characters)
-    print(f"{out}: {written} characters" + (f", {source.entropy:.6f} nats a character" if source.entropy is not None else ""))
+    tell(f"{out}: {written} characters" + (f", {source.entropy:.6f} nats a character" if source.entropy is not None else ""))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from modules.devices import pick_device
+from modules.console import tell
 from modules.errors import one_line_errors
-from modules.measure import measure_states, planned_runs, read_texts, train_in_turn, train_side_by_side
-from modules.parallel import leave
-from modules.resume import files_of
-from modules.run import Request
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,8 +38,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 @one_line_errors
-def main() -> int:
+def main() -> None:
     arguments = parse_arguments()
+    from modules.parallel import leave  # seconds of imports, in which Ctrl-C is one line as well
+    leave(measured(arguments))
+
+
+def measured(arguments: argparse.Namespace) -> int:
+    """Train, compare and report; the exit status."""
+    from modules.devices import pick_device
+    from modules.measure import measure_states, planned_runs, read_texts, train_in_turn, train_side_by_side
+    from modules.resume import files_of
+    from modules.run import Request
+
     states, out = arguments.states, arguments.out
     texts = read_texts(arguments.text, arguments.tokenizer_path)  # a mistake in them is told before hours of training
     if arguments.configs:
@@ -56,9 +63,9 @@ def main() -> int:
             return status
         states, out = [files_of(run, request.project).state for run in runs], out or files_of(runs[0], request.project).folder / "report"
     command = shlex.join(["python", *sys.argv])
-    print(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, texts))
+    tell(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, texts))
     return 0
 
 
 if __name__ == "__main__":
-    leave(main())
+    main()

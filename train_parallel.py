@@ -4,15 +4,16 @@ Every process gets a part of each batch, so a config means the same run on any n
 """
 import os
 
-import torch
-
-from modules.cli import config_of, positive, train_from_arguments, training_parser
 from modules.errors import one_line_errors
-from modules.parallel import launch, leave
 
 
 @one_line_errors
 def main() -> None:
+    import torch  # seconds of imports, in which Ctrl-C is one line as well
+
+    from modules.cli import config_of, positive, train_from_arguments, training_parser
+    from modules.parallel import launch, leave
+
     parser = training_parser("Starts training on all visible GPUs of this machine (or on N processes on the CPU), given a JSON config file. "
                              "Launched by torchrun, on all of its machines.")
     parser.add_argument("--nproc", type=positive, metavar="N", help="Number of processes, one a device. Default: the number of GPUs, or 1 without any.")

@@ -2,7 +2,6 @@
 import argparse
 
 from modules.config import Config, load_config
-from modules.errors import one_line_errors
 from modules.parallel import joined
 
 
@@ -51,8 +50,7 @@ def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
         return run(config, Request(args.project_name, args.tokenizer_path, args.no_step_pickup, args.cooldown), processes)
 
 
-@one_line_errors
 def train_on_one_device(model: str, description: str) -> None:
-    """The whole of train_script.py, train_gru.py and train_lstm.py."""
+    """The whole of train_script.py, train_gru.py and train_lstm.py, which wrap it in `one_line_errors`."""
     args = training_parser(description).parse_args()
     raise SystemExit(train_from_arguments(args, config_of(args, model)))

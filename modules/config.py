@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
 
+from modules.console import tell
 from modules.errors import UserError
 from modules.schema import SHOWN_ERRORS, expected, shown
 
@@ -302,4 +303,4 @@ def key_table() -> str:
 
 
 if __name__ == "__main__":
-    print(key_table())
+    tell(key_table())

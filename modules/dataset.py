@@ -28,8 +28,8 @@ import h5py
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from tqdm import tqdm
 
+from modules.console import bar
 from modules.errors import UserError
 
 BOS_ID = 0
@@ -76,7 +76,7 @@ class TokenFile:
                                 f"is {vocab_size:,}; set model_params.vocab_size to {self.vocab_size}")
             return
         blocks = range(0, len(self.tokens), SCAN_BLOCK)
-        for start in tqdm(blocks, desc="checking token ids", unit="block", delay=2, leave=False):
+        for start in bar(blocks, desc="checking token ids", unit="block", delay=2, leave=False):
             block = self.tokens[start:start + SCAN_BLOCK]
             if block.max() >= vocab_size or block.min() < 0:
                 found = block.max() if block.max() >= vocab_size else block.min()

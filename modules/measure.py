@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from modules.arrow_page import write_arrow_page
 from modules.comparison import Trained, base_name, compare, held_out_ids, held_out_windows, load_model, pair_up, read_run
 from modules.config import Config, GPTParams, load_config
+from modules.console import bar, tell
 from modules.devices import keep_freed_memory
 from modules.errors import UserError
 from modules.files import replacing
@@ -91,7 +91,7 @@ def train_side_by_side(runs: Sequence[Config], request: Request, device_name: st
     handlers = {number: signal.signal(number, lambda number, _frame: stopped_by.append(number))
                 for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with tqdm(total=len(runs), desc="training", unit="run") as progress:
+        with bar(total=len(runs), desc="training", unit="run") as progress:
             while running or (waiting and not stopped_by):
                 while waiting and len(running) < jobs and not stopped_by:
                     config = waiting.pop(0)
@@ -156,7 +156,7 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
     groups = pair_up([read_run(Path(path)) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
-    comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
+    comparisons = [compare(pairs, device, toki) for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
     written = write_report(out, comparisons, command)
     told = []
     for pairs, comparison in zip(groups, comparisons, strict=True):
@@ -205,7 +205,7 @@ def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, n
         if not len(ids):
             raise UserError(f"{path}: the text is empty")
         if len(ids) > TEXT_PAGE_TOKENS:
-            print(f"{path}: {len(ids):,} tokens, of which the page will show the first {TEXT_PAGE_TOKENS:,}", file=sys.stderr)
+            tell(f"{path}: {len(ids):,} tokens, of which the page will show the first {TEXT_PAGE_TOKENS:,}", sys.stderr)
         texts[Path(path)] = ids[:TEXT_PAGE_TOKENS]
     return texts
 

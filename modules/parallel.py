@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+from modules.console import flush_streams
 from modules.devices import pick_device
 from modules.errors import UserError
 
@@ -99,8 +100,7 @@ def leave(status: int) -> NoReturn:
     """
     if "RANK" not in os.environ:
         raise SystemExit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     os._exit(status)
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 
+from modules.console import bar
 from modules.errors import UserError
 from modules.files import replacing
 from modules.tok_utils.cuts import pieces
@@ -103,15 +103,17 @@ def _feed(texts: list[Path], sample_bytes: int | None, errors: str) -> Iterator[
         with TextSource(text) as source:
             total += source.estimated_size()
     share = 1.0 if sample_bytes is None else min(1.0, sample_bytes / total)
-    with tqdm(desc="read", total=int(total * share), unit="B", unit_scale=True) as bar:
+    fed = 0
+    with bar(desc="read", total=int(total * share), unit="B", unit_scale=True) as progress:
         for text in texts:
             with TextSource(text) as source:
                 for number, piece in enumerate(pieces(source, FEED_BYTES, splitter)):
                     if math.ceil((number + 1) * share) == math.ceil(number * share):  # `share` of the numbers, evenly spread, 0 among them
                         continue
                     yield LINE_BREAK.split(_decode(source.read(piece.start, piece.stop), text, piece.start, errors))
-                    bar.update(piece.stop - piece.start)
-        if not bar.n:
+                    progress.update(piece.stop - piece.start)
+                    fed += piece.stop - piece.start
+        if not fed:
             raise UserError(f"{texts[0]}: the text is empty")
     say("merging")
 

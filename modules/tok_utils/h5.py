@@ -11,8 +11,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
+from modules.console import bar
 from modules.errors import UserError
 from modules.files import replacing
 from modules.tok_utils.disk import readable, require
@@ -58,7 +58,7 @@ def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki
             offset = _create(temporary, total, dtype, attributes)
             with open(temporary, "rb+") as file:
                 file.seek(offset)
-                rows = tqdm(manifest["chunks"], desc=f"write {path.name}", unit="chunk")
+                rows = bar(manifest["chunks"], desc=f"write {path.name}", unit="chunk")
                 file.writelines(_read_chunk(folder / f"chunk_{number:06d}.pt", row, manifest["identity"]).data for number, row in enumerate(rows))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "

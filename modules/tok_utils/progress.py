@@ -1,11 +1,10 @@
 """What the user sees while a text is tokenized: one bar, and lines that do not tear it."""
 import sys
 import time
-import warnings
 from pathlib import Path
 
-from tqdm import tqdm
 
+from modules import console
 from modules.tok_utils.cuts import LONGEST_RUN, Piece
 from modules.tok_utils.text_source import TextSource
 
@@ -15,7 +14,7 @@ SAY_S = 60.0
 
 def say(message: str) -> None:
     """A line on stderr, above the bar if there is one."""
-    tqdm.write(message, file=sys.stderr)
+    console.tell(message, sys.stderr)
 
 
 def wait_for(path: Path, what: str) -> None:
@@ -36,7 +35,7 @@ class Progress:
         self._world_size = world_size
         self._tokens, self._warnings, self._began = 0, 0, time.monotonic()
         whose = f", process 1 of {world_size}" if world_size > 1 else ""
-        self._bar = tqdm(desc=f"tokenize {name}{whose}", unit="B", unit_scale=True, disable=rank > 0, smoothing=0.1)
+        self._bar = console.bar(desc=f"tokenize {name}{whose}", unit="B", unit_scale=True, disable=rank > 0, smoothing=0.1)
 
     def __enter__(self):
         return self
@@ -65,5 +64,5 @@ class Progress:
         for position in positions[:MOST_WARNINGS - self._warnings]:
             self._warnings += 1
             more = " (not said again for further places)" if self._warnings == MOST_WARNINGS else ""
-            warnings.warn(f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; the ids around it may differ "
-                          f"from those of the uncut text{more}", stacklevel=3)
+            console.warn_once(f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; the ids around it may differ "
+                              f"from those of the uncut text{more}")

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 
 import regex
-from tqdm import tqdm
 
+from modules.console import bar
 from modules.errors import UserError
 from modules.files import replacing
 from modules.tok_utils.text_source import TextSource, find_texts, not_utf8
@@ -38,7 +38,7 @@ def reverse_text(txt_path: str | os.PathLike, out_path: str | os.PathLike, graph
         raise UserError(f"{out_path}: the output would replace the text itself; give it another name")
     size = _size(txt_path)
     with (replacing(out_path) as temporary, TextSource(txt_path) as source, open(temporary, "wb") as out,
-          tqdm(desc=f"reverse {txt_path.name}", total=size, unit="B", unit_scale=True) as bar):
+          bar(desc=f"reverse {txt_path.name}", total=size, unit="B", unit_scale=True) as progress):
         out.truncate(size)
         start = 0
         while start < size:
@@ -55,7 +55,7 @@ def reverse_text(txt_path: str | os.PathLike, out_path: str | os.PathLike, graph
             out.write(data)
             start += len(data)
             source.release(start)
-            bar.update(len(data))
+            progress.update(len(data))
     return out_path
 
 
