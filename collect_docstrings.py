@@ -2,12 +2,13 @@
 import argparse
 
 from modules.console import tell
-from modules.corpus import write_docstring_corpus
 from modules.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> None:
+    from modules.corpus import write_docstring_corpus  # an import in which Ctrl-C is one line as well
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("txt_path", help="path of the .txt file to write")
     parser.add_argument("--max_mb", type=float, default=20.0, help="stop at about this many MB (10^6 bytes; default %(default)s)")

@@ -3,11 +3,12 @@ import argparse
 
 from modules.console import tell
 from modules.errors import one_line_errors
-from modules.manpages import write_manpage_corpus
 
 
 @one_line_errors
 def main() -> None:
+    from modules.manpages import write_manpage_corpus  # an import in which Ctrl-C is one line as well
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("language", help="as the pages' folder is called: fr, de, es, pt_BR, ...; en for the English ones")
     parser.add_argument("txt_path", help="path of the .txt file to write")

@@ -9,7 +9,6 @@
 import argparse
 import os
 
-from modules import sources
 from modules.console import tell
 from modules.errors import UserError, one_line_errors
 
@@ -21,6 +20,8 @@ def positive(text: str) -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
+    from modules.sources import MIRROR_BLOCK
+
     parser = argparse.ArgumentParser(description="Write text of a synthetic source with a known arrow of time or a known entropy.")
     kinds = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     kind_help = {"primes": "products of two primes, 'p q n'", "circuit": "sparse linear circuits over F2, 'x y'",
@@ -38,12 +39,14 @@ def parse_arguments() -> argparse.Namespace:
     kind["primes"].add_argument("--digits", type=positive, default=3, help="decimal digits of each prime (default 3)")
     kind["circuit"].add_argument("--bits", type=positive, default=10, help="bits of x and of y (default 10)")
     kind["mirror"].add_argument("--text", required=True, help="the .txt file to mirror")
-    kind["mirror"].add_argument("--block", type=positive, default=sources.MIRROR_BLOCK, help="characters to mirror at a time")
+    kind["mirror"].add_argument("--block", type=positive, default=MIRROR_BLOCK, help="characters to mirror at a time")
     return parser.parse_args()
 
 
 @one_line_errors
 def main() -> None:
+    from modules import sources  # an import in which Ctrl-C is one line as well
+
     settings = vars(parse_arguments())
     out = settings.pop("out")
     if "text" in settings and os.path.realpath(settings["text"]) == os.path.realpath(out):

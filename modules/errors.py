@@ -11,8 +11,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
-from typing import NoReturn
+from concurrent.futures import Future
+from typing import NoReturn, TypeVar
 
 from modules import console
 
@@ -20,6 +22,8 @@ from modules import console
 AMOUNT = re.compile(r"(?:tried|unable) to allocate ([\d.]+ \w+)", re.IGNORECASE)
 NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|bad_alloc", re.IGNORECASE)
 INTERRUPTED = 128 + signal.SIGINT
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -81,6 +85,19 @@ def die_of_interrupt(line: str | None = None) -> NoReturn:
         console.tell(line, sys.stderr)
     sys.excepthook = lambda *_: None
     raise KeyboardInterrupt from None
+
+
+def interruptibly(call: Callable[[], T]) -> T:
+    """`call()`, of a library that does not come back to Python for long: in a thread of its own, so that Ctrl-C is heard meanwhile."""
+    outcome = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+    threading.Thread(target=work, daemon=True).start()
+    return outcome.result()
 
 
 def describe_os_error(error: OSError) -> str:

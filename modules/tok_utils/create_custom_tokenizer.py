@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from modules.console import bar
-from modules.errors import UserError
+from modules.errors import UserError, interruptibly
 from modules.files import replacing
 from modules.tok_utils.cuts import pieces
 from modules.tok_utils.processes import this_process
@@ -69,7 +69,7 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                   show_progress=False)
     say(f"training a tokenizer of {vocab_size} ids on {txt_path}")
-    backend.train_from_iterator(_feed(texts, sample_bytes, errors), trainer)
+    interruptibly(lambda: backend.train_from_iterator(_feed(texts, sample_bytes, errors), trainer))
     _save(backend, folder)
     reached = backend.get_vocab_size()
     if reached < vocab_size:
