@@ -9,14 +9,14 @@
 import argparse
 import os
 
-from modules import sources
-from modules.cli import Parser, integer, path, seed
+from modules.console import tell
 from modules.errors import UserError, one_line_errors
-
-characters = integer(1, 10**13, "ten terabytes")
 
 
 def parse_arguments() -> argparse.Namespace:
+    from modules import sources
+    from modules.cli import Parser, integer, path, seed
+
     parser = Parser(description="Write text of a synthetic source with a known arrow of time or a known entropy.")
     kinds = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     kind_help = {"primes": "products of two primes, 'p q n'", "circuit": "sparse linear circuits over F2, 'x y'",
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("primes", "circuit"):
         kind[name].add_argument("--lines", type=integer(1, 10**12, "terabytes"), default=200_000, help="default 200000")
     for name in ("markov", "iid"):
-        kind[name].add_argument("--characters", type=characters, default=1_000_000, help="default 1000000")
+        kind[name].add_argument("--characters", type=integer(1, 10**13, "ten terabytes"), default=1_000_000, help="default 1000000")
         kind[name].add_argument("--symbols", type=integer(2, len(sources.SYMBOLS)), default=8, help="size of the alphabet (default 8)")
     kind["primes"].add_argument("--digits", type=integer(1, sources.MOST_DIGITS), default=3, help="decimal digits of each prime (default 3)")
     kind["circuit"].add_argument("--bits", type=integer(1, sources.MOST_BITS), default=10, help="bits of x and of y (default 10)")
@@ -40,13 +40,15 @@ def parse_arguments() -> argparse.Namespace:
 
 @one_line_errors
 def main() -> None:
+    from modules import sources  # an import in which Ctrl-C is one line as well
+
     settings = vars(parse_arguments())
     out = settings.pop("out")
     if "text" in settings and os.path.realpath(settings["text"]) == os.path.realpath(out):
         raise UserError(f"{out}: expected another file than the text to mirror")
     source = sources.open_source(**settings)
     written = sources.write_text(out, source.text, source.characters)
-    print(f"{out}: {written} characters" + (f", {source.entropy:.6f} nats a character" if source.entropy is not None else ""))
+    tell(f"{out}: {written} characters" + (f", {source.entropy:.6f} nats a character" if source.entropy is not None else ""))
 
 
 if __name__ == "__main__":

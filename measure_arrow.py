@@ -12,18 +12,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from modules.cli import Parser, integer, path, processes_here
-from modules.devices import pick_device
+from modules.console import tell
 from modules.errors import UserError, one_line_errors
-from modules.measure import measure_states, planned_runs, read_texts, train_in_turn
-from modules.parallel import leave
-from modules.resume import files_of
-from modules.run import Request
-from modules.side_by_side import train_side_by_side
-from modules.tok_utils.processes import this_process
 
 
 def parse_arguments() -> argparse.Namespace:
+    from modules.cli import Parser, integer, path, processes_here
+
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", type=path, help="JSON config files; of a forward and backward pair one is enough")
     parser.add_argument("--states", nargs="+", type=path, metavar="STATE", help="compare runs that exist, by their .state files, and train nothing")
@@ -46,8 +41,21 @@ def parse_arguments() -> argparse.Namespace:
 
 
 @one_line_errors
-def main() -> int:
+def main() -> None:
     arguments = parse_arguments()
+    from modules.parallel import leave  # seconds of imports, in which Ctrl-C is one line as well
+    leave(measured(arguments))
+
+
+def measured(arguments: argparse.Namespace) -> int:
+    """Train, compare and report; the exit status."""
+    from modules.devices import pick_device
+    from modules.measure import measure_states, planned_runs, read_texts, train_in_turn
+    from modules.resume import files_of
+    from modules.run import Request
+    from modules.side_by_side import train_side_by_side
+    from modules.tok_utils.processes import this_process
+
     states, out = arguments.states, arguments.out
     texts = read_texts(arguments.text, arguments.tokenizer_path)  # a mistake in them is told before hours of training
     if arguments.jobs > 1 and this_process().launched:
@@ -62,9 +70,9 @@ def main() -> int:
             return status
         states, out = [files_of(run, request.project).state for run in runs], out or files_of(runs[0], request.project).folder / "report"
     command = shlex.join(["python", *sys.argv])
-    print(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, texts, arguments.data))
+    tell(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, texts, arguments.data))
     return 0
 
 
 if __name__ == "__main__":
-    leave(main())
+    main()

@@ -6,17 +6,19 @@ interruption, it goes on from where it was. On several machines with a shared fo
 import argparse
 import os
 
-from modules import tokenizer
+from modules.console import tell
 from modules.errors import UserError, one_line_errors
-from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
-from modules.tok_utils.create_custom_tokenizer import SPLITS
-from modules.tok_utils.h5 import summary
-from modules.tok_utils.processes import this_process
 
 
 @one_line_errors
 def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_name: str) -> None:
     """The four arguments are defaults: flags of the same names go before them."""
+    from modules import tokenizer  # seconds of imports, in which Ctrl-C is one line as well
+    from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
+    from modules.tok_utils.create_custom_tokenizer import SPLITS
+    from modules.tok_utils.h5 import summary
+    from modules.tok_utils.processes import this_process
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--txt_path", default=txt_path, help="text to tokenize: .txt, .txt.gz, .txt.xz, .txt.zst, or a folder of them")
     parser.add_argument("--out_h5_folder", default=out_h5_folder, help="folder that will contain the .h5")
@@ -37,7 +39,7 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         from modules.dataset import check_file  # torch, which --help need not wait for
 
         for path in args.check:
-            print(check_file(path))
+            tell(check_file(path))
         return
     for name in ("txt_path", "out_h5_folder", "tokenizer_folder", "tokenizer_name"):
         if not getattr(args, name):
@@ -49,8 +51,8 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     toki = tokenizer.get_tokenizer(m_path=tokenizer_path)
     h5_path = make_h5(chunks, args.out_h5_folder, toki)
     if this_process().rank == 0:
-        print(summary(h5_path, toki))
-        print(f"  {chunks} is no longer needed once you are content with the .h5")
+        tell(summary(h5_path, toki))
+        tell(f"  {chunks} is no longer needed once you are content with the .h5")
 
 
 if __name__=='__main__':

@@ -2,14 +2,16 @@
 
 Every process gets a part of each batch, so a config means the same run on any number of devices.
 """
-from modules.children import end_with_launcher
-from modules.cli import config_of, processes_here, train_from_arguments, training_parser
 from modules.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> None:
+    from modules.children import end_with_launcher
+
     end_with_launcher()
+    from modules.cli import config_of, processes_here, train_from_arguments, training_parser
+
     parser = training_parser("Starts training on all visible GPUs of this machine (or on N processes on the CPU), given a JSON config file. "
                              "Launched by torchrun, on all of its machines.")
     parser.add_argument("--nproc", type=processes_here, metavar="N", help="Number of processes, one a device. Default: the number of GPUs, or 1 without any.")

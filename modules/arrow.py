@@ -19,8 +19,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modules.noise import (MOST_SEEDS, Estimate, Interval, estimate, flat_cosines, noise_of, seeds_needed, standard_error, t_quantile,
-                           text_needed)
+from modules.noise import (
+    MOST_SEEDS,
+    Estimate,
+    Interval,
+    estimate,
+    flat_cosines,
+    noise_of,
+    seeds_needed,
+    standard_error,
+    t_quantile,
+    text_needed,
+)
 
 __all__ = ["Arrow", "Estimate", "Interval", "Sample", "bits_per_byte", "by_class", "by_context", "measure", "perplexity", "sample",
            "t_quantile"]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from modules.children import end_with_launcher
 from modules.config import MAX_SEED, MAX_STEPS, Config, expanded, load_config
-from modules.errors import UserError, one_line_errors
+from modules.errors import UserError
 from modules.schema import shown
 from modules.tok_utils.processes import available_cores
 
@@ -101,9 +101,8 @@ def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
         return run(config, Request(args.project_name, args.tokenizer_path, args.no_step_pickup, args.cooldown, args.accept_changes), processes)
 
 
-@one_line_errors
 def train_on_one_device(model: str, description: str) -> None:
-    """The whole of train_script.py, train_gru.py and train_lstm.py."""
+    """The whole of train_script.py, train_gru.py and train_lstm.py, which wrap it in `one_line_errors`."""
     end_with_launcher()
     args = training_parser(description).parse_args()
     raise SystemExit(train_from_arguments(args, config_of(args, model)))

@@ -30,9 +30,20 @@ import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator,
-                      model_validator)
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from modules.console import tell
 from modules.errors import UserError
 from modules.names import check_name
 from modules.schema import SHOWN_ERRORS, SHOWN_LENGTH, expected, shown
@@ -434,4 +445,4 @@ def key_table() -> str:
 
 
 if __name__ == "__main__":
-    print(key_table())
+    tell(key_table())

@@ -5,7 +5,6 @@ text, or both. Then their noise is alike: it leaves a difference, and doubles in
 seed, those that share held-out text stretch by stretch of it, and the rest counts as independent. Several contrasts
 in one report go through `holm`: of twenty differences of nothing, one has p < 0.05.
 """
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 

@@ -20,6 +20,7 @@ text of the same kind as the rest.
 import ast
 import hashlib
 import re
+import signal
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,8 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from tqdm import tqdm
-
+from modules.console import Bar, bar
 from modules.errors import UserError
 from modules.files import replacing
 from modules.tok_utils.processes import available_cores
@@ -50,9 +50,10 @@ def write_docstring_corpus(path: str | Path, max_mb: float, folders: list[str] |
     """
     folders = [Path(folder) for folder in folders] if folders else installed_folders()
     files = shuffled(folders, "*.py", lambda inside: not SKIPPED_FOLDERS.intersection(inside.parts))
-    pool = ProcessPoolExecutor(available_cores())
+    # Ctrl-C is this process's to tell of.
+    pool = ProcessPoolExecutor(available_cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
     try:
-        progress = tqdm(pool.map(file_prose, files, chunksize=FILES_A_TASK), total=len(files), unit=" files", desc="docstrings")
+        progress = bar(pool.map(file_prose, files, chunksize=FILES_A_TASK), total=len(files), unit=" files", desc="docstrings")
         return write_prose(path, progress, max_mb, f"no prose in the docstrings of {len(files)} Python files; name folders that hold Python sources")
     except BrokenProcessPool:
         raise UserError(f"{path}: a process that reads docstrings was killed, as the kernel does where memory is short; nothing was written") from None
@@ -60,7 +61,7 @@ def write_docstring_corpus(path: str | Path, max_mb: float, folders: list[str] |
         pool.shutdown(cancel_futures=True)
 
 
-def write_prose(path: str | Path, progress: tqdm, max_mb: float, if_none: str) -> int:
+def write_prose(path: str | Path, progress: Bar, max_mb: float, if_none: str) -> int:
     """Write blocks of prose to `path`, each once: a block a line, a blank line after each document. Returns the bytes written.
 
     progress: for each file its documents, each a list of blocks. Ends after the file with which `max_mb` (10^6 bytes) is reached.

@@ -7,12 +7,11 @@ the other direction, must not change precision because a machine was busy.
 """
 import contextlib
 import ctypes
-import warnings
 
 import torch
 from torch import nn
 
-from modules import loss
+from modules import console, loss
 from modules.errors import UserError
 
 # Below this width a CPU's time goes into small operations, which autocast only makes more of: on AVX512-bf16 cores a
@@ -87,7 +86,7 @@ def compile_model(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.T
         for block in blocks:
             block._compiled_call_impl = None
         loss.loss_and_gradient = pointwise
-        warnings.warn(f"torch.compile does not work here, training without it: {str(error).splitlines()[0]}", stacklevel=2)
+        console.warn_once(f"torch.compile does not work here, training without it: {console.reason(error)}")
         return False
     finally:
         model.zero_grad(set_to_none=True)

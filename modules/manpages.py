@@ -10,8 +10,7 @@ import gzip
 import re
 from pathlib import Path
 
-from tqdm import tqdm
-
+from modules.console import bar
 from modules.corpus import is_prose, shuffled, write_prose
 from modules.errors import UserError
 
@@ -40,7 +39,7 @@ def write_manpage_corpus(path: str | Path, language: str, folder: str | Path = "
     if not files:
         raise UserError(f"{root}: expected manual pages (man1/*.gz, ...), found none; on Debian: apt-get install manpages-{language}, or where the "
                         f"system leaves pages out: apt-get download manpages-{language}, dpkg -x FILE.deb FOLDER, --folder FOLDER/usr/share/man")
-    progress = tqdm(([prose_blocks(read_page(file))] for file in files), total=len(files), unit=" pages", desc=f"manual pages, {language}")
+    progress = bar(([prose_blocks(read_page(file))] for file in files), total=len(files), unit=" pages", desc=f"manual pages, {language}")
     return write_prose(path, progress, max_mb, f"{root}: no prose in {len(files)} manual pages")
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from modules.arrow_page import write_arrow_page
 from modules.comparison import Trained, base_name, compare, held_out_ids, held_out_windows, load_model, pair_up, read_run
 from modules.config import Config, GPTParams, load_config
+from modules.console import bar, tell
 from modules.dataset import open_tokens
 from modules.devices import keep_freed_memory
 from modules.errors import UserError
@@ -93,7 +93,7 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
     groups = pair_up([read_run(Path(path), moved) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
-    comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
+    comparisons = [compare(pairs, device, toki) for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
     comparisons = named_apart(comparisons)
     suffixes = ["", *(f"-{text.stem}" for text in texts)]
     page_stems = iter(distinct([f"{comparison['name']}{suffix}" for comparison in comparisons for suffix in suffixes], as_file_systems_see))
@@ -155,7 +155,7 @@ def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, n
                     raise UserError(f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}") from None
                 reached = piece.stop
                 if len(ids) > TEXT_PAGE_TOKENS:
-                    print(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, some {reached:,} bytes", file=sys.stderr)
+                    tell(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, some {reached:,} bytes", sys.stderr)
                     break
         if not ids:
             raise UserError(f"{path}: the text is empty")

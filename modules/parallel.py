@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from modules.children import how_it_ended, start_child, status_of
-from modules.console import tell
+from modules.console import flush_streams, tell
 from modules.devices import pick_device
 from modules.errors import UserError
 from modules.tok_utils.processes import Process, available_cores, integer_variable, this_process
@@ -125,8 +125,7 @@ def leave(status: int) -> NoReturn:
     """
     if not this_process().launched:
         raise SystemExit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     os._exit(status)
 
 

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from modules.console import bar
 from modules.errors import UserError
 from modules.files import replacing
 
@@ -245,7 +245,7 @@ def write_text(path: str | Path, text: Iterable[str], characters: int | None = N
     check_room(Path(path), characters or 0)
     written = 0
     with (replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file,
-          tqdm(total=characters, desc=f"writing {Path(path).name}", unit="char", unit_scale=True) as progress):
+          bar(total=characters, desc=f"writing {Path(path).name}", unit="char", unit_scale=True) as progress):
         for piece in text:
             file.write(piece)
             written += len(piece)

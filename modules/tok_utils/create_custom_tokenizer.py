@@ -22,7 +22,7 @@ import regex
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from modules.console import bar
-from modules.errors import UserError
+from modules.errors import UserError, interruptibly
 from modules.files import replacing
 from modules.names import check_name
 from modules.tok_utils import symmetric
@@ -101,12 +101,12 @@ def _train(folder: Path, texts: list[Path], txt_path: str | os.PathLike, vocab_s
     say(f"training a tokenizer of {vocab_size} ids on {txt_path}")
     feed = _feed(texts, sample_bytes, errors, split)
     if split == "symmetric":
-        backend = symmetric.train(feed, vocab_size)
+        backend = interruptibly(lambda: symmetric.train(feed, vocab_size))
     else:
         backend = untrained()
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                       show_progress=False)
-        backend.train_from_iterator(feed, trainer)
+        interruptibly(lambda: backend.train_from_iterator(feed, trainer))
     _save(backend, folder)
     reached = backend.get_vocab_size()
     if reached < vocab_size:
@@ -139,7 +139,7 @@ def _feed(texts: list[Path], sample_bytes: int | None, errors: str, split: str) 
         with TextSource(text) as source:
             total += source.estimated_size()
     share = 1.0 if sample_bytes is None else min(1.0, sample_bytes / total)
-    runs_said = False
+    runs_said, fed = False, 0
     with bar(desc="read", total=int(total * share), unit="B", unit_scale=True) as progress:
         for text in texts:
             with TextSource(text) as source:
@@ -153,7 +153,8 @@ def _feed(texts: list[Path], sample_bytes: int | None, errors: str, split: str) 
                         runs_said = True
                     yield items
                     progress.update(piece.stop - piece.start)
-        if not progress.n:
+                    fed += piece.stop - piece.start
+        if not fed:
             raise UserError(f"{texts[0]}: the text is empty")
     say("merging")
 
