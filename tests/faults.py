@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from tests.toy import ROOT
+
 PRELOADED = ["h5py", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "modules.measure", "modules.run", "modules.tok_utils", "tests.faults",
              "torch._dynamo", "torch.distributed.fsdp", "torch.utils.serialization", "PIL.PngImagePlugin"]
 LASTING = (errno.ENOSPC, errno.EDQUOT)  # a full disk stays full
@@ -258,7 +260,7 @@ def _trial(connection, folder: Path, work: Callable, args: tuple, fault, environ
 
 
 def outcome(work: Callable, *args) -> tuple[str, Any]:
-    """("ok", what `work(*args)` returns), ("refused", the one line that a user gets), or ("fault", the traceback that a user must not get)."""
+    """("ok", what `work(*args)` returns), ("refused", the one line that a user gets), or ("fault", what else was raised, and where)."""
     from modules.errors import UserError, describe_os_error
     try:
         return "ok", work(*args)
@@ -267,10 +269,17 @@ def outcome(work: Callable, *args) -> tuple[str, Any]:
     except OSError as error:
         line = describe_os_error(error)
         if not error.filename:
-            return "fault", f"an OSError that names no file: {line}\n{traceback.format_exc()}"
-    except BaseException:  # SystemExit and torch's CheckpointException among them
-        return "fault", traceback.format_exc()
+            return "fault", f"an OSError that names no file: {in_short(error)}"
+    except BaseException as error:  # SystemExit and torch's CheckpointException among them
+        return "fault", in_short(error)
     return ("refused", line) if line and "\n" not in line else ("fault", f"not one line: {line!r}")
+
+
+def in_short(error: BaseException) -> str:
+    """Kind and message of an exception, and the places in this project that it came through."""
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+              if f"{ROOT}{os.sep}" in frame.filename and "site-packages" not in frame.filename and Path(frame.filename) != Path(__file__)]
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({' > '.join(places)})"
 
 
 # What is there afterwards --------------------------------------------------------------------------------------------------
