@@ -23,10 +23,18 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     parser.add_argument("--tokenizer_name", default=tokenizer_name, help="name of the tokenizer; one that is there already is used as it is")
     parser.add_argument("--vocab_size", type=int, default=50257, help="number of ids of a new tokenizer (default: %(default)s)")
     parser.add_argument("--sample_bytes", type=int, help="train the tokenizer on about so many bytes, taken evenly from the text (default: all)")
-    parser.add_argument("--num_workers", type=int, help="processes that encode (default: one a core)")
+    parser.add_argument("--num_workers", type=int, help="processes that encode, at most four a core (default: one a core)")
     parser.add_argument("--errors", choices=("strict", "replace"), default="strict",
                         help="text that is not UTF-8: refuse it and say where, or replace it by U+FFFD (default: %(default)s)")
+    parser.add_argument("--check", nargs="+", metavar="FILE.h5", help="make nothing: read these .h5 through, and compare all their tokens with the "
+                        "checksum and the vocabulary that they carry (files of up to 128 MB are checked whenever they are opened)")
     args = parser.parse_args()
+    if args.check:
+        from modules.dataset import check_file  # torch, which --help need not wait for
+
+        for path in args.check:
+            print(check_file(path))
+        return
     for name in ("txt_path", "out_h5_folder", "tokenizer_folder", "tokenizer_name"):
         if not getattr(args, name):
             raise UserError(f"{name} is empty: edit the four names at the end of {os.path.basename(__file__)}, or give --{name}")

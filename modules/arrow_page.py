@@ -18,6 +18,7 @@ from modules import token_classes
 from modules.arrow import by_class
 from modules.figures import DIRECTION_COLOURS
 from modules.files import replacing
+from modules.names import one_line
 
 FULL_COLOUR = 3.0  # nats of difference at which the colour has three quarters of its depth
 DEEPEST = 0.75  # opacity that black text stays readable on
@@ -85,7 +86,7 @@ def page(pieces: Sequence[bytes], ids: np.ndarray, forward: np.ndarray, backward
     # Single tokens stand for windows here: the class table wants two or more, in text order.
     rows = by_class(forward[:, None], backward[:, None], classes[:, None], token_classes.NAMES) if len(ids) > 1 else []
     return PAGE.substitute(
-        title=visible(title), summary=summary, deepest=DEEPEST, forward_rgb=rgb(DIRECTION_COLOURS["forward"]),
+        title=visible(one_line(title)), summary=summary, deepest=DEEPEST, forward_rgb=rgb(DIRECTION_COLOURS["forward"]),
         backward_rgb=rgb(DIRECTION_COLOURS["backward"]), rows="\n".join(table_row(row) for row in rows),
         words="".join(word_span([pieces[i] for i in ids[word]], forward[word], backward[word]) for word in words_of(classes)))
 

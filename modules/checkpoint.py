@@ -15,11 +15,10 @@ process), so the step is all that has to be kept of them.
 A state is copied to memory first and written by a thread while training goes on; it
 appears under its name whole (written beside, flushed, renamed) or not at all. Every
 byte is covered by the CRC-32 of the zip file that torch writes, and is checked
-before it is trusted. The states of sharded models are folders written by all processes at
-once (torch.distributed.checkpoint), and can be turned into a plain `.state`.
+before it is trusted. The states of sharded models are folders: see sharded.py.
 """
 import os
-import shutil
+import re
 import threading
 import zipfile
 from itertools import pairwise
@@ -27,20 +26,17 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-import torch.distributed.checkpoint as dcp
 from pydantic import Field, model_validator
 from torch import nn
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from modules.config import parse_config
 from modules.errors import UserError, describe_os_error
-from modules.files import replacing, sync_folder
+from modules.files import replacing
 from modules.history import Stage, as_data
 from modules.schema import Schema, checked
 
 MOST_STEPS = 10**15
-FACTS = "facts.pt"  # beside the shards of a sharded state: all of a state but its model and optimizer
 
 
 class DamagedState(UserError):
@@ -200,12 +196,15 @@ def load_state(path: str | os.PathLike) -> dict:
 
 def backups_of(path: Path) -> list[Path]:
     """The backups of the run whose state is `path`, newest first."""
-    return sorted((path.parent / "backups").glob(f"{path.stem}_step*.state"), reverse=True)
+    name = re.compile(re.escape(path.name.removesuffix(".state")) + r"_step([0-9]+)\.state")
+    folder = path.parent / "backups"
+    steps = [int(found[1]) for entry in (os.listdir(folder) if folder.is_dir() else []) if (found := name.fullmatch(entry))]
+    return [backup for step in sorted(steps, reverse=True) if (backup := backup_path(path, step)).is_file()]
 
 
 def backup_path(path: Path, step: int) -> Path:
     """Where the backup of step `step` of the state `path` belongs."""
-    return path.parent / "backups" / f"{path.stem}_step{step:09d}.state"
+    return path.parent / "backups" / f"{path.name.removesuffix('.state')}_step{step:09d}.state"
 
 
 class StateWriter:
@@ -239,78 +238,3 @@ class StateWriter:
         if self._thread is not None:
             self._thread.join()
         self.check()
-
-
-def sharded_path(path: Path) -> Path:
-    """The folder of the sharded state that belongs to the plain state `path`."""
-    return path.with_suffix(".sharded")
-
-
-def save_sharded(state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, processes) -> None:
-    """Write a state whose model is sharded: every process its shards. `state` is all of it but model and optimizer.
-
-    `folder` is replaced when the new one is whole. Call on all processes.
-    """
-    fresh = folder.with_name(f".{folder.name}.tmp")
-    if processes.is_main:
-        shutil.rmtree(fresh, ignore_errors=True)
-    processes.wait_for_all()
-    weights, moments = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=fresh)
-    if processes.is_main:
-        save_state(state, fresh / FACTS)
-        sync_folder(fresh)
-        previous = folder.with_name(f".{folder.name}.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, previous)
-        os.replace(fresh, folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(previous, ignore_errors=True)
-    processes.wait_for_all()
-
-
-def whole_sharded(path: Path) -> Path | None:
-    """The newest whole sharded state that belongs to `path`: a kill between two renames leaves it under another name."""
-    folder = sharded_path(path)
-    candidates = [folder, folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.previous")]
-    return next((candidate for candidate in candidates if (candidate / FACTS).exists()), None)
-
-
-def sharded_facts(folder: Path) -> dict:
-    """All of a sharded state but its model and optimizer. UserError where it is damaged."""
-    facts = folder / FACTS
-    try:
-        return torch.load(facts, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{folder}: a damaged sharded state ({type(error).__name__} in {facts.name})") from None
-
-
-def restore_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read a sharded state into `model` and `optimizer`, on any number of processes, sharded or not. Call on all processes."""
-    weights, moments = get_state_dict(model, optimizer)
-    try:
-        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder)
-    except Exception as error:
-        raise UserError(f"{folder}: a damaged sharded state ({str(error).splitlines()[0]})") from None
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
-
-
-def export_sharded(folder: Path, path: Path) -> None:
-    """Turn a sharded state into a plain `.state`. Needs memory for the whole, and no process group.
-
-    Raises UserError where the folder is not a whole sharded state.
-    """
-    if not (folder / FACTS).exists():
-        raise UserError(f"{folder}: not a whole sharded state (expected a folder with {FACTS})")
-    gathered = folder / "gathered.tmp"
-    try:
-        dcp_to_torch_save(folder, gathered)
-        tensors = torch.load(gathered, weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{folder}: a damaged sharded state ({str(error).splitlines()[0]})") from None
-    finally:
-        gathered.unlink(missing_ok=True)
-    save_state(sharded_facts(folder) | tensors, path)

@@ -38,7 +38,7 @@ def config_of(args: argparse.Namespace, model: str | None) -> Config:
     """The config that the arguments name, for the script that trains `model` (None: for any, a GPT by default)."""
     config = load_config(args.file_location)
     config = config.with_model(model or config.model or "gpt")
-    return config.with_name(args.run_name) if args.run_name else config
+    return config.with_name(args.run_name) if args.run_name is not None else config
 
 
 def train_from_arguments(args: argparse.Namespace, config: Config) -> int:

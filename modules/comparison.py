@@ -7,22 +7,25 @@ tokenizer by their fingerprints (not by their paths), the model, the steps done,
 What only says where or how fast a run went (folders, logging, devices, micro-batches) may differ.
 """
 import re
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from modules import arrow, token_classes
+from modules import arrow, console, token_classes, validations
 from modules.checkpoint import check_tensors, load_state
 from modules.config import Config, parse_config
-from modules.dataset import Windows, open_tokens, split
+from modules.convergence import Convergence, convergence, in_words
+from modules.dataset import TokenFile, Windows, open_tokens, same_dataset, split
 from modules.errors import UserError
-from modules.evaluate import held_out_losses
+from modules.evaluate import held_out_losses, sub_window_losses
 from modules.history import Stage, changes, first_difference
 from modules.metrics import read_metrics
 from modules.models import LanguageModel, build_model
+from modules.names import check_name
 from modules.resume import stages_of
 from modules.tokenizer import Tokenizer
 
@@ -30,6 +33,7 @@ from modules.tokenizer import Tokenizer
 NOT_COMPARED = {"dataset_folder", "backwards", "batch_size", "aggregate", "steps_to_train", "save_every", "backup_every", "step_log", "valid_steps",
                 "held_out_tokens", "valid_batch_size", "state_save_loc", "precision", "compile", "parallel", "checkpoint_activations", "stride"}
 SHOWN_DIFFERENCES = 3
+SUB_WINDOW_TOKENS = 1 << 18  # held-out tokens that are also read in shorter windows: as many passes as the context has powers of two
 
 
 @dataclass(frozen=True)
@@ -77,15 +81,15 @@ def base_name(run_name: str) -> str:
     return re.sub(r"_(forward|backward)(?=_|$)|_seed\d+$", "", run_name)
 
 
-def read_run(path: Path, data: dict[str, str] | None = None) -> Trained:
-    """Read what a state says of its run. `data`: fingerprint -> path of datasets that may lie elsewhere by now.
+def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
+    """Read what a state says of its run. `moved`: datasets that may not lie any more where the state has them.
 
     Raises UserError where the state is missing, damaged or none.
     """
     state = load_state(path)
     parameters = sum(tensor.numel() for tensor in state["model"].values())
-    config = parse_config(state["config"], state["run"], source=str(path))
-    data_path = (data or {}).get(state["dataset"]["fingerprint"], config.training_params.dataset_folder)
+    config = parse_config(state["config"], check_name(state["run"], f"{path}: its run"), source=str(path))
+    data_path = next((each.path for each in moved if each.matches(state["dataset"]["fingerprint"])), config.training_params.dataset_folder)
     return Trained(Path(path), config, {key: value for key, value in state.items() if key not in ("model", "optimizer")}, parameters, data_path)
 
 
@@ -103,6 +107,8 @@ def facts(run: Trained) -> dict[str, object]:
 def differences(one: Trained, other: Trained, but: Sequence[str] = ()) -> list[str]:
     """What the two runs differ in beside their direction and what is named in `but`; empty where a comparison of them is fair."""
     mine, others = facts(one), facts(other)
+    if same_dataset(mine["data"], others["data"]):
+        others["data"] = mine["data"]  # states of earlier versions hold half of the fingerprint
     found = [f"{key} ({shown(mine.get(key))} and {shown(others.get(key))})" for key in {**mine, **others}
              if key not in but and mine.get(key) != others.get(key)]
     on_the_way = first_difference(one.stages, other.stages, min(one.state["step"], other.state["step"]))
@@ -156,13 +162,15 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
     windows = held_out_windows(first)
     if toki is not None:
         check_tokenizer(first, toki)
-    losses = {direction: np.stack([losses_of(run, device) for run in runs])
-              for direction, runs in zip(("forward", "backward"), zip(*pairs, strict=True), strict=True)}
+    evaluations = {direction: [evaluate(run, device) for run in runs]
+                   for direction, runs in zip(("forward", "backward"), zip(*pairs, strict=True), strict=True)}
+    losses = {direction: np.stack([each.losses_WT for each in of_seeds]) for direction, of_seeds in evaluations.items()}
     found = arrow.measure(losses["forward"], losses["backward"])
+    converged = convergence_of(pairs, found)
     ids = held_out_ids(windows)
     pieces = token_classes.pieces_of(toki) if toki else None
-    bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if toki else average_bytes_per_token(windows)
-    classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if toki else None
+    bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if pieces else average_bytes_per_token(windows)
+    classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if pieces else None
     return {
         "name": first.name,
         "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss),
@@ -170,8 +178,10 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
                    for direction, loss in (("forward", found.forward), ("backward", found.backward))},
         "arrow": asdict(found) | {"verdict": found.verdict},
         "held_out": {"windows": found.n_windows, "context": windows.length, "tokens": found.n_tokens, "block": found.block},
+        "by_length": by_length(evaluations, found),
+        "convergence": asdict(converged) | {"moving": converged.moving, "verdict": in_words(converged)},
         "by_context": {key: values.tolist() for key, values in arrow.by_context(losses["forward"], losses["backward"]).items()},
-        "by_class": arrow.by_class(losses["forward"], losses["backward"], classes, token_classes.NAMES) if toki else None,
+        "by_class": arrow.by_class(losses["forward"], losses["backward"], classes, token_classes.NAMES) if pieces else None,
         "curves": curves_of(pairs),
         "compared": what_was_compared(pairs)}
 
@@ -182,7 +192,7 @@ def held_out_windows(run: Trained) -> Windows:
     if not Path(run.data_path).is_file():
         raise UserError(f"{run.data_path}: the data that {run.path} was trained on are no longer there; say where they are with --data")
     token_file = open_tokens(run.data_path)
-    if token_file.fingerprint != recorded:
+    if not token_file.matches(recorded):
         raise UserError(f"{run.data_path}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
                         f"expected {recorded}); say where those are with --data")
     return split(token_file, run.config.model_params.context, run.config.stride, run.held_out_windows, run.config.step_windows,
@@ -210,9 +220,66 @@ def load_model(run: Trained, device: torch.device) -> LanguageModel:
     return model.to(device).eval()
 
 
-def losses_of(run: Trained, device: torch.device) -> np.ndarray:
-    """Held-out losses in text order, nats [windows, tokens], in fp32 whatever the precision of training."""
-    return held_out_losses(load_model(run, device), held_out_windows(run), run.config.valid_batch_size, device)
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out losses of one run, nats per token, in fp32 whatever the precision of training.
+
+    losses_WT: of each token in text order [windows, tokens]. by_length: of windows read in shorter parts, length of these -> [windows],
+    the first SUB_WINDOW_TOKENS of them.
+    """
+    losses_WT: np.ndarray
+    by_length: dict[int, np.ndarray]
+
+
+def evaluate(run: Trained, device: torch.device) -> Evaluation:
+    """Read the state of `run` and evaluate it on its held-out windows."""
+    model, windows, batch_size = load_model(run, device), held_out_windows(run), run.config.valid_batch_size
+    some = replace(windows, count=max(2, min(len(windows), SUB_WINDOW_TOKENS // windows.length)))
+    lengths = [2**power for power in range(1, windows.length.bit_length()) if windows.length % 2**power == 0 and 2**power < windows.length]
+    return Evaluation(held_out_losses(model, windows, batch_size, device),
+                      {length: sub_window_losses(model, some, length, batch_size, device) for length in lengths})
+
+
+def by_length(evaluations: dict[str, list[Evaluation]], whole: arrow.Arrow) -> list[dict]:
+    """The arrow of these models when the held-out windows are read in parts of 2, 4 ... tokens, and whole: a row a length."""
+    def losses(direction: str, length: int) -> np.ndarray:
+        return np.stack([each.by_length[length] for each in evaluations[direction]])[..., None]
+
+    lengths = evaluations["forward"][0].by_length
+    found = {length: arrow.measure(losses("forward", length), losses("backward", length)) for length in lengths}
+    context = evaluations["forward"][0].losses_WT.shape[1]
+    return [{"length": length, "forward": each.forward, "backward": each.backward, "percent": each.percent.value,
+             "interval": each.percent.both, "windows": each.n_windows} for length, each in (found | {context: whole}).items()]
+
+
+def convergence_of(pairs: Sequence[tuple[Trained, Trained]], found: arrow.Arrow) -> Convergence:
+    """How far the models have come, from what their runs left beside their states."""
+    run = pairs[0][0]
+    training_losses = {"forward": [], "backward": []}
+    for each in (each for pair in pairs for each in pair):
+        if each.metrics_path.exists():
+            last = [entry["loss"] for entry in read_metrics(each.metrics_path) if entry["split"] == "train" and entry["step"] > 0.9 * each.state["step"]]
+            training_losses[each.direction] += [np.mean(last)] if last else []
+    known = all(len(losses) == len(pairs) for losses in training_losses.values())
+    low, high = found.nats.both
+    training_tokens = run.state["dataset"]["n_tokens"] - run.state["held_out_tokens"]
+    return convergence([validations_of(forward) for forward, _ in pairs], [validations_of(backward) for _, backward in pairs],
+                       run.state["step"], run.state["tokens"] / max(training_tokens, 1),
+                       {direction: float(np.mean(losses)) for direction, losses in training_losses.items()} if known else None,
+                       {"forward": found.forward, "backward": found.backward}, (high - low) / 2)
+
+
+def validations_of(run: Trained) -> dict[int, np.ndarray]:
+    """The losses of the held-out windows at each validation of a run, up to its last step; those that cannot be read are told of and left out."""
+    folder = run.path.parent.parent / "validations" / run.path.stem
+    read = {}
+    for step in validations.steps(folder):
+        if step <= run.state["step"]:
+            try:
+                read[step] = validations.read(folder, step, run.held_out_windows)
+            except UserError as error:
+                console.tell(f"warning: {error}", sys.stderr)
+    return read
 
 
 def average_bytes_per_token(windows: Windows) -> float | None:

@@ -24,8 +24,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
 
 from modules.errors import UserError
+from modules.names import check_name
 from modules.schema import SHOWN_ERRORS, expected, shown
 
+RUN_NAME = "the run's name (the config file's, or --run_name)"
 MAX_SEED = 2**63 - 1  # what torch.manual_seed takes
 
 Positive = Annotated[int, Field(ge=1)]
@@ -218,12 +220,12 @@ class Config(Section):
         return parse_config(self.to_dict() | {"model": model}, self.name)
 
     def with_name(self, name: str) -> "Config":
-        """A copy under another run name."""
-        return parse_config(self.to_dict(), name)
+        """A copy under another run name. UserError where files cannot have it."""
+        return parse_config(self.to_dict(), check_name(name, RUN_NAME))
 
 
 def load_config(path: str | os.PathLike) -> Config:
-    """Read a config file; the run's name is the file's stem.
+    """Read a config file; the run's name is the file's, without .json.
 
     Raises UserError, one line, where the file is missing, is not JSON (with line and
     column) or holds a key, type or value that it should not.
@@ -241,7 +243,8 @@ def load_config(path: str | os.PathLike) -> Config:
         raise UserError(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a config: {error}") from None
-    return parse_config(data, Path(path).stem, source=str(path))
+    name = Path(path).name
+    return parse_config(data, name[:-len(".json")] if name.lower().endswith(".json") else Path(path).stem, source=str(path))
 
 
 def parse_config(data: Any, name: str, source: str | None = None) -> Config:

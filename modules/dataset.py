@@ -19,21 +19,54 @@ Tokens are read through a memory map of the contiguous dataset, a batch in one g
 hundreds of millions of tokens a second, against about three million with a slice of
 `h5py` an item. Files of the older kind (chunked) are read through `h5py`.
 """
+import contextlib
+import errno
 import functools
 import hashlib
+import json
 import os
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import h5py
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from tqdm import tqdm
+from pydantic import Field, model_validator
 
+from modules.console import bar
 from modules.errors import UserError
+from modules.schema import Schema, checked
+from modules.tokenizer import Tokenizer
 
 BOS_ID = 0
 SCAN_BLOCK = 1 << 24  # tokens read at a time where a whole file has to be looked through
+CHECKED_BYTES = 1 << 27  # of ids that are checked whenever the file is opened: a fifth of a second of CPU
+
+
+class Attributes(Schema):
+    """What an .h5 says of its tokens. Files of the older kind say nothing, those of earlier versions have no checksums."""
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 32)] | None = None
+    tokenizer_fingerprint: str | None = None
+    text_bytes: Annotated[int, Field(ge=0)] | None = None
+    bos_id: Annotated[int, Field(ge=0)] = BOS_ID
+    tokens_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
+    attributes_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
+
+    @model_validator(mode="after")
+    def _bos_is_an_id(self):
+        if self.vocab_size is not None and self.bos_id >= self.vocab_size:
+            raise ValueError(f"bos_id: expected an id below vocab_size {self.vocab_size:,}, found {self.bos_id:,}")
+        return self
+
+
+def attributes_of(n_tokens: int, vocab_size: int, tokenizer_fingerprint: str, text_bytes: int, bos_id: int, tokens_crc32: int) -> dict:
+    """The attributes that make_h5 writes, with a checksum of themselves and of the number of tokens."""
+    said = {"vocab_size": vocab_size, "tokenizer_fingerprint": tokenizer_fingerprint, "bos_id": bos_id, "text_bytes": text_bytes,
+            "tokens_crc32": tokens_crc32}
+    return said | {"attributes_crc32": zlib.crc32(json.dumps(said | {"tokens": n_tokens}, sort_keys=True).encode("ascii"))}
 
 
 @dataclass(frozen=True)
@@ -42,6 +75,7 @@ class TokenFile:
 
     tokens: 1-D array-like of token ids, a memory map or an h5py dataset.
     text_bytes: size of the tokenized text in UTF-8 bytes, for bits per byte.
+    tokens_crc32: CRC-32 of all ids, little-endian, as make_h5 wrote it.
     """
     path: str
     tokens: np.ndarray | h5py.Dataset
@@ -49,6 +83,7 @@ class TokenFile:
     tokenizer_fingerprint: str | None
     text_bytes: int | None
     bos_id: int = BOS_ID
+    tokens_crc32: int | None = None
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The stretches of `length` tokens that begin at `starts` [B], as int64 [B, length]."""
@@ -58,68 +93,179 @@ class TokenFile:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of the length and of 64 evenly spaced stretches: tells two datasets apart without reading 100 GB."""
+        """Tells two datasets apart without reading 100 GB: a digest of the length and of 64 evenly spaced stretches of tokens, "+", and one of
+        bos_id and text_bytes. States of earlier versions hold the first part alone: compare with `matches` or `same_dataset`.
+        """
         digest = hashlib.sha256(str(len(self.tokens)).encode())
-        for start in np.linspace(0, max(0, len(self.tokens) - 4096), 64).astype(np.int64):
-            digest.update(np.asarray(self.tokens[start:start + 4096], dtype="<u4").tobytes())
-        return digest.hexdigest()[:16]
+        with reading(self.path):
+            for start in np.linspace(0, max(0, len(self.tokens) - 4096), 64).astype(np.int64):
+                digest.update(np.asarray(self.tokens[start:start + 4096], dtype="<u4").tobytes())
+        rest = hashlib.sha256(f"{self.bos_id} {self.text_bytes}".encode())
+        return f"{digest.hexdigest()[:16]}+{rest.hexdigest()[:8]}"
+
+    def matches(self, recorded: str) -> bool:
+        """Whether a state's record of its dataset's fingerprint, of this or of an earlier version, is that of this file."""
+        return same_dataset(self.fingerprint, recorded)
+
+    @functools.cached_property
+    def extremes(self) -> tuple[int, int]:
+        """The smallest and the largest id. All of the file is read for them, once."""
+        smallest, largest = zip(*((int(block.min()), int(block.max())) for block in self.blocks("looking at all token ids")), strict=True)
+        return min(smallest), max(largest)
+
+    def blocks(self, what: str) -> Iterator[np.ndarray]:
+        """All tokens, SCAN_BLOCK at a time, under a bar where it takes long."""
+        with reading(self.path):
+            for start in bar(range(0, len(self.tokens), SCAN_BLOCK), desc=what, unit="block", delay=2, leave=False):
+                yield np.asarray(self.tokens[start:start + SCAN_BLOCK])
+
+    @property
+    def is_small(self) -> bool:
+        """Whether looking at all ids costs well under a second."""
+        return len(self.tokens) * self.tokens.dtype.itemsize <= CHECKED_BYTES
+
+    def check_tokens(self) -> None:
+        """Compare all tokens with the checksum that the file carries, if it carries one. UserError where it differs."""
+        if self.tokens_crc32 is None:
+            return
+        found = 0
+        for block in self.blocks("checking all tokens"):
+            found = zlib.crc32(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")), found)
+        if found != self.tokens_crc32:
+            raise UserError(f"{self.path}: damaged: its tokens have the checksum {found:08x}, written were such of {self.tokens_crc32:08x}; "
+                            "make it anew from its chunks (make_h5) or from the text")
 
     def check_ids(self, vocab_size: int) -> None:
         """Refuse a file with ids that a model of `vocab_size` ids cannot read.
 
-        Files that say their vocabulary are believed; others are looked through once.
-        Raises UserError.
+        All ids are looked at, under a bar where that takes long. Only large files that carry the checksum of make_h5, which looked
+        at them, are believed. Raises UserError.
         """
-        if self.vocab_size is not None:
-            if self.vocab_size > vocab_size:
-                raise UserError(f"{self.path}: tokenized with a vocabulary of {self.vocab_size:,} ids, but the config's vocab_size "
-                                f"is {vocab_size:,}; set model_params.vocab_size to {self.vocab_size}")
+        if self.vocab_size is not None and self.vocab_size > vocab_size:
+            raise UserError(f"{self.path}: tokenized with a vocabulary of {self.vocab_size:,} ids, but the config's vocab_size "
+                            f"is {vocab_size:,}; set model_params.vocab_size to {self.vocab_size}")
+        if self.vocab_size is not None and self.tokens_crc32 is not None and not self.is_small:
             return
-        blocks = range(0, len(self.tokens), SCAN_BLOCK)
-        for start in tqdm(blocks, desc="checking token ids", unit="block", delay=2, leave=False):
-            block = self.tokens[start:start + SCAN_BLOCK]
-            if block.max() >= vocab_size or block.min() < 0:
-                found = block.max() if block.max() >= vocab_size else block.min()
-                raise UserError(f"{self.path}: holds the token id {found:,}, but the config's vocab_size is {vocab_size:,} "
-                                f"(ids 0 to {vocab_size - 1:,}); use the vocab_size of the tokenizer that made the file")
+        smallest, largest = self.extremes
+        if self.vocab_size is not None and (largest >= self.vocab_size or smallest < 0):
+            raise UserError(f"{self.path}: damaged: holds the token id {largest if smallest >= 0 else smallest:,}, but says that its vocabulary has "
+                            f"{self.vocab_size:,} ids (0 to {self.vocab_size - 1:,}); make it anew (make_h5)")
+        if largest >= vocab_size or smallest < 0:
+            raise UserError(f"{self.path}: holds the token id {largest if smallest >= 0 else smallest:,}, but the config's vocab_size is {vocab_size:,} "
+                            f"(ids 0 to {vocab_size - 1:,}); use the vocab_size of the tokenizer that made the file")
+        if self.bos_id >= vocab_size:
+            raise UserError(f"{self.path}: its bos_id is {self.bos_id:,}, but the config's vocab_size is {vocab_size:,} (ids 0 to {vocab_size - 1:,})")
+
+    def check_tokenizer(self, toki: Tokenizer) -> None:
+        """Refuse a tokenizer that cannot have made the file: another fingerprint, or an id beyond its vocabulary. UserError."""
+        if self.tokenizer_fingerprint not in (None, toki.fingerprint):
+            raise UserError(f"{toki.folder}: not the tokenizer of {self.path}: fingerprint {toki.fingerprint[:12]} with {toki.vocab_size:,} ids, "
+                            f"the data has {self.tokenizer_fingerprint[:12]} with {self.vocab_size or 'unknown'}; give the one that tokenized it")
+        if self.tokenizer_fingerprint is None and (largest := self.extremes[1]) >= toki.vocab_size:
+            raise UserError(f"{toki.folder}: not the tokenizer of {self.path}: it has {toki.vocab_size:,} ids (0 to {toki.vocab_size - 1:,}), and the "
+                            f"file holds the id {largest:,}; give the one that tokenized it")
+
+
+def same_dataset(one: str, other: str) -> bool:
+    """Whether two recorded fingerprints may be of one dataset; those of earlier versions lack the part after "+"."""
+    return one == other or ("+" in one) != ("+" in other) and one.split("+")[0] == other.split("+")[0]
 
 
 def open_tokens(path: str | os.PathLike) -> TokenFile:
-    """Open the `tokens` dataset of an .h5 file, of ours or of the older chunked kind.
+    """Open the `tokens` dataset of an .h5 file, of ours or of the older chunked kind. Small files are compared with their checksum.
 
-    Raises UserError where the file is missing, damaged or of another kind.
+    Raises UserError where the file is missing, damaged or of another kind; OSError where it cannot be read for another reason.
     """
     path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such dataset file; make it with tokenize_to_h5.py and give its path as training_params.dataset_folder")
     try:
-        file = h5py.File(path, "r")
-        dataset = file["tokens"]
-        attributes = dict(dataset.attrs)
-    except KeyError:
-        raise UserError(f"{path}: expected a dataset named 'tokens', found {sorted(file) or 'nothing'}; was it made by make_h5?") from None
-    except OSError as error:
-        raise UserError(f"{path}: not a whole .h5 file ({str(error).splitlines()[0]}); run make_h5 again") from None
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind not in "iu":
+        with open(path, "rb"):
+            pass
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise UserError(f"{path}: no such dataset file; make it with tokenize_to_h5.py and give its path as training_params.dataset_folder") from None
+    with contextlib.ExitStack() as at_failure, reading(path):
+        file = at_failure.enter_context(opened(path))
+        dataset = own_dataset(file, path)
+        said = checked(Attributes, {name: _plain(dataset.attrs[name]) for name in dataset.attrs}, path, "make it anew (make_h5)")
+        offset = dataset.id.get_offset()  # None for chunked data: there is then no one place to map
+        plain = dataset.id.get_type().get_precision() == 8 * dataset.dtype.itemsize
+        tokens = dataset
+        if offset is not None and plain:
+            if offset + len(dataset) * dataset.dtype.itemsize > os.path.getsize(path):
+                raise UserError(f"{path}: not a whole .h5 file (its tokens end beyond its end); run make_h5 again")
+            tokens = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+        else:
+            tokens[:1], tokens[-1:]  # noqa: B018 (a compression that this machine lacks shows here)
+            at_failure.pop_all()  # it stays open
+    token_file = TokenFile(path, tokens, said.vocab_size, said.tokenizer_fingerprint, said.text_bytes, said.bos_id, said.tokens_crc32)
+    if said.attributes_crc32 is not None:
+        if said.model_dump() != attributes_of(len(tokens), said.vocab_size, said.tokenizer_fingerprint, said.text_bytes, said.bos_id, said.tokens_crc32):
+            raise UserError(f"{path}: damaged: what it says of its tokens does not fit its checksum; make it anew (make_h5)")
+    if token_file.is_small:
+        token_file.check_tokens()
+    return token_file
+
+
+def own_dataset(file: h5py.File, path: str) -> h5py.Dataset:
+    """The dataset `tokens` of a file, which must be in the file itself. UserError where it is anything else than a row of integers."""
+    if "tokens" not in file.keys():
+        raise UserError(f"{path}: expected a dataset named 'tokens', found {sorted(file)[:10] or 'nothing'}; was it made by make_h5?")
+    link = file.get("tokens", getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise UserError(f"{path}: expected 'tokens' to be in the file itself, found a link to {getattr(link, 'filename', '')}{link.path}")
+    dataset = file["tokens"]
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape is None or len(dataset.shape) != 1 or dataset.dtype.kind not in "iu":
         raise UserError(f"{path}: expected 'tokens' to be a 1-D dataset of integers, found {dataset}")
-
-    tokens = dataset
-    offset = dataset.id.get_offset()  # None for chunked data: there is then no one place to map
-    if offset is not None:
-        tokens = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-        file.close()
-    return TokenFile(
-        path=path,
-        tokens=tokens,
-        vocab_size=_as(int, attributes.get("vocab_size")),
-        tokenizer_fingerprint=_as(str, attributes.get("tokenizer_fingerprint")),
-        text_bytes=_as(int, attributes.get("text_bytes")),
-        bos_id=int(attributes.get("bos_id", BOS_ID)),
-    )
+    if dataset.is_virtual or dataset.external:
+        raise UserError(f"{path}: expected 'tokens' to be in the file itself, found a dataset whose data are in other files")
+    if len(dataset) == 0:
+        raise UserError(f"{path}: holds no tokens")
+    return dataset
 
 
-def _as(kind: type, value):
-    return None if value is None else kind(value)
+def opened(path: str) -> h5py.File:
+    """The file, opened for reading, with a lock where the file system has locks: a file that another program writes is not whole."""
+    try:
+        return h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        if "unable to lock" not in str(error):
+            raise
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise UserError(f"{path}: another program has it open for writing; wait until it has closed it") from None
+        return h5py.File(path, "r", locking=False)
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """What h5py raises, as what it means: an OSError with the path where the system refuses, else a UserError that the file is damaged."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py has one or another for whatever HDF5 dislikes
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, os.strerror(error.errno), path) from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a whole .h5 file ({reason}); run make_h5 again") from None
+
+
+def _plain(value):
+    """An attribute as plain Python has it."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def check_file(path: str | os.PathLike) -> str:
+    """Compare all of a file with its checksums and its vocabulary, and say in a line what was found. UserError where it is damaged."""
+    token_file = open_tokens(path)
+    if not token_file.is_small:
+        token_file.check_tokens()
+    if token_file.vocab_size is not None:
+        token_file.check_ids(token_file.vocab_size)
+    smallest, largest = token_file.extremes
+    of = f" of a vocabulary of {token_file.vocab_size:,}" if token_file.vocab_size is not None else ""
+    checksum = f"checksum {token_file.tokens_crc32:08x} as written" if token_file.tokens_crc32 is not None else "no checksum in it: made by an earlier version"
+    return f"{token_file.path}: {len(token_file.tokens):,} tokens, ids {smallest:,} to {largest:,}{of}; {checksum}"
 
 
 @dataclass(frozen=True)

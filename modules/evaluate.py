@@ -1,5 +1,6 @@
 """The held-out losses of a model: one number a token, aligned to the text in both directions."""
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,3 +47,15 @@ def held_out_losses(model, windows: Windows, batch_size: int, device: torch.devi
     finally:
         model.train(was_training)
     return losses[:, ::-1].copy() if windows.backwards else losses
+
+
+def sub_window_losses(model, windows: Windows, length: int, batch_size: int, device: torch.device) -> np.ndarray:
+    """Mean loss of each window of `windows` when it is read in parts of `length` tokens, each behind BOS: nats per token, [windows] float64.
+
+    The same tokens with less context, in the same model: what the arrow is at a shorter context, without another training.
+    Raises ValueError where `length` does not divide the windows.
+    """
+    if windows.length % length or windows.stride != windows.length:
+        raise ValueError(f"expected windows end to end that parts of {length} divide, found length {windows.length}, stride {windows.stride}")
+    parts = replace(windows, count=len(windows) * windows.length // length, length=length, stride=length)
+    return held_out_losses(model, parts, batch_size * windows.length // length, device).reshape(len(windows), -1).mean(axis=1)

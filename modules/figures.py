@@ -3,22 +3,33 @@
 Forward is blue and backward vermilion everywhere: two colours of Okabe and Ito's palette which stay apart for
 colour-blind eyes and, printed, in grey. Figures are built without pyplot: it keeps global state, and opens windows.
 The same numbers give the same bytes, so committed figures change only when results do.
+
+Names stand in a picture as they are: matplotlib would read dollar signs as a formula and leave a name that begins with "_" out of a legend.
 """
+import functools
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.text import Text
 
 from modules.files import replacing
+from modules.names import distinct, one_line
 
 DIRECTION_COLOURS = {"forward": "#0072B2", "backward": "#D55E00"}
 SERIES_COLOURS = ["#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00"]
 MARKERS = "osD^vP*"
+FONT = "DejaVu Sans"  # matplotlib brings it along: the same on every machine
+LABEL_LENGTH = 40  # characters of a name
 STYLE = {
+    "font.family": FONT, "text.parse_math": False, "text.usetex": False,
     "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
     "grid.linewidth": 0.6, "lines.linewidth": 1.8, "svg.hashsalt": "arrow"}
 SIZE = (6.4, 4.2)  # inches
@@ -27,6 +38,8 @@ DPI = 150
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem`.png and `stem`.svg."""
+    for text in figure.findobj(Text):  # also where STYLE was not in force yet when it was made
+        text.set_parse_math(False)
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         path = stem.with_name(f"{stem.name}.{kind}")
@@ -44,15 +57,27 @@ def new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def label(name: str) -> str:
+    """A name as it can be drawn: in one line, at most LABEL_LENGTH long, what the font lacks as Python writes it (\\u4e2d)."""
+    text = "".join(character if ord(character) in drawable() else character.encode("unicode_escape").decode() for character in one_line(name))
+    half = (LABEL_LENGTH - 1) // 2
+    return text if len(text) <= LABEL_LENGTH else f"{text[:half]}…{text[-half:]}"
+
+
+@functools.cache
+def drawable() -> frozenset[int]:
+    """The characters that the font has."""
+    return frozenset(get_font(findfont(FONT)).get_charmap())
+
+
 def loss_curves(comparison: dict) -> Figure:
     """Held-out loss (lines with dots) and training loss (faint) against the step, a line a seed."""
-    figure, axes = new_axes(f"{comparison['name']}: loss", "step", "loss (nats per token)")
+    figure, axes = new_axes(f"{label(comparison['name'])}: loss", "step", "loss (nats per token)")
     for number, curves in enumerate(comparison["curves"]):
         for direction, colour in DIRECTION_COLOURS.items():
             train, valid = curves[direction]["train"], curves[direction]["valid"]
-            label = direction if number == 0 else None
             axes.plot(train["step"], train["loss"], color=colour, alpha=0.25, linewidth=1)
-            axes.plot(valid["step"], valid["loss"], color=colour, marker="o", markersize=3.5, label=f"{label}, held out" if label else None)
+            axes.plot(valid["step"], valid["loss"], color=colour, marker="o", markersize=3.5, label=f"{direction}, held out" if number == 0 else None)
     focus_on_the_end(axes, [loss for curves in comparison["curves"] for direction in DIRECTION_COLOURS
                             for split in ("train", "valid") for loss in curves[direction][split]["loss"]])
     axes.legend()
@@ -61,10 +86,10 @@ def loss_curves(comparison: dict) -> Figure:
 
 def run_curve(name: str, direction: str, entries: Sequence[dict]) -> Figure:
     """Training and held-out loss of one run against the step, from the entries of its metrics file."""
-    figure, axes = new_axes(name, "step", "loss (nats per token)")
-    for split, label, style in (("train", "training", {"alpha": 0.4}), ("valid", "held out", {"marker": "o", "markersize": 3.5})):
+    figure, axes = new_axes(label(name), "step", "loss (nats per token)")
+    for split, words, style in (("train", "training", {"alpha": 0.4}), ("valid", "held out", {"marker": "o", "markersize": 3.5})):
         points = [(entry["step"], entry["loss"]) for entry in entries if entry["split"] == split]
-        axes.plot([step for step, _ in points], [loss for _, loss in points], color=DIRECTION_COLOURS[direction], label=label, **style)
+        axes.plot([step for step, _ in points], [loss for _, loss in points], color=DIRECTION_COLOURS[direction], label=words, **style)
     focus_on_the_end(axes, [entry["loss"] for entry in entries])
     axes.legend()
     return figure
@@ -82,6 +107,7 @@ def focus_on_the_end(axes: Axes, losses: Sequence[float]) -> None:
 def arrow_by_step(comparisons: Sequence[dict]) -> Figure:
     """The arrow of the held-out loss while training, in percent: the mean over seeds, and each seed, faint, of one or two comparisons."""
     figure, axes = arrow_axes("The arrow while training", "step")
+    handles = []
     for comparison, style in zip(comparisons, series_styles(), strict=False):
         per_seed = []
         for curves in comparison["curves"]:
@@ -91,8 +117,8 @@ def arrow_by_step(comparisons: Sequence[dict]) -> Figure:
                 axes.plot(per_seed[-1].keys(), per_seed[-1].values(), color=style["color"], alpha=0.3, linewidth=0.8)
         steps = sorted(set.intersection(*(set(arrows) for arrows in per_seed))) if per_seed else []
         means = [np.mean([arrows[step] for arrows in per_seed]) for step in steps]
-        axes.plot(steps, means, label=comparison["name"], markersize=4, **style)
-    add_legend(figure, axes)
+        handles += axes.plot(steps, means, markersize=4, **style)
+    add_legend(figure, axes, handles, [label(comparison["name"]) for comparison in comparisons])
     return figure
 
 
@@ -102,19 +128,20 @@ def arrow_by_tokens_seen(comparisons: Sequence[dict]) -> Figure:
     Neighbouring numbers are taken together, in groups which grow with the number: the first tokens differ most, the last hardly.
     """
     figure, axes = arrow_axes("The arrow by what has been seen", "text tokens seen before the predicted one")
+    handles = []
     for comparison, style in zip(comparisons, series_styles(), strict=False):
         curve = {key: np.asarray(values, dtype=float) for key, values in comparison["by_context"].items()}
         groups = growing_groups(len(curve["arrow"]))
         forward = group_means(curve["forward"], groups)
         seen, percent = group_means(curve["tokens_seen"], groups), 100 * group_means(curve["arrow"], groups) / forward
-        axes.plot(seen, percent, label=comparison["name"], markersize=4, **style)
+        handles += axes.plot(seen, percent, markersize=4, **style)
         if len(comparisons) == 1:
             # The largest of the group's errors, not their mean over a root: tokens of one window are not independent.
             half = 100 * 1.96 * np.array([curve["arrow_se"][start:stop].max() for start, stop in groups]) / forward
             axes.fill_between(seen, percent - half, percent + half, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    add_legend(figure, axes)
+    add_legend(figure, axes, handles, [label(comparison["name"]) for comparison in comparisons])
     return figure
 
 
@@ -134,29 +161,31 @@ def group_means(values: np.ndarray, groups: Sequence[tuple[int, int]]) -> np.nda
 def arrow_by_context_length(comparisons: Sequence[dict]) -> Figure:
     """Percent against `attn_length`, a line for each model size and text: the paper's figure."""
     return arrow_by(comparisons, "The arrow by context length", "context length (tokens)", context_length,
-                    lambda c: f"{text_name(c)}, {size_name(c)}")
+                    lambda c: (text_name(c), size_name(c)))
 
 
 def arrow_by_model_size(comparisons: Sequence[dict]) -> Figure:
     """Percent against the number of parameters, a line for each context length and text."""
     return arrow_by(comparisons, "The arrow by model size", "parameters (without positions)", parameters_without_positions,
-                    lambda c: f"{text_name(c)}, context {context_length(c)}")
+                    lambda c: (text_name(c), f"context {context_length(c)}"))
 
 
 def arrow_by(comparisons: Sequence[dict], title: str, x_label: str,
-             x_of: Callable[[dict], float], series_of: Callable[[dict], str]) -> Figure:
+             x_of: Callable[[dict], float], series_of: Callable[[dict], tuple[str, str]]) -> Figure:
+    """A line for each series: comparisons with the same text and the same of what `series_of` says second."""
     figure, axes = arrow_axes(title, x_label)
     series = {}
     for comparison in sorted(comparisons, key=x_of):
         series.setdefault(series_of(comparison), []).append(comparison)
-    for number, ((name, members), style) in enumerate(zip(series.items(), series_styles(), strict=False)):
+    handles = []
+    for number, (members, style) in enumerate(zip(series.values(), series_styles(), strict=False)):
         shift = 1 + 0.015 * (number - (len(series) - 1) / 2)  # keeps error bars at one place apart
-        draw_with_intervals(axes, [x_of(member) * shift for member in members], members, label=name, **style)
+        handles.append(draw_with_intervals(axes, [x_of(member) * shift for member in members], members, **style))
     ticks = sorted({x_of(comparison) for comparison in comparisons})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
     axes.minorticks_off()
-    add_legend(figure, axes)
+    add_legend(figure, axes, handles, [f"{label(text)}, {rest}" for text, rest in series])
     return figure
 
 
@@ -167,12 +196,13 @@ def arrow_by_text(comparisons: Sequence[dict]) -> Figure:
     series = {}
     for comparison in comparisons:
         series.setdefault(f"{size_name(comparison)}, context {context_length(comparison)}", []).append(comparison)
-    for number, ((name, members), style) in enumerate(zip(series.items(), series_styles(), strict=False)):
+    handles = []
+    for number, (members, style) in enumerate(zip(series.values(), series_styles(), strict=False)):
         shift = 0.12 * (number - (len(series) - 1) / 2)
-        draw_with_intervals(axes, [texts.index(text_name(m)) + shift for m in members], members, label=name, **style, linestyle="none")
-    axes.set_xticks(range(len(texts)), texts)
+        handles.append(draw_with_intervals(axes, [texts.index(text_name(m)) + shift for m in members], members, **style, linestyle="none"))
+    axes.set_xticks(range(len(texts)), distinct(map(label, texts)))
     axes.set_xlim(-0.5, len(texts) - 0.5)
-    add_legend(figure, axes)
+    add_legend(figure, axes, handles, list(series))
     return figure
 
 
@@ -182,20 +212,22 @@ def arrow_axes(title: str, x_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def add_legend(figure: Figure, axes: Axes) -> None:
-    """Where there is room: among the lines for a few series, below the axes for many."""
-    if len(axes.get_legend_handles_labels()[0]) <= 4:
-        axes.legend(fontsize="small")
+def add_legend(figure: Figure, axes: Axes, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """The names of the lines, of which there are no more than styles. Where there is room: among the lines for a few, below the axes for many."""
+    names = distinct(names[:len(handles)])
+    if len(names) <= 4:
+        axes.legend(handles, names, fontsize="small")
     else:
-        figure.legend(fontsize="small", loc="outside lower center", ncols=2, frameon=False)
+        figure.set_figheight(SIZE[1] + 0.2 * max(0, math.ceil(len(names) / 2) - 10))  # many rows would leave no room for the axes
+        figure.legend(handles, names, fontsize="small", loc="outside lower center", ncols=2, frameon=False)
 
 
-def draw_with_intervals(axes: Axes, x: Sequence[float], comparisons: Sequence[dict], **style) -> None:
-    """Arrows in percent with their 95 % intervals over both windows and seeds."""
+def draw_with_intervals(axes: Axes, x: Sequence[float], comparisons: Sequence[dict], **style) -> Artist:
+    """Arrows in percent with their 95 % intervals over both windows and seeds; what a legend shows of them."""
     percents = [comparison["arrow"]["percent"] for comparison in comparisons]
     values = np.array([percent["value"] for percent in percents])
     low, high = np.array([percent["both"] for percent in percents]).T
-    axes.errorbar(x, values, yerr=[values - low, high - values], capsize=3, markersize=5, **style)
+    return axes.errorbar(x, values, yerr=[values - low, high - values], capsize=3, markersize=5, **style)
 
 
 def series_styles() -> list[dict]:

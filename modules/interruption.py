@@ -1,12 +1,19 @@
 """How a run ends early, and how two runs are kept off the same files."""
 import contextlib
+import errno
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
+
+from modules.checkpoint import backup_path
+from modules.console import tell
 from modules.errors import UserError
+from modules.files import sweep
 from modules.parallel import Processes, launcher_is_gone
 
 
@@ -55,17 +62,50 @@ def stopping_on_signals(processes: Processes) -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def only_run(state: Path, processes: Processes) -> Iterator[None]:
-    """Hold the lock of the run whose state is `state`. UserError where another process trains the same run."""
-    if not processes.is_main or os.name == "nt":  # Windows has no flock
+    """Hold the lock of the run whose state is `state`, and delete what killed writers left beside it.
+
+    UserError where another process trains the same run, or where the names of its backups would be too long. Where the file system has no
+    locks (some of networks have none) the run goes on, with a warning.
+    """
+    if not processes.is_main:
         yield
         return
-    import fcntl
-
     state.parent.mkdir(parents=True, exist_ok=True)
-    with open(state.with_suffix(".lock"), "a") as lock:
+    check_length(state)
+    lock = open_lock(state.with_name(f"{state.name.removesuffix('.state')}.lock"))
+    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            alone = filelock.lock_descriptor(lock, blocking=False)
+        except OSError as error:
+            alone = True
+            tell(f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno)}), so two processes that train this run at "
+                 "once would not be told apart; see to it that there is one", sys.stderr)
+        if not alone:
             raise UserError(f"{state}: another process is training this run; wait for it, stop it, or give this one a name of its own "
-                            "with --run_name") from None
-        yield  # the kernel lets go of the lock when the process ends, however it ends
+                            "with --run_name")
+        for folder in (state.parent, backup_path(state, 0).parent):
+            sweep(folder)
+        yield
+    finally:
+        os.close(lock)  # and however the process ends, the kernel lets go of it
+
+
+def check_length(state: Path) -> None:
+    """UserError where the file system does not take names as long as this run's longest: else it would say so at the first backup, hours later."""
+    try:
+        os.lstat(backup_path(state, 10**18))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{state}: too long a name for backups beside it, which add their step; give a shorter one with --run_name, or "
+                            "a shorter path of folders") from None
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of the lock file, made if need be; for reading only where another user made it and lets us do no more."""
+    flags = getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | flags)

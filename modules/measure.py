@@ -27,19 +27,23 @@ from modules.dataset import open_tokens
 from modules.devices import keep_freed_memory
 from modules.errors import UserError
 from modules.files import replacing
+from modules.names import as_file_systems_see, distinct, file_name
 from modules.parallel import joined
 from modules.recording import SNIPPET_TOKENS
-from modules.report import write_report
+from modules.report import named_apart, write_report
 from modules.resume import files_of
 from modules.run import Request, run
-from modules.sources import read_text
 from modules.text_losses import text_losses
+from modules.tok_utils.cuts import pieces
+from modules.tok_utils.inspection import check_is_text
+from modules.tok_utils.text_source import TextSource
 from modules.token_classes import pieces_of
 from modules.tokenizer import Tokenizer, get_tokenizer
 
 SCRIPTS = {"gpt": "train_script.py", "gru": "train_gru.py", "lstm": "train_lstm.py"}
 HELD_OUT_PAGE_TOKENS = 3_000  # some eight pages of print
 TEXT_PAGE_TOKENS = 100_000  # of a text that was asked for; a browser is slow with much more
+TEXT_PIECE_BYTES = 1 << 16  # read and encoded at a time
 
 
 # Which runs -------------------------------------------------------------------------------------------------------------
@@ -120,8 +124,9 @@ def start(config: Config, request: Request, device_name: str | None, environment
     with replacing(config_path) as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).parent.parent / SCRIPTS[config.model]), str(config_path), "-p", request.project]
+    command = [sys.executable, str(Path(__file__).parent.parent / SCRIPTS[config.model]), f"--project_name={request.project}"]  # "-p -x" would be two options
     command += ["-d", device_name] if device_name else []
+    command += ["--", str(config_path)]
     with open(log, "ab") as output:
         # A session of its own: a terminal's Ctrl-C comes once, through us.
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True), log
@@ -154,22 +159,25 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
     Raises UserError where the runs cannot be compared fairly.
     """
     keep_freed_memory(device)
-    moved = {open_tokens(path).fingerprint: path for path in data}
+    moved = [open_tokens(path) for path in data]
     groups = pair_up([read_run(Path(path), moved) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
-    comparisons = [compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
+    comparisons = named_apart([compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)])
+    suffixes = ["", *(f"-{text.stem}" for text in texts)]
+    page_stems = iter(distinct([f"{comparison['name']}{suffix}" for comparison in comparisons for suffix in suffixes], as_file_systems_see))
     written = write_report(out, comparisons, command)
     told = []
     for pairs, comparison in zip(groups, comparisons, strict=True):
         told.append(in_words(comparison))
         if toki is not None:
             told += [f"{each.direction} snippet: {snippet(each, toki, device)!r}" for each in pairs[0]]
+        if toki is not None and (token_bytes := pieces_of(toki)) is not None:
             held_out = held_out_ids(held_out_windows(pairs[0][0])).ravel()[:HELD_OUT_PAGE_TOKENS]
-            shown = [("held-out text", "", held_out), *((str(text), f"-{text.stem}", ids) for text, ids in texts.items())]
+            shown = [("held-out text", held_out), *((str(text), ids) for text, ids in texts.items())]
             losses = losses_of_texts([ids for *_, ids in shown], pairs, toki.bos_id, device)
-            for (what, suffix, ids), (forward, backward) in zip(shown, losses, strict=True):
-                page = write_arrow_page(out / f"{comparison['name']}{suffix}-page.html", pieces_of(toki), ids, forward, backward,
+            for (what, ids), (forward, backward) in zip(shown, losses, strict=True):
+                page = write_arrow_page(out / file_name(next(page_stems), "-page.html"), token_bytes, ids, forward, backward,
                                         title=f"Where the arrow lives: {comparison['name']}, {what}")
                 told.append(f"coloured {what}: {page}")
         if (picture := written.get(f"{comparison['name']}-loss")) is not None:
@@ -198,17 +206,29 @@ def snippet(trained: Trained, toki: Tokenizer, device: torch.device) -> str:
 
 
 def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, np.ndarray]:
-    """The ids of text files, the first TEXT_PAGE_TOKENS of each. UserError where one is empty or not UTF-8, or two have one name."""
+    """The ids of text files, compressed or not, the first TEXT_PAGE_TOKENS of each; no more of a text is read than these need.
+
+    UserError where one is empty or no text in UTF-8, or two have one name.
+    """
     if len({Path(path).stem for path in paths}) < len(paths):
         raise UserError(f"{', '.join(paths)}: two texts of one name would be one page; rename one")
     toki, texts = get_tokenizer(tokenizer_path) if paths else None, {}
-    for path in paths:
-        ids = np.array(toki.encode("".join(read_text(path))), dtype=np.int64)
-        if not len(ids):
+    for path in map(Path, paths):
+        check_is_text(path)
+        ids, reached = [], 0
+        with TextSource(path) as source:
+            for piece in pieces(source, TEXT_PIECE_BYTES, toki):
+                try:
+                    ids += toki.encode(source.read(piece.start, piece.stop).decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}") from None
+                reached = piece.stop
+                if len(ids) > TEXT_PAGE_TOKENS:
+                    print(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, some {reached:,} bytes", file=sys.stderr)
+                    break
+        if not ids:
             raise UserError(f"{path}: the text is empty")
-        if len(ids) > TEXT_PAGE_TOKENS:
-            print(f"{path}: {len(ids):,} tokens, of which the page will show the first {TEXT_PAGE_TOKENS:,}", file=sys.stderr)
-        texts[Path(path)] = ids[:TEXT_PAGE_TOKENS]
+        texts[path] = np.array(ids[:TEXT_PAGE_TOKENS], dtype=np.int64)
     return texts
 
 

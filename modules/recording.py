@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from modules import checkpoint, console, figures
+from modules import checkpoint, console, figures, validations
 from modules.config import Config
 from modules.errors import UserError
 from modules.evaluate import autocast_for
@@ -17,6 +17,7 @@ from modules.history import as_data
 from modules.interruption import Stop
 from modules.metrics import Metrics, read_metrics
 from modules.resume import Files
+from modules.sharded import export_sharded, save_sharded, sharded_path
 from modules.tokenizer import Tokenizer
 from modules.trainer import Clock, Training, finite_mean, log_entry, steps, validate
 
@@ -92,10 +93,12 @@ class Recorder:
         """Validate, save, tell; nothing of it where the run is asked to stop meanwhile, and all of it is owed."""
         training = self._training
         finite_mean(training)
-        entry = validate(training, stop.asked)
-        if entry is None:
+        validated = validate(training, stop.asked)
+        if validated is None:
             return
+        entry, by_window = validated
         if self._metrics:
+            validations.write(self._files.validations, training.step, by_window)
             self._metrics.write(entry)
         self.save()
         self._tell(entry)
@@ -105,11 +108,11 @@ class Recorder:
         training, step = self._training, self._training.step
         backup = [checkpoint.backup_path(self._files.state, step)] if step % training.config.training_params.backup_every == 0 else []
         if self._sharded:
-            folder = checkpoint.sharded_path(self._files.state)
-            checkpoint.save_sharded(facts(training), training.model, training.optimizer, folder, training.processes)
+            folder = sharded_path(self._files.state)
+            save_sharded(facts(training), training.model, training.optimizer, folder, training.processes)
             if training.processes.is_main:
                 for path in backup + ([self._files.state] if step == self._last_step else []):
-                    checkpoint.export_sharded(folder, path)
+                    export_sharded(folder, path)
         elif training.processes.is_main:
             self._writer.write(facts(training) | checkpoint.snapshot(training.model, training.optimizer), self._files.state, *backup)
 

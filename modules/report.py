@@ -3,7 +3,7 @@
 A *comparison* is a plain dictionary, one for each config, so that arrow.json holds everything in report.md and
 every figure can be drawn again from it:
 
-    name       the config's name
+    name       the config's name, with a number behind where another comparison has the same
     losses     {"forward" | "backward": {"nats_per_token", "bits_per_byte" (None where the bytes are not known), "perplexity"}}
     arrow      the fields of modules.arrow.Arrow, and its "verdict"
     held_out   {"windows", "context", "tokens", "block"}
@@ -15,30 +15,39 @@ every figure can be drawn again from it:
 """
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modules import figures
 from modules.arrow import Interval
 from modules.files import replacing
+from modules.names import as_file_systems_see, distinct, file_name, in_markdown, link_to
 
 
 def write_report(folder: str | os.PathLike, comparisons: Sequence[dict], command: str | None = None) -> dict[str, Path]:
     """Write report.md, arrow.json and the figures (PNG and SVG) into `folder`, each whole or not at all.
 
-    Returns the path of each: "report", "json", and the PNG of each figure under the name of its file.
+    Returns the path of each: "report", "json", and the PNG of each figure under its name in `draw_all`.
     """
     folder = Path(folder)
-    comparisons = sorted(comparisons, key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c), figures.context_length(c)))
+    comparisons = sorted(named_apart(comparisons), key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c), figures.context_length(c)))
     drawn = draw_all(comparisons)
-    pictures = {name: figures.save(figure, folder / name)[0] for name, figure in drawn.items()}
+    stems = [file_name(name, ".png").removesuffix(".png") for name in distinct(drawn, as_file_systems_see)]
+    pictures = {name: figures.save(figure, folder / stem)[0] for (name, figure), stem in zip(drawn.items(), stems, strict=True)}
     write_text(folder / "arrow.json", json.dumps({"command": command, "comparisons": list(comparisons)}, indent=1, allow_nan=False) + "\n")
-    write_text(folder / "report.md", markdown(comparisons, list(pictures), command))
+    write_text(folder / "report.md", markdown(comparisons, {name: path.name for name, path in pictures.items()}, command))
     return {"report": folder / "report.md", "json": folder / "arrow.json", **pictures}
 
 
+def named_apart(comparisons: Sequence[dict]) -> list[dict]:
+    """The comparisons, those of runs in other folders that have the same name with a number behind it."""
+    names = distinct(comparison["name"] for comparison in comparisons)
+    return [comparison | {"name": name} for comparison, name in zip(comparisons, names, strict=True)]
+
+
 def draw_all(comparisons: Sequence[dict]) -> dict[str, figures.Figure]:
-    """Each figure that these comparisons have something to show in, by the name of its file."""
+    """Each figure that these comparisons have something to show in, by its name: "small-loss", "arrow-by-step"."""
     drawn = {f"{comparison['name']}-loss": figures.loss_curves(comparison) for comparison in comparisons if comparison["curves"]}
     if any(comparison["curves"] for comparison in comparisons):
         drawn["arrow-by-step"] = figures.arrow_by_step(comparisons)
@@ -51,18 +60,23 @@ def draw_all(comparisons: Sequence[dict]) -> dict[str, figures.Figure]:
     return drawn
 
 
-def markdown(comparisons: Sequence[dict], pictures: Sequence[str], command: str | None) -> str:
-    """The whole report; `pictures` are names of figures that lie beside it."""
+def markdown(comparisons: Sequence[dict], pictures: Mapping[str, str], command: str | None) -> str:
+    """The whole report; `pictures` are the names of figures and of their files, which lie beside it."""
     own = {f"{comparison['name']}-loss" for comparison in comparisons}
     parts = ["# The arrow of time", HOW_TO_READ, summary(comparisons)]
-    parts += [f"![{name}]({name}.png)" for name in pictures if name not in own]
+    parts += [picture(name, file) for name, file in pictures.items() if name not in own]
     for comparison in comparisons:
         parts.append(section(comparison))
         if (name := f"{comparison['name']}-loss") in pictures:
-            parts.append(f"![{name}]({name}.png)")
+            parts.append(picture(name, pictures[name]))
     if command:
-        parts.append(f"## Made by\n\n```\n{command}\n```")
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))  # longer than any in the command, which would end it
+        parts.append(f"## Made by\n\n{fence}\n{command}\n{fence}")
     return "\n\n".join(parts) + "\n"
+
+
+def picture(name: str, file: str) -> str:
+    return f"![{in_markdown(name)}]({link_to(file)})"
 
 
 HOW_TO_READ = """\
@@ -86,7 +100,7 @@ def summary(comparisons: Sequence[dict]) -> str:
 def section(comparison: dict) -> str:
     """Everything about one comparison."""
     arrow, held_out = comparison["arrow"], comparison["held_out"]
-    parts = [f"## {comparison['name']}", arrow["verdict"],
+    parts = [f"## {in_markdown(comparison['name'])}", arrow["verdict"],
              table(["direction", "nats per token", "bits per byte", "perplexity"],
                    [[direction, f"{loss['nats_per_token']:.4f}", optional(loss["bits_per_byte"], ".4f"), f"{loss['perplexity']:.2f}"]
                     for direction, loss in comparison["losses"].items()]),
@@ -103,8 +117,8 @@ def section(comparison: dict) -> str:
     if comparison["by_class"]:
         parts += ["### By class of token", class_table(comparison["by_class"])]
     if changed := comparison["compared"]["changed_on_the_way"]:
-        parts += ["### Changed while training, in both directions alike", "\n".join(f"- {line}" for line in changed)]
-    parts += ["### What was compared", "\n".join(f"- {name}: {value}" for name, value in flat(comparison["compared"]))]
+        parts += ["### Changed while training, in both directions alike", "\n".join(f"- {in_markdown(line)}" for line in changed)]
+    parts += ["### What was compared", "\n".join(f"- {in_markdown(name)}: {in_markdown(value)}" for name, value in flat(comparison["compared"]))]
     return "\n\n".join(parts)
 
 
@@ -116,9 +130,10 @@ def class_table(rows: Sequence[dict]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A Markdown table; a | inside a cell would end it, so it is escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """A Markdown table. What is in a cell is shown as it is."""
+    lines = [[in_markdown(str(cell)) for cell in line] for line in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
@@ -142,4 +157,4 @@ def optional(value: float | None, form: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no Unicode, the command shows them

@@ -9,6 +9,7 @@ recorded in the state). Whatever only says where or how fast a run goes may chan
                                state/backups/         backups, with the step in their names
                                metrics/<run>.jsonl    every logged number
                                metrics/<run>.png      the loss curve so far
+                               validations/<run>/     the held-out loss of each window at each validation
 """
 import contextlib
 import os
@@ -17,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modules import checkpoint
-from modules.config import Config, parse_config
+from modules.config import RUN_NAME, Config, parse_config
 from modules.dataset import TokenFile
 from modules.errors import UserError
 from modules.files import replacing
 from modules.history import Stage
+from modules.names import check_name
+from modules.sharded import export_sharded, sharded_facts, whole_sharded
 
 HELD_OUT = "held-out tokens"
 
@@ -40,10 +43,14 @@ class Files:
     def metrics(self) -> Path:
         return self.folder / "metrics" / f"{self.run_name}.jsonl"
 
+    @property
+    def validations(self) -> Path:
+        return self.folder / "validations" / self.run_name
+
 
 def files_of(config: Config, project: str) -> Files:
-    """The files of the run of this config."""
-    return Files(Path(config.training_params.state_save_loc) / project, config.name)
+    """The files of the run of this config. UserError where its name or the project's would lead elsewhere, or nowhere."""
+    return Files(Path(config.training_params.state_save_loc) / check_name(project, "the project's name (-p)"), check_name(config.name, RUN_NAME))
 
 
 def find_state(files: Files) -> dict | None:
@@ -57,9 +64,9 @@ def find_state(files: Files) -> dict | None:
             found = checkpoint.load_state(files.state)
         except checkpoint.DamagedState as error:
             raise UserError(f"{error}; {way_out(files.state)}") from None
-    folder = checkpoint.whole_sharded(files.state)
+    folder = whole_sharded(files.state)
     if folder is not None:
-        facts = checkpoint.check_facts(checkpoint.sharded_facts(folder), str(folder))
+        facts = checkpoint.check_facts(sharded_facts(folder), str(folder))
         if found is None or facts["step"] > found["step"]:
             found = facts | {"folder": folder}
     return found
@@ -91,7 +98,8 @@ def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Fi
                 HELD_OUT: held_out_tokens, "the data's fingerprint": data}
 
     before = identity(there, found["held_out_tokens"], found["dataset"]["fingerprint"])
-    now = identity(config, config.held_out_windows * context, token_file.fingerprint)
+    data = before["the data's fingerprint"] if token_file.matches(before["the data's fingerprint"]) else token_file.fingerprint
+    now = identity(config, config.held_out_windows * context, data)
     different = [f"{name} {before.get(name)} there and {now.get(name)} in the config"
                  for name in {**before, **now} if before.get(name) != now.get(name)]
     if different:
@@ -177,7 +185,7 @@ def make_up(found: dict, config: Config, done: bool, files: Files) -> None:
 def write_plain(found: dict, files: Files, path: Path) -> None:
     """Write the state `found` to `path` as a plain one."""
     if "folder" in found:
-        checkpoint.export_sharded(found["folder"], path)
+        export_sharded(found["folder"], path)
     else:
         with replacing(path) as temporary:
             shutil.copyfile(files.state, temporary)

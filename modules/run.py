@@ -29,6 +29,7 @@ from modules.resume import (
     stages_of,
     wanted_precision,
 )
+from modules.sharded import restore_sharded, sharded_path
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.trainer import Training
 
@@ -91,7 +92,7 @@ def run(config: Config, request: Request, processes: Processes) -> int:
         except torch.OutOfMemoryError as error:
             raise UserError(f"{processes.device} is out of memory ({str(error).splitlines()[0]}); a smaller batch_size with a larger aggregate, or "
                             "checkpoint_activations, needs less") from None
-        saved = checkpoint.sharded_path(files.state) if config.training_params.parallel == "fsdp" else files.state
+        saved = sharded_path(files.state) if config.training_params.parallel == "fsdp" else files.state
         kept = f"saved in {saved}; the same command goes on from there" if saved.exists() else "nothing to save yet"
         tell(processes, f"{config.name}: finished at step {training.step:,}, state in {files.state}" if finished else
              f"{config.name}: stopped by {stop.reason} at step {training.step:,}, {kept}")
@@ -135,7 +136,7 @@ def prepare(config: Config, data: Data, processes: Processes, found: dict | None
                         loss_of, local_gradients, step)
     if found is not None:
         if "folder" in found:
-            checkpoint.restore_sharded(model, optimizer, found["folder"])
+            restore_sharded(model, optimizer, found["folder"])
         else:
             checkpoint.restore(model, optimizer, found, str(source))
         for group in optimizer.param_groups:

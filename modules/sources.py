@@ -24,6 +24,7 @@ Line sources repeat with a fixed period: a context of one line, with a stride of
 line, has every window on one example. Separators cost nothing once the model
 knows the period.
 """
+import codecs
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -244,10 +245,19 @@ def write_text(path: str | Path, text: Iterable[str], characters: int | None = N
 
 
 def read_text(path: str | Path) -> Iterator[str]:
-    """A file's text in pieces, for `with_mirror_image`. Raises UserError where it is not UTF-8."""
+    """A text's characters in pieces, for `with_mirror_image`; compressed ones are read too. Raises UserError where it is not UTF-8."""
+    from modules.tok_utils.inspection import check_is_text  # libraries that the other sources need not wait for
+    from modules.tok_utils.text_source import TextSource
+
+    check_is_text(Path(path))
+    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            yield from iter(lambda: file.read(CHARACTERS_AT_ONCE), "")
+        with TextSource(Path(path)) as source:
+            while data := source.read(position, position + CHARACTERS_AT_ONCE):
+                position += len(data)
+                source.release(position)
+                yield decoder.decode(data)
+        yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected UTF-8 text, found {error.reason}") from error
 

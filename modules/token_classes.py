@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from modules.tok_utils.encoder import BYTE_OF_CHARACTER
 from modules.tokenizer import Tokenizer
 
 NAMES = ["word start", "inner piece of a word", "digits", "punctuation", "white space", "after a newline"]
@@ -46,12 +45,6 @@ def is_word_character(character: str) -> bool:
     return character.isalnum() or character == "\ufffd"
 
 
-def pieces_of(toki: Tokenizer) -> list[bytes]:
-    """The bytes of each id of a byte-level tokenizer; a special token's are those of its name."""
-    special = {token.content for token in toki.backend.get_added_tokens_decoder().values()}
-
-    def piece(token: str | None) -> bytes:
-        if token is None or token in special or not BYTE_OF_CHARACTER.keys() >= set(token):
-            return (token or "").encode("utf-8")
-        return bytes(BYTE_OF_CHARACTER[character] for character in token)
-    return [piece(toki.backend.id_to_token(i)) for i in range(toki.vocab_size)]
+def pieces_of(toki: Tokenizer) -> list[bytes] | None:
+    """The bytes of each id, None where the tokenizer does not tell (which it says); see `Tokenizer.token_bytes`."""
+    return toki.token_bytes()

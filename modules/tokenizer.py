@@ -12,6 +12,9 @@ Here the `tokenizers` library does the work: it defines the ids. Whole corpora g
 `modules/tok_utils/encoder.py`, which gives the same ids several times faster.
 `torch` is imported where a tensor is made, so that the processes that encode a corpus
 need not hold its hundreds of megabytes.
+
+Two things in a folder are not taken as they are, so that a text has one series of ids and BOS stands for the start of a window
+alone: dropout of merges is switched off, and a BOS that is no special token there is made one, so that its name written in a text is text.
 """
 from __future__ import annotations
 
@@ -19,19 +22,87 @@ import functools
 import hashlib
 import json
 import os
+import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tokenizers
+from pydantic import Field, field_validator
 
+from modules.console import tell
 from modules.errors import UserError
+from modules.schema import Schema, checked, shown
 
 if TYPE_CHECKING:
     import torch
 
 BOS_TOKEN = "<|endoftext|>"
+SENTENCEPIECE_BLANK = "\u2581"
 # Options of a tokenizer.json that mean the same spelled out or left out.
 DEFAULTS = {"use_regex": True, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+
+
+MOST_IDS = 10_000_000  # ten times the largest vocabularies in use; beyond it stands damage or a slip, and memory for every id is asked for
+VERIFIED_TOKENS = 500  # whose text is encoded again to verify the bytes of tokens
+BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece names the token of one byte
+
+Id = Annotated[int, Field(ge=0, lt=MOST_IDS)]
+
+
+class BpeModel(Schema):
+    """"model" of a tokenizer.json."""
+    type: Literal["BPE"] = "BPE"  # old files leave it out
+    vocab: Annotated[dict[str, Id], Field(min_length=1)]
+    merges: list[str | Annotated[list[str], Field(min_length=2, max_length=2)]]
+    dropout: Annotated[float, Field(ge=0, le=1)] | None = None
+    unk_token: str | None = None
+    continuing_subword_prefix: str | None = None
+    end_of_word_suffix: str | None = None
+    byte_fallback: bool | None = None
+    ignore_merges: bool | None = None
+
+    @field_validator("vocab")
+    @classmethod
+    def _an_id_each(cls, vocab: dict[str, int]) -> dict[str, int]:
+        if len(set(vocab.values())) < len(vocab):
+            raise ValueError("two tokens have the same id")
+        return vocab
+
+
+class AddedToken(Schema):
+    """An entry of "added_tokens"."""
+    id: Id
+    content: Annotated[str, Field(min_length=1)]
+    special: bool = False
+
+
+class Definition(Schema):
+    """What a tokenizer.json must hold for us; whether the rest makes sense, the library says."""
+    model: BpeModel
+    added_tokens: list[AddedToken] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
+
+
+class NamedToken(Schema):
+    """A token as older folders write it: {"content": "<s>", ...}."""
+    content: str
+
+
+class FolderConfig(Schema):
+    """What of a tokenizer_config.json is read."""
+    bos_token: str | NamedToken | None = None
+    eos_token: str | NamedToken | None = None
+
+    def names(self) -> Iterator[str]:
+        """What may stand for BOS, the best first."""
+        yield BOS_TOKEN
+        for token in (self.bos_token, self.eos_token):
+            if token is not None:
+                yield token if isinstance(token, str) else token.content
 
 
 class Tokenizer:
@@ -71,14 +142,65 @@ class Tokenizer:
     @functools.cached_property
     def bos_id(self) -> int:
         """The id that stands before every window: `<|endoftext|>` (0 in ours), else what the folder names as its bos or eos token."""
-        config_path = self.folder / "tokenizer_config.json"
-        config = _read_json(config_path) if config_path.exists() else {}
-        for token in (BOS_TOKEN, config.get("bos_token"), config.get("eos_token")):
-            token = token.get("content") if isinstance(token, dict) else token  # older folders save {"content": "<s>", ...}
-            token_id = self.backend.token_to_id(token) if token else None
-            if token_id is not None:
+        for name in _folder_config(self.folder).names():
+            if (token_id := self.backend.token_to_id(name)) is not None:
                 return token_id
         raise UserError(f"{self.folder}: no {BOS_TOKEN} in the vocabulary, and no bos_token in tokenizer_config.json; windows need one")
+
+    @functools.cached_property
+    def unk_id(self) -> int | None:
+        """The id that stands for whatever the vocabulary lacks; None where there is none, and what it lacks is left out."""
+        name = self.definition["model"].get("unk_token")
+        return self.backend.token_to_id(name) if name else None
+
+    def round_trip(self, text: str) -> tuple[str, str]:
+        """What the ids of `text` should say and what they do say: two equal texts where nothing is lost.
+
+        What the tokenizer's own normalizer makes of the text counts as the text, and a blank that it puts before it is none of it.
+        """
+        ids, pieces = self.encode(text), self.token_bytes()
+        back = b"".join(pieces[i] for i in ids).decode("utf-8", "replace") if pieces else self.backend.decode(ids, skip_special_tokens=False)
+        if back == text:
+            return text, back
+        normalizer = self.backend.normalizer
+        wanted = normalizer.normalize_str(text) if normalizer else text
+        return tuple(each.replace(SENTENCEPIECE_BLANK, " ").removeprefix(" ") for each in (wanted, back))
+
+    def token_bytes(self) -> list[bytes] | None:
+        """The bytes that each id stands for, by id; a special token's are those of its name.
+
+        None where the folder does not tell, which is said once: then nothing that needs them (bits per byte of a part of the
+        text, classes of tokens, coloured pages) can be had.
+        """
+        found = self._token_bytes
+        return None if isinstance(found, str) else found
+
+    @functools.cached_property
+    def _token_bytes(self) -> list[bytes] | str:
+        """The bytes of each id, verified; or why there are none, which is told here."""
+        spell = _spelling(self.definition)
+        reason = spell if isinstance(spell, str) else None
+        if reason is None:
+            added = {i: token.content for i, token in self.backend.get_added_tokens_decoder().items()}
+            tokens = [self.backend.id_to_token(i) or "" for i in range(self.vocab_size)]
+            pieces = [added[i].encode("utf-8") if i in added else spell(token) for i, token in enumerate(tokens)]
+            if self._gives_the_text(spell, pieces, [i for i, token in enumerate(tokens) if token and i not in added]):
+                return pieces
+            reason = "the bytes of its tokens do not add up to the text that they stand for"
+        tell(f"{self.folder}: {reason}; so there are no bytes of single tokens, and nothing that needs them is shown", sys.stderr)
+        return reason
+
+    def _gives_the_text(self, spell: Callable[[str], bytes], pieces: list[bytes], ids: list[int]) -> bool:
+        """Whether `pieces` are what the library decodes the tokens `ids` to, and join to a text again when it is encoded."""
+        decoded = self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
+        if self.backend.decoder is not None and not all(
+                pieces[i].decode("utf-8", "replace") in (text, " " + text) for i, text in zip(ids, decoded, strict=True)):
+            return False
+        some = ids[::max(1, len(ids) // VERIFIED_TOKENS)]
+        text = b"".join(pieces[i] for i in some).decode("utf-8", "ignore")
+        joined = b"".join(pieces[i] for i in self.encode(text))
+        normalized = spell(self.backend.normalizer.normalize_str(text)) if self.backend.normalizer else text.encode("utf-8")
+        return joined in (text.encode("utf-8"), b" " + text.encode("utf-8"), normalized, b" " + normalized)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -98,6 +220,14 @@ def get_tokenizer(m_path: str | os.PathLike) -> Tokenizer:
 
     Raises UserError where there is no readable tokenizer.json of a BPE tokenizer.
     """
+    toki, dropout = load(m_path)
+    if dropout:
+        tell(f"{m_path}: drops merges at random (dropout {dropout}); switched off here, so that a text has one series of ids", sys.stderr)
+    return toki
+
+
+def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:
+    """`get_tokenizer` without a word: the tokenizer, and the dropout that was switched off."""
     folder = Path(m_path)
     path = folder / "tokenizer.json"
     if not path.exists():
@@ -105,14 +235,25 @@ def get_tokenizer(m_path: str | os.PathLike) -> Tokenizer:
                         "Make one with create_tokenizer (tokenize_to_h5.py), or use modules/tokenizers/en_tokenizer")
     definition = _read_json(path)
     model = definition.get("model") if isinstance(definition, dict) else None
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:  # old files leave the type out
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:
         found = model.get("type", "a model without merges") if isinstance(model, dict) else "no model"
-        raise UserError(f"{path}: expected a BPE tokenizer, found {found}")
+        raise UserError(f"{path}: expected a BPE tokenizer, found {shown(found)}")
+    checked(Definition, definition, str(path))
+    dropout = model.get("dropout")
+    if dropout:
+        definition["model"] = {key: value for key, value in model.items() if key != "dropout"}
+    names = {token["content"] for token in definition.get("added_tokens") or ()}
+    bos = next((name for name in _folder_config(folder).names() if name in names), None)
+    used = definition | {"added_tokens": [token | {"special": True} if token["content"] == bos else token
+                                          for token in definition.get("added_tokens") or ()]}
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for whatever it dislikes in the file
-        raise UserError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
-    return Tokenizer(folder, definition, backend)
+        backend = tokenizers.Tokenizer.from_str(json.dumps(used))
+        backend.encode("a b")
+    except BaseException as error:  # the library raises plain Exception for whatever it dislikes in the file, and a panic of its is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException" or isinstance(error, MemoryError):
+            raise
+        raise UserError(f"{path}: not a tokenizer that the tokenizers library reads: {first_line(error)}") from None
+    return Tokenizer(folder, definition, backend), dropout
 
 
 def merge_pairs(definition: dict) -> list[list[str]]:
@@ -120,11 +261,64 @@ def merge_pairs(definition: dict) -> list[list[str]]:
     return [merge.split(" ", 1) if isinstance(merge, str) else list(merge) for merge in definition["model"]["merges"]]
 
 
-def _read_json(path: Path) -> dict:
+def _folder_config(folder: Path) -> FolderConfig:
+    path = folder / "tokenizer_config.json"
+    return checked(FolderConfig, _read_json(path), str(path)) if path.exists() else FolderConfig()
+
+
+def _read_json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path}: expected JSON: {error}") from error
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or brackets in brackets without end
+        raise UserError(f"{path}: expected JSON: {first_line(error)}") from None
+
+
+def _spelling(definition: dict) -> Callable[[str], bytes] | str:
+    """How a token of the vocabulary is turned into its bytes, by the kind of decoder; or why that is not known."""
+    for option in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if definition["model"].get(option):
+            return f"its model has {option}"
+    steps = _steps(definition.get("decoder") or definition.get("pre_tokenizer"))
+    kinds = {step.get("type") for step in steps}
+    if "ByteLevel" in kinds:
+        return lambda token: (bytes(BYTE_OF_CHARACTER[character] for character in token) if BYTE_OF_CHARACTER.keys() >= set(token)
+                              else token.encode("utf-8"))
+    replaced = [(step.get("replacement", SENTENCEPIECE_BLANK), " ") for step in steps if step.get("type") == "Metaspace"]
+    replaced += [(step["pattern"]["String"], step["content"]) for step in steps
+                 if step.get("type") == "Replace" and isinstance(step.get("pattern"), dict) and "String" in step["pattern"]]
+    if not replaced:
+        return f"its decoder ({', '.join(sorted(map(str, kinds))) or 'none'}) is neither byte-level nor SentencePiece's"
+
+    def spell(token: str) -> bytes:
+        if "ByteFallback" in kinds and (byte := BYTE_NAME.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        for old, new in replaced:
+            token = token.replace(old, new)
+        return token.encode("utf-8")
+    return spell
+
+
+def _steps(part: dict | None) -> list[dict]:
+    """The steps of a decoder or pre-tokenizer, those inside sequences too."""
+    if part is None:
+        return []
+    inner = part.get("decoders", part.get("pretokenizers")) if part.get("type") == "Sequence" else None
+    return [step for each in inner for step in _steps(each)] if inner is not None else [part]
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, or its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's way to write bytes as printable characters: those printable in Latin-1 stand for themselves, the others for U+0100 onward."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = _byte_of_character()
 
 
 def _without_defaults(value):

@@ -109,10 +109,10 @@ def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.T
     return mean_loss
 
 
-def validate(training: Training, stop_asked: Callable[[], bool]) -> dict | None:
-    """The entry of the held-out loss for the log; None where the run is asked to stop meanwhile, and the validation is owed.
+def validate(training: Training, stop_asked: Callable[[], bool]) -> tuple[dict, np.ndarray] | None:
+    """The entry of the held-out loss for the log, and the mean loss of each held-out window, nats per token, [windows].
 
-    Raises UserError where the loss is not finite.
+    None where the run is asked to stop meanwhile, and the validation is owed. Raises UserError where the loss is not finite.
     """
     processes = training.processes
     start = time.perf_counter()
@@ -131,7 +131,9 @@ def validate(training: Training, stop_asked: Callable[[], bool]) -> dict | None:
     if not np.isfinite(loss):
         raise UserError(f"the held-out loss is {loss} at step {training.step}")
     training.validated = training.step
-    return log_entry(training, "valid", loss, tokens / (time.perf_counter() - start))
+    by_window = torch.zeros(len(windows), dtype=torch.float64)
+    by_window[torch.from_numpy(mine)] = torch.from_numpy(losses_WT.mean(axis=1))
+    return log_entry(training, "valid", loss, tokens / (time.perf_counter() - start)), processes.total(by_window).numpy()
 
 
 def log_entry(training: Training, split: str, loss: float, tokens_per_s: float) -> dict:

@@ -88,7 +88,7 @@ def test_files_of_the_older_kind_give_the_same_windows(token_file, tmp_path):
         old.resize((5_000,))
         old[:] = token_file.tokens
     old_file = open_tokens(tmp_path / "old.h5")
-    assert old_file.vocab_size is None and old_file.fingerprint == token_file.fingerprint
+    assert old_file.vocab_size is None and old_file.fingerprint.split("+")[0] == token_file.fingerprint.split("+")[0]
     indices = np.array([5, 0, 99])
     for new, old in zip(Windows(token_file, 0, 100, 16, 8, True).batch(indices), Windows(old_file, 0, 100, 16, 8, True).batch(indices), strict=True):
         assert new.equal(old)

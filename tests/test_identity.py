@@ -13,6 +13,7 @@ from modules import history
 from modules.checkpoint import backups_of, load_state, save_state
 from modules.comparison import held_out_windows, pair_up, read_run
 from modules.config import GPTParams, OptimParams, TrainingParams, load_config
+from modules.dataset import open_tokens
 from modules.errors import UserError
 from modules.parallel import Processes
 from modules.resume import find_state
@@ -221,7 +222,6 @@ def test_data_that_moved_are_known_by_their_fingerprint(halves, tmp_path):
     """A finished run: the usual command with the new path remembers it, and --data needs no command at all."""
     folder = half_of(halves, tmp_path)
     (folder / "toy.h5").rename(folder / "moved elsewhere.h5")
-    run_there = read_run(state_path(folder))
     write_config(folder)  # makes another toy.h5 at the path where the states of `halves` have theirs
     state = load_state(state_path(folder))
     gone = folder / "gone.h5"
@@ -230,7 +230,7 @@ def test_data_that_moved_are_known_by_their_fingerprint(halves, tmp_path):
     with pytest.raises(UserError, match=r"gone\.h5: the data that .* was trained on are no longer there.*--data"):
         held_out_windows(read_run(state_path(folder)))
     moved = folder / "moved elsewhere.h5"
-    found = read_run(state_path(folder), {run_there.state["dataset"]["fingerprint"]: str(moved)})
+    found = read_run(state_path(folder), [open_tokens(moved)])
     assert held_out_windows(found).token_file.path == str(moved)
 
     state = train(folder, training_params__steps_to_train=HALF, training_params__dataset_folder=str(moved))

@@ -21,11 +21,13 @@ import torch.nn.functional as F
 
 import measure_arrow
 from modules import sources
+from modules.cli import config_of, training_parser
 from modules.comparison import base_name, pair_up, read_run
 from modules.config import parse_config
 from modules.errors import UserError
-from modules.measure import planned_runs
+from modules.measure import planned_runs, start
 from modules.models import build_model
+from modules.run import Request
 from modules.tok_utils import create_tokenizer
 from modules.tokenizer import get_tokenizer
 
@@ -302,3 +304,25 @@ def test_a_recurrent_config_has_to_say_which_model_it_is(tmp_path):
 def test_arguments_that_make_no_sense_are_refused(data):
     for arguments in ((), (data / "tiny.json", "--states", "a.state"), (data / "tiny.json", "--seeds", 0)):
         assert measure(*arguments).returncode == 2
+
+
+def test_configs_projects_and_texts_may_have_any_name(data):
+    name, project, text = "a $x$ (1) | <b>", "-p [x]", "t*" + "é" * 110 + " #"
+    config = write_config(data, name, steps=4, save_every=4)
+    (data / f"{text}.txt").write_text("".join(sources.linear_circuit(3, bits=3)), encoding="utf-8")
+    done = measure(config, f"--project_name={project}", "-t", data / "bytes", "--text", data / f"{text}.txt", "-d", "cpu")
+    assert done.returncode == 0, done.stderr
+    report = data / "runs" / project / "report"
+    assert f"![{name}-loss".replace("$", "\\$").replace("|", "\\|").replace("<b>", "&lt;b&gt;") in (report / "report.md").read_text(encoding="utf-8")
+    assert (report / f"{name}-loss.png").exists()
+    pages = [html.unescape((report / page).read_text(encoding="utf-8")) for page in os.listdir(report) if page.endswith(".html")]
+    assert len(pages) == 2 and all(name in page for page in pages) and sum(f"{text}.txt" in page for page in pages) == 1
+
+
+def test_a_run_beside_others_is_started_under_the_names_that_were_given(data):
+    config = planned_runs([write_config(data, "-x [1]")], 1)[0]
+    with patch("subprocess.Popen") as popen:
+        start(config, Request("-p x"), "cpu", {})
+    arguments = training_parser("").parse_args(popen.call_args[0][0][2:])
+    assert arguments.project_name == "-p x" and arguments.device == "cpu" and config_of(arguments, "gpt") == config
+    assert config_of(arguments, "gpt").name == "-x [1]_forward_seed0"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.tok_utils.encoder import BYTE_OF_CHARACTER, Encoder, id_dtype, why_not_fast
-from modules.tokenizer import get_tokenizer, merge_pairs
+from modules.tok_utils.encoder import Encoder, id_dtype, why_not_fast
+from modules.tokenizer import BYTE_OF_CHARACTER, get_tokenizer, merge_pairs
 from tests.tok_texts import hard_text, sample_text, trained
 
 
@@ -94,7 +94,6 @@ def test_what_is_not_fast(toki, tmp_path):
         "pattern alone": {"pre_tokenizer": split | {"use_regex": False}},
         "does not split": {"pre_tokenizer": None},
         "ignore_merges": {"model": model | {"ignore_merges": True}},
-        "dropout": {"model": model | {"dropout": 0.1}},
         "not special": {"added_tokens": [special, special | {"id": 5, "content": "the", "special": False}]},
         "256 bytes": {"model": model | {"vocab": {key: i for key, i in model["vocab"].items() if key != "q"}}},
         "same token": {"model": model | {"merges": merges + [two_ways]}},

@@ -192,7 +192,7 @@ def test_a_changed_text_is_refused(tmp_path, toki):
     path.write_bytes(data)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
     assert run(tmp_path, toki, chunk_bytes=500_000).read_bytes() == wanted
-    assert job_module.read_manifest(tmp_path / "t_tokens")["mtime_ns"] == [times.st_mtime_ns + 10**9]
+    assert job_module.read_manifest(tmp_path / "t_tokens").mtime_ns == [times.st_mtime_ns + 10**9]
 
 
 def test_another_tokenizer_is_refused(tmp_path, toki):

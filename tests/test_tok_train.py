@@ -88,7 +88,7 @@ def test_bos_written_in_the_text_is_no_token(tmp_path):
 
 def test_refusals(tmp_path):
     (tmp_path / "t.txt").write_text("text")
-    with pytest.raises(UserError, match="at least 257"):
+    with pytest.raises(UserError, match="vocab_size: expected 257 to 10,000,000"):
         make(tmp_path / "t.txt", tmp_path, vocab_size=256)
     with pytest.raises(UserError, match="no such text"):
         make(tmp_path / "missing.txt", tmp_path)

@@ -123,7 +123,8 @@ def test_folders_that_are_none(tmp_path):
         tokenizer.get_tokenizer(tmp_path)
     for content, message in (("{", "expected JSON"), ("[]", "no model"), ('{"model": {"type": "WordPiece"}}', "WordPiece"),
                              ('{"model": {"vocab": {}}}', "without merges"),
-                             ('{"model": {"type": "BPE", "vocab": [], "merges": []}}', "not a tokenizer")):
+                             ('{"model": {"type": "BPE", "vocab": [], "merges": []}}', "model.vocab: expected a dictionary"),
+                             ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a z"]}}', "not a tokenizer")):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(UserError, match=message):
             tokenizer.get_tokenizer(tmp_path)

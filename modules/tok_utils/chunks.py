@@ -18,7 +18,10 @@ from pathlib import Path
 from modules.errors import UserError
 from modules.tok_utils.disk import check_space
 from modules.tok_utils.encoder import why_not_fast
+from modules.tok_utils.inspection import check_kept, taken_texts
 from modules.tok_utils.job import MANIFEST, Chunk, Job, chunks_folder_of, remove_leftovers
+from modules.tok_utils.limits import LARGEST_CHUNK, WORKERS_A_CORE, check_number
+from modules.tok_utils.locks import alone
 from modules.tok_utils.processes import Process, available_cores, this_process
 from modules.tok_utils.progress import Progress, say, wait_for
 from modules.tok_utils.text_source import find_texts, not_utf8
@@ -38,42 +41,66 @@ def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike
     Args:
         folder: folder with .txt, .txt.gz, .txt.xz or .txt.zst files, or the path of one.
         tokenizer_path: tokenizer folder.
-        num_workers: processes that encode; all cores by default.
+        num_workers: processes that encode, at most four a core; all cores by default.
         errors: "strict" refuses text that is not UTF-8 and says where; "replace" turns what is not into U+FFFD.
         out_h5_folder: where the .h5 will be made, if its disk is to be checked for room as well.
         chunk_bytes: bytes of text a chunk; part of the chunks' identity.
 
     Returns the folder with the chunks, for `make_h5`.
 
-    Raises UserError where there is no text, a text is not UTF-8, the disk has too little room, or the chunks that are there are of another
-    text or tokenizer.
+    Raises UserError where there is no text, a text is not UTF-8, the tokenizer does not keep what it says, the disk has too little room, or
+    the chunks that are there are of another text or tokenizer. Another command at work on the same chunks is waited for.
     """
-    if num_workers is not None and num_workers < 1:
-        raise UserError(f"num_workers: expected 1 or more, found {num_workers}")
-    texts = find_texts(folder)
-    toki = get_tokenizer(tokenizer_path)
+    if num_workers is not None:
+        check_number("num_workers", num_workers, 1, 1 << 20, "processes")
+    check_number("chunk_bytes", chunk_bytes, 1, LARGEST_CHUNK, "each worker holds two such pieces and their ids in memory")
+    if errors not in ("strict", "replace"):
+        raise UserError(f'errors: expected "strict" or "replace", found {errors!r}')
     process = this_process()
+    texts = taken_texts(Path(folder)) if process.rank == 0 else find_texts(folder)
+    toki = get_tokenizer(tokenizer_path)
     chunks_folder = chunks_folder_of(folder, texts)
-    job = Job(chunks_folder, texts, toki, errors, chunk_bytes)
-    if job.finished():
+    if Job(chunks_folder, texts, toki, errors, chunk_bytes).finished():
         return chunks_folder
+    workers = _number_of_workers(num_workers, process)
+    if process.rank:
+        _make_chunks(Job(chunks_folder, texts, toki, errors, chunk_bytes), workers, process, False, out_h5_folder)
+    else:
+        check_kept(texts, toki)
+        with alone(chunks_folder) as held:  # against other commands; the other processes of this one share the work
+            job = Job(chunks_folder, texts, toki, errors, chunk_bytes)
+            if not job.finished():  # by the command that was waited for
+                _make_chunks(job, workers, process, held, out_h5_folder)
+    return chunks_folder
 
+
+def _number_of_workers(wanted: int | None, process: Process) -> int:
+    """`wanted`, or one a core, but no more than do any good."""
+    cores = max(1, available_cores() // process.local_world_size)
+    most = WORKERS_A_CORE * cores
+    if wanted is not None and wanted > most and process.rank == 0:
+        say(f"num_workers: {wanted:,} are more than {WORKERS_A_CORE} for each of {cores} cores, which would wait for each other: {most} it is")
+    return min(wanted or cores, most)
+
+
+def _make_chunks(job: Job, workers: int, process: Process, held: bool, out_h5_folder: str | os.PathLike | None) -> None:
+    """Make the chunks that are not there; of several processes the first waits for all and says that they are."""
+    folder, toki = job.folder, job.toki
     reason = why_not_fast(toki)
     if reason and process.rank == 0:
-        say(f"{tokenizer_path}: {reason}; the tokenizers library encodes, which takes some ten times as long")
-    workers = num_workers or max(1, available_cores() // process.local_world_size)
-    pool = [Worker(Path(tokenizer_path), fast=not reason, errors=errors) for _ in range(workers)]  # they get ready meanwhile
+        say(f"{toki.folder}: {reason}; the tokenizers library encodes, which takes some ten times as long")
+    pool = [Worker(toki.folder, fast=not reason, errors=job.errors) for _ in range(workers)]  # they get ready meanwhile
     try:
         if process.rank == 0:
-            check_space(texts, toki, chunks_folder, out_h5_folder)
+            check_space(job.texts, toki, folder, out_h5_folder)
             job.begin()
-            if process.world_size == 1:  # else another process may be writing one
-                remove_leftovers(chunks_folder, "chunk_*.pt")
+            if held and process.world_size == 1:  # else another process may be writing one
+                remove_leftovers(folder, "chunk_*.pt")
         else:
-            wait_for(chunks_folder / MANIFEST, "the first process to begin")
+            wait_for(folder / MANIFEST, "the first process to begin")
         chunks = _encode(job, pool, process)
         if not chunks:
-            raise UserError(f"{folder}: the text is empty")
+            raise UserError(f"{job.texts[0]}: the text is empty")
         if process.rank == 0:
             if process.world_size > 1 and not _others_finish(job, chunks):
                 _encode(job, pool, Process(0, 1, 1))
@@ -81,7 +108,6 @@ def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike
     finally:
         for worker in pool:
             worker.close()
-    return chunks_folder
 
 
 def _encode(job: Job, workers: list[Worker], process: Process) -> list[Chunk]:

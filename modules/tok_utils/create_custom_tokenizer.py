@@ -4,6 +4,9 @@ The `tokenizers` library trains, on all cores; what is ours is how it is fed. It
 is faster with lines than with a whole text (3.7 and 2.5 MB a CPU second), so texts go in as lines, cut where its
 pattern cannot see across (before a line break that follows a non-space): the tokenizer is the one that the whole text in one piece would give.
 
+A run of letters, digits, signs or blanks longer than LONGEST_RUN (a text without blanks is one) goes in as several: the time that merging
+takes grows with the text times the length of its words, and for one word of 20 MB it would not end. Ordinary texts have none.
+
 The counts of distinct words stay in memory, some 100 bytes each: for texts of tens of GB train on a sample
 (`sample_bytes`), taken evenly from the whole text and the same each time.
 """
@@ -12,23 +15,30 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import regex
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 
+from modules.console import bar
 from modules.errors import UserError
 from modules.files import replacing
+from modules.names import check_name
 from modules.tok_utils.cuts import pieces
+from modules.tok_utils.inspection import taken_texts
+from modules.tok_utils.limits import MOST_BYTES, SMALLEST_VOCAB, check_number
+from modules.tok_utils.locks import alone
 from modules.tok_utils.processes import this_process
 from modules.tok_utils.progress import say, wait_for
 from modules.tok_utils.text_source import TextSource, find_texts, not_utf8
-from modules.tokenizer import BOS_TOKEN, get_tokenizer
+from modules.tokenizer import BOS_TOKEN, MOST_IDS, get_tokenizer
 from modules.tokenizer import Tokenizer as SavedTokenizer
 
-SMALLEST_VOCAB = 257  # BOS and the 256 bytes
 FEED_BYTES = 1 << 20
 LINE_BREAK = re.compile(r"(?<=\S)(?=\n)")
+LONGEST_RUN = 4000  # characters; no word of a language comes near, and 20 MB without a blank cost half a minute more
+LONG_RUN = regex.compile(rf"\p{{L}}{{{LONGEST_RUN}}}|\p{{N}}{{{LONGEST_RUN}}}|[^\s\p{{L}}\p{{N}}]{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}}")
 
 
 def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.PathLike, tokenizer_name: str = "tokenizer",
@@ -48,23 +58,36 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
     Returns the tokenizer's folder. Under torchrun the first process trains and the others wait for it.
 
     Raises UserError for a text that is missing, empty or not UTF-8, and for a vocab_size below 257 or below that of the tokenizer there.
+    Another command at work on the same tokenizer is waited for.
     """
-    folder = Path(tokenizer_folder) / tokenizer_name
-    if vocab_size < SMALLEST_VOCAB:
-        raise UserError(f"vocab_size: expected at least {SMALLEST_VOCAB} (the bytes and {BOS_TOKEN}), found {vocab_size}")
-    if sample_bytes is not None and sample_bytes < 1:
-        raise UserError(f"sample_bytes: expected 1 or more, or none for the whole text; found {sample_bytes}")
-    texts = find_texts(txt_path)
+    folder = Path(tokenizer_folder) / check_name(tokenizer_name, "tokenizer_name")
+    check_number("vocab_size", vocab_size, SMALLEST_VOCAB, MOST_IDS, f"at least the bytes and {BOS_TOKEN}, at most what memory is had for")
+    if sample_bytes is not None:
+        check_number("sample_bytes", sample_bytes, 1, MOST_BYTES, "bytes of text; none for the whole")
     if this_process().rank > 0:
+        find_texts(txt_path)
         wait_for(folder / "tokenizer.json", "the first process to train the tokenizer")
         return folder
-    if (folder / "tokenizer.json").exists():
-        existing = get_tokenizer(folder).vocab_size
-        if existing > vocab_size:
-            raise UserError(f"{folder}: there is a tokenizer of {existing} ids already, and {vocab_size} are wanted: delete it or take another name")
-        say(f"{folder}: using the tokenizer that is there ({existing} ids); delete it to train anew")
-        return folder
+    texts = taken_texts(Path(txt_path))
+    if not _is_there(folder, vocab_size):
+        with alone(folder):
+            if not _is_there(folder, vocab_size):  # by the command that was waited for
+                _train(folder, texts, txt_path, vocab_size, sample_bytes, errors)
+    return folder
 
+
+def _is_there(folder: Path, vocab_size: int) -> bool:
+    """Whether there is a tokenizer already, and if so a note. UserError where it is larger than wanted."""
+    if not (folder / "tokenizer.json").exists():
+        return False
+    existing = get_tokenizer(folder).vocab_size
+    if existing > vocab_size:
+        raise UserError(f"{folder}: there is a tokenizer of {existing} ids already, and {vocab_size} are wanted: delete it or take another name")
+    say(f"{folder}: using the tokenizer that is there ({existing} ids); delete it to train anew")
+    return True
+
+
+def _train(folder: Path, texts: list[Path], txt_path: str | os.PathLike, vocab_size: int, sample_bytes: int | None, errors: str) -> None:
     backend = untrained()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                   show_progress=False)
@@ -74,7 +97,6 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
     reached = backend.get_vocab_size()
     if reached < vocab_size:
         say(f"{folder}: the text gave {reached} ids, fewer than the {vocab_size} asked for")
-    return folder
 
 
 def untrained() -> Tokenizer:
@@ -103,17 +125,31 @@ def _feed(texts: list[Path], sample_bytes: int | None, errors: str) -> Iterator[
         with TextSource(text) as source:
             total += source.estimated_size()
     share = 1.0 if sample_bytes is None else min(1.0, sample_bytes / total)
-    with tqdm(desc="read", total=int(total * share), unit="B", unit_scale=True) as bar:
+    runs_said = False
+    with bar(desc="read", total=int(total * share), unit="B", unit_scale=True) as progress:
         for text in texts:
             with TextSource(text) as source:
                 for number, piece in enumerate(pieces(source, FEED_BYTES, splitter)):
                     if math.ceil((number + 1) * share) == math.ceil(number * share):  # `share` of the numbers, evenly spread, 0 among them
                         continue
-                    yield LINE_BREAK.split(_decode(source.read(piece.start, piece.stop), text, piece.start, errors))
-                    bar.update(piece.stop - piece.start)
-        if not bar.n:
+                    lines = LINE_BREAK.split(_decode(source.read(piece.start, piece.stop), text, piece.start, errors))
+                    items = [item for line in lines for item in without_long_runs(line)]
+                    if len(items) > len(lines) and not runs_said:
+                        say(f"{text}: runs of more than {LONGEST_RUN:,} letters, digits, signs or blanks are cut at that length for training")
+                        runs_said = True
+                    yield items
+                    progress.update(piece.stop - piece.start)
+        if not progress.n:
             raise UserError(f"{texts[0]}: the text is empty")
     say("merging")
+
+
+def without_long_runs(line: str) -> list[str]:
+    """A line, cut within each run that is longer than LONGEST_RUN."""
+    if len(line) <= LONGEST_RUN:
+        return [line]
+    cuts = [match.end() for match in LONG_RUN.finditer(line)]
+    return [line[start:stop] for start, stop in pairwise([0, *cuts, len(line)]) if start < stop]
 
 
 def _bytes_only() -> Tokenizer:

@@ -6,11 +6,9 @@ from pathlib import Path
 from modules.errors import UserError
 from modules.tok_utils.encoder import id_dtype
 from modules.tok_utils.progress import say
-from modules.tok_utils.text_source import TextSource
+from modules.tok_utils.text_source import TextSource, spread_samples
 from modules.tokenizer import Tokenizer
 
-SAMPLES = 8
-SAMPLE_BYTES = 1 << 14
 MARGIN = 1.1  # on what the samples say
 
 
@@ -55,11 +53,9 @@ def readable(size: float) -> str:
 
 
 def _bytes_of_ids(text: Path, toki: Tokenizer) -> int:
-    """An estimate of the bytes that the ids of a text will take, from samples spread over it (from its start, where it is compressed)."""
+    """An estimate of the bytes that the ids of a text will take, from samples of it."""
+    samples = spread_samples(text)
+    ids = sum(len(toki.encode(sample)) for sample in samples)
     with TextSource(text) as source:
         size = source.estimated_size()
-        spread = size if source.size is not None else SAMPLES * SAMPLE_BYTES
-        starts = [max(0, spread - SAMPLE_BYTES) * sample // (SAMPLES - 1) for sample in range(SAMPLES)]
-        samples = [source.read(start, start + SAMPLE_BYTES) for start in starts]
-    ids = sum(len(toki.encode(sample.decode("utf-8", "replace"))) for sample in samples)
-    return int(MARGIN * size * ids * id_dtype(toki.vocab_size).itemsize / max(1, sum(map(len, samples))))
+    return int(MARGIN * size * ids * id_dtype(toki.vocab_size).itemsize / max(1, sum(len(sample.encode("utf-8")) for sample in samples)))

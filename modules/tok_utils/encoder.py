@@ -20,7 +20,7 @@ import numpy as np
 import tiktoken
 
 from modules.tok_utils.word_cache import WordCache
-from modules.tokenizer import BOS_TOKEN, Tokenizer, merge_pairs
+from modules.tokenizer import BOS_TOKEN, BYTE_OF_CHARACTER, Tokenizer, merge_pairs
 
 GPT2_PATTERN = r"(?:'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
 
@@ -60,7 +60,7 @@ def why_not_fast(toki: Tokenizer) -> str | None:
     split = definition.get("pre_tokenizer") or {}
     if split.get("type") != "ByteLevel" or split.get("add_prefix_space", True) or not split.get("use_regex", True):
         return "it does not split the text by GPT-2's pattern alone"
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
+    for option in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
         if model.get(option):
             return f"its model has {option}"
     if not all(token.get("special") for token in definition.get("added_tokens") or ()):
@@ -82,13 +82,3 @@ def _tiktoken_of(toki: Tokenizer) -> tuple[tiktoken.Encoding, np.ndarray]:
     vocab = toki.definition["model"]["vocab"]
     encoding = tiktoken.Encoding(str(toki.folder), pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={BOS_TOKEN: len(ranks)})
     return encoding, np.array([vocab[token] for token in tokens], dtype=id_dtype(toki.vocab_size))
-
-
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's way to write bytes as printable characters: those printable in Latin-1 stand for themselves, the others for U+0100 onward."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF_CHARACTER = _byte_of_character()

@@ -2,28 +2,29 @@
 
 The file holds one dataset, `tokens` [number of tokens], contiguous on the disk so that training can map it into
 memory, uint16 where every id fits and uint32 otherwise. Its attributes: `vocab_size`, `tokenizer_fingerprint`, `bos_id`, and
-`text_bytes`, the UTF-8 bytes that the ids stand for (bits per byte need it). The file carries no times, so the
-same text and tokenizer give the same bytes.
+`text_bytes`, the UTF-8 bytes that the ids stand for (bits per byte need it), and the checksums of all ids and of the attributes.
+The file carries no times, so the same text and tokenizer give the same bytes.
 """
+import glob
 import os
 import zlib
 from pathlib import Path
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
-from modules.errors import UserError
+from modules.console import bar
+from modules.errors import UserError, describe_os_error
 from modules.files import replacing
 from modules.tok_utils.disk import readable, require
 from modules.tok_utils.encoder import id_dtype
-from modules.tok_utils.job import MANIFEST, read_manifest, remove_leftovers
+from modules.tok_utils.job import MANIFEST, Manifest, Row, read_chunk, read_manifest, remove_leftovers
+from modules.tok_utils.locks import alone
 from modules.tok_utils.processes import this_process
 from modules.tokenizer import Tokenizer
 
 HEADER_ROOM = 1 << 16  # more than the attributes and the rest of the file's structure take
 SNIPPET_TOKENS = 60
-BLOCK_TOKENS = 1 << 22
 
 
 def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki: Tokenizer) -> Path:
@@ -43,27 +44,42 @@ def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki
     if this_process().rank > 0:
         return path
     manifest = read_manifest(folder)
-    if manifest["chunks"] is None:
+    if manifest.chunks is None:
         raise UserError(f"{folder}: tokenization has not finished; start tokenize_folder (tokenize_to_h5.py) again, it goes on where it stopped")
-    if manifest["tokenizer_fingerprint"] != toki.fingerprint:
+    if manifest.tokenizer_fingerprint != toki.fingerprint:
         raise UserError(f"{folder} holds chunks of another tokenizer than {toki.folder}: give the one that made them")
+    if manifest.bos_id != toki.bos_id:
+        raise UserError(f"{toki.folder} has the BOS id {toki.bos_id}, and had {manifest.bos_id} when the chunks in {folder} were made: put "
+                        "tokenizer_config.json back as it was")
     dtype = id_dtype(toki.vocab_size)
-    total = sum(row["tokens"] for row in manifest["chunks"])
+    total = sum(row.tokens for row in manifest.chunks)
     require(path.parent, total * dtype.itemsize)
-    remove_leftovers(path.parent, path.name)
-    attributes = {"vocab_size": toki.vocab_size, "tokenizer_fingerprint": toki.fingerprint, "bos_id": toki.bos_id,
-                  "text_bytes": sum(row["text_bytes"] for row in manifest["chunks"])}
+    with alone(path) as held:
+        if held:
+            remove_leftovers(path.parent, glob.escape(path.name))
+        _write(path, folder, manifest, toki, total, dtype)
+    return path
+
+
+def _write(path: Path, folder: Path, manifest: Manifest, toki: Tokenizer, total: int, dtype: np.dtype) -> None:
+    """Write the .h5 at `path`, whole or not at all."""
+    from modules.dataset import attributes_of  # torch comes with it, which reading chunks needs as well
+
+    tokens_crc32 = 0
+    for row in manifest.chunks:
+        tokens_crc32 = joined_crc32(tokens_crc32, row.tokens_crc32, row.tokens * dtype.itemsize)
+    attributes = attributes_of(total, vocab_size=toki.vocab_size, tokenizer_fingerprint=toki.fingerprint, bos_id=toki.bos_id,
+                               text_bytes=sum(row.text_bytes for row in manifest.chunks), tokens_crc32=tokens_crc32)
     try:
         with replacing(path) as temporary:
             offset = _create(temporary, total, dtype, attributes)
             with open(temporary, "rb+") as file:
                 file.seek(offset)
-                rows = tqdm(manifest["chunks"], desc=f"write {path.name}", unit="chunk")
-                file.writelines(_read_chunk(folder / f"chunk_{number:06d}.pt", row, manifest["identity"]).data for number, row in enumerate(rows))
+                for number, row in enumerate(bar(manifest.chunks, desc=f"write {path.name}", unit="chunk")):
+                    file.write(_read_chunk(folder / f"chunk_{number:06d}.pt", row, manifest.identity, dtype, toki.vocab_size).data)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "
                         "make room and start again") from error
-    return path
 
 
 def _create(path: Path, tokens: int, dtype: np.dtype, attributes: dict) -> int:
@@ -79,7 +95,7 @@ def _create(path: Path, tokens: int, dtype: np.dtype, attributes: dict) -> int:
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     layout.set_obj_track_times(False)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:  # nobody else knows of it, and not every file system has locks
         space = h5py.h5s.create_simple((tokens,))
         dataset = h5py.Dataset(h5py.h5d.create(file.id, b"tokens", h5py.h5t.py_create(dtype), space, dcpl=layout))
         dataset.attrs.update(attributes)
@@ -98,33 +114,60 @@ def _chunks_folder(folder: Path) -> Path:
                        f"no {MANIFEST}: run tokenize_folder first"))
 
 
-def _read_chunk(path: Path, row: dict, identity: str) -> np.ndarray:
+def _read_chunk(path: Path, row: Row, identity: str, dtype: np.dtype, vocab_size: int) -> np.ndarray:
     """The ids in a chunk's file. Raises UserError unless it is there and is what the manifest says."""
-    import torch
+    again = "start tokenize_folder (tokenize_to_h5.py) again to make it anew"
     try:
-        chunk = torch.load(path, weights_only=True)
-        ids = chunk["tokens"].numpy()
+        chunk = read_chunk(path, mapped=False)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: start tokenize_folder (tokenize_to_h5.py) again to make it anew") from None
-    except Exception as error:  # whatever torch, pickle or zip make of a damaged file
-        raise UserError(f"{path} is damaged: delete it and start tokenize_folder (tokenize_to_h5.py) again to make it anew") from error
-    if chunk["job"] != identity or len(ids) != row["tokens"] or zlib.crc32(ids) != row["tokens_crc32"]:
-        raise UserError(f"{path} is damaged: delete it and start tokenize_folder (tokenize_to_h5.py) again to make it anew")
+        raise UserError(f"{path} is missing: {again}") from None
+    except OSError as error:
+        raise UserError(f"{describe_os_error(error)}; nothing is lost: once it can be read, start again") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: no memory is left to read it; nothing is lost: start again when there is") from error
+    ids = chunk.tokens.numpy()
+    if chunk.job != identity or chunk.row() != row or zlib.crc32(ids) != row.tokens_crc32 or ids.dtype != dtype or (len(ids) and ids.max() >= vocab_size):
+        raise UserError(f"{path} is damaged: delete it and {again}")
     return ids
+
+
+def joined_crc32(first: int, second: int, second_bytes: int) -> int:
+    """The CRC-32 of two stretches of bytes, one after the other, from the CRC-32 of each and the length of the second.
+
+    Appending n bytes multiplies a CRC, a polynomial over GF(2), by x^8n. As in zlib, bit 31 is the coefficient of x^0.
+    """
+    power, square = 1 << 31, 1 << 23  # x^0; x^8, one byte
+    while second_bytes:
+        if second_bytes & 1:
+            power = _times(power, square)
+        square = _times(square, square)
+        second_bytes >>= 1
+    return _times(power, first) ^ second
+
+
+def _times(one: int, other: int) -> int:
+    """The product of two polynomials modulo that of CRC-32."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if one >> bit & 1:
+            product ^= other
+        other = other >> 1 ^ (0xEDB88320 if other & 1 else 0)
+    return product
 
 
 def summary(h5_path: Path, toki: Tokenizer) -> str:
     """What a finished .h5 holds, in a few lines: sizes, bytes a token, share of the vocabulary used, a decoded snippet from the middle."""
-    with h5py.File(h5_path) as file:
-        tokens = file["tokens"]
-        count, text_bytes = len(tokens), int(tokens.attrs["text_bytes"])
-        used = np.zeros(toki.vocab_size, dtype=bool)
-        for start in range(0, count, BLOCK_TOKENS):
-            used[tokens[start:start + BLOCK_TOKENS]] = True
-        middle = max(0, count // 2 - SNIPPET_TOKENS // 2)
-        snippet = toki.backend.decode(tokens[middle:middle + SNIPPET_TOKENS].tolist(), skip_special_tokens=False)
+    from modules.dataset import open_tokens
+
+    token_file = open_tokens(h5_path)
+    count = len(token_file.tokens)
+    used = np.zeros(toki.vocab_size, dtype=bool)
+    for block in token_file.blocks("counting the ids that are used"):
+        used[block] = True
+    middle = max(0, count // 2 - SNIPPET_TOKENS // 2)
+    snippet = toki.backend.decode(token_file.tokens[middle:middle + SNIPPET_TOKENS].tolist(), skip_special_tokens=False)
     return (f"{h5_path}: {readable(h5_path.stat().st_size)}\n"
-            f"  text         {text_bytes:,} bytes\n"
-            f"  tokens       {count:,} ({text_bytes / count:.2f} bytes a token)\n"
+            f"  text         {token_file.text_bytes:,} bytes\n"
+            f"  tokens       {count:,} ({token_file.text_bytes / count:.2f} bytes a token)\n"
             f"  vocabulary   {used.sum():,} of {toki.vocab_size:,} ids used ({used.mean():.1%})\n"
             f"  from the middle: {snippet!r}")

@@ -11,19 +11,120 @@ import hashlib
 import io
 import json
 import os
+import pickle
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
 
 from modules.errors import UserError
-from modules.files import replacing
+from modules.files import replacing, sweep
+from modules.schema import Schema, checked
 from modules.tok_utils.cuts import Piece, pieces
-from modules.tok_utils.text_source import TextSource, fingerprint, text_name
+from modules.tok_utils.text_source import SUFFIXES, TextSource, fingerprint, text_name
 from modules.tok_utils.worker import Encoded
-from modules.tokenizer import Tokenizer
+from modules.tokenizer import MOST_IDS, Tokenizer
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+
+Count = Annotated[int, Field(ge=0)]
+Crc32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+class Row(Schema):
+    """What the manifest says of a chunk: bytes [start, stop) of which text it is of, and what became of them."""
+    text: Count
+    start: Count
+    stop: Annotated[int, Field(ge=1)]
+    tokens: Count
+    text_bytes: Count
+    tokens_crc32: Crc32
+
+
+class Text(Schema):
+    """A text that chunks are of."""
+    name: str
+    file_bytes: Count
+    fingerprint: str
+
+
+class Manifest(Schema):
+    """A manifest.json. `chunks` is None until all are there."""
+    format: Literal[1]
+    texts: Annotated[list[Text], Field(min_length=1)]
+    tokenizer_fingerprint: str
+    chunk_bytes: Annotated[int, Field(ge=1)]
+    errors: Literal["strict", "replace"]
+    mtime_ns: list[int]
+    vocab_size: Annotated[int, Field(ge=1, le=MOST_IDS)]
+    bos_id: Count
+    identity: str
+    chunks: list[Row] | None
+
+    @property
+    def header(self) -> dict:
+        """What the chunks' identity is made of."""
+        return self.model_dump(include={"format", "texts", "tokenizer_fingerprint", "chunk_bytes"})
+
+    @model_validator(mode="after")
+    def _is_consistent(self):
+        if self.identity != identity_of(self.header):
+            raise ValueError("what it says does not fit its checksum (identity)")
+        if len(self.mtime_ns) != len(self.texts):
+            raise ValueError(f"mtime_ns: expected a time for each of {len(self.texts)} texts, found {len(self.mtime_ns)}")
+        if self.chunks is not None:
+            check_they_meet(self.texts, self.chunks)
+        return self
+
+
+class Contents(Schema):
+    """A chunk's file. `tokens` is a tensor [tokens]; its data are compared with `tokens_crc32` where they are used."""
+    tokens: Any
+    job: str
+    text: Count
+    start: Count
+    stop: Annotated[int, Field(ge=1)]
+    text_bytes: Count
+    text_crc32: Crc32
+    tokens_crc32: Crc32
+
+    @field_validator("tokens")
+    @classmethod
+    def _are_ids(cls, tokens: Any) -> Any:
+        import torch
+        if not isinstance(tokens, torch.Tensor) or tokens.dtype not in (torch.uint16, torch.uint32) or tokens.dim() != 1 or not tokens.is_contiguous():
+            raise ValueError("tokens: expected a row of ids of 16 or 32 bits")
+        return tokens
+
+    def row(self) -> Row:
+        """What the manifest says of it."""
+        return Row(tokens=len(self.tokens), **self.model_dump(include=Row.model_fields.keys() - {"tokens"}))
+
+
+def identity_of(header: dict) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def check_they_meet(texts: list[Text], rows: list[Row]) -> None:
+    """Raises ValueError unless the chunks cover each text from its first byte to its last, in order, once."""
+    text, reached = 0, 0
+    for number, row in enumerate(rows):
+        if row.text == text + 1 and _may_end(texts[text], reached):
+            text, reached = row.text, 0
+        if row.text != text or row.start != reached or row.stop <= row.start:
+            raise ValueError(f"chunk {number} is of bytes {row.start:,} to {row.stop:,} of text {row.text}, and should begin at byte {reached:,} of text {text}")
+        reached = row.stop
+    if text != len(texts) - 1 or not _may_end(texts[text], reached):
+        raise ValueError(f"the chunks end at byte {reached:,} of {texts[text].name}, text {text + 1} of {len(texts)}, before the end of the texts")
+
+
+def _may_end(text: Text, position: int) -> bool:
+    """Whether a text can end at a position: of a compressed one only the text itself tells."""
+    return position > 0 and (text.name.lower().endswith(SUFFIXES[1:]) or position == text.file_bytes)
 
 
 class Chunk(NamedTuple):
@@ -40,26 +141,26 @@ class Job:
         """Raises UserError where the folder holds the chunks of something else."""
         self.folder, self.texts, self.toki, self.errors, self.chunk_bytes = folder, texts, toki, errors, chunk_bytes
         self.header = {
-            "format": 1,
+            "format": FORMAT,
             "texts": [{"name": text.name, "file_bytes": text.stat().st_size, "fingerprint": fingerprint(text)} for text in texts],
             "tokenizer_fingerprint": toki.fingerprint,
             "chunk_bytes": chunk_bytes,
         }
-        self.identity = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()
+        self.identity = identity_of(self.header)
         self.times = [text.stat().st_mtime_ns for text in texts]
         self.manifest = read_manifest(folder)
         if self.manifest is not None:
             self._check_same(self.manifest)
         # A text as old as it was then is unchanged; of another the done chunks are compared by checksum.
-        self.touched = self.manifest is not None and self.manifest["mtime_ns"] != self.times
+        self.touched = self.manifest is not None and self.manifest.mtime_ns != self.times
 
-    def _check_same(self, manifest: dict) -> None:
+    def _check_same(self, manifest: Manifest) -> None:
         advice = f"delete {self.folder} to tokenize anew"
         for name, what in (("texts", "another text, or of this text before it was changed"), ("tokenizer_fingerprint", "another tokenizer"),
-                           ("chunk_bytes", f"{manifest.get('chunk_bytes')} bytes of text each, not {self.chunk_bytes}"), ("format", "another version")):
-            if manifest.get(name) != self.header[name]:
+                           ("chunk_bytes", f"{manifest.chunk_bytes} bytes of text each, not {self.chunk_bytes}")):
+            if manifest.header[name] != self.header[name]:
                 raise UserError(f"{self.folder} holds chunks of {what}: {advice}, or put back what they were made from")
-        if manifest["errors"] == "replace" and self.errors == "strict":
+        if manifest.errors == "replace" and self.errors == "strict":
             raise UserError(f"{self.folder} holds chunks made with errors=replace: go on so, or {advice}")
 
     def path(self, number: int) -> Path:
@@ -67,7 +168,7 @@ class Job:
 
     def finished(self) -> bool:
         """Whether all chunks are there, without reading the text again."""
-        rows = self.manifest["chunks"] if self.manifest and not self.touched else None
+        rows = self.manifest.chunks if self.manifest and not self.touched else None
         return rows is not None and all(self.path(number).exists() for number in range(len(rows)))
 
     def chunks(self) -> Iterator[tuple[Chunk, TextSource]]:
@@ -80,25 +181,29 @@ class Job:
                     number += 1
 
     def is_done(self, chunk: Chunk, source: TextSource) -> bool:
-        """Whether the chunk's file is there and whole. Raises UserError where it is of other text than there is now."""
+        """Whether the chunk's file is there, whole and of this piece. Raises UserError where it is of other text than there is now."""
         done = self.read(chunk.number)
-        if done is None:
+        if done is None or (done.text, done.start, done.stop) != (chunk.text, chunk.piece.start, chunk.piece.stop) or not self._fits(done):
             return False
-        if self.touched and done["text_crc32"] != zlib.crc32(source.read(chunk.piece.start, chunk.piece.stop)):
+        if self.touched and done.text_crc32 != zlib.crc32(source.read(chunk.piece.start, chunk.piece.stop)):
             raise UserError(f"{self.texts[chunk.text]} has changed since {self.path(chunk.number)} was made of it: "
                             f"delete {self.folder} to tokenize anew, or put the text back")
         return True
 
-    def read(self, number: int) -> dict | None:
+    def _fits(self, done: Contents) -> bool:
+        """Whether its ids can stand for its bytes: what is replaced by U+FFFD may grow threefold."""
+        size = done.stop - done.start
+        return done.text_bytes == size if self.errors == "strict" else done.text_bytes <= 3 * size
+
+    def read(self, number: int) -> Contents | None:
         """The contents of a chunk's file, ids not yet read from the disk; None where there is no whole file of this job."""
         if not self.path(number).exists():
             return None  # before torch is imported: a second in which no worker would have work yet
-        import torch
         try:
-            done = torch.load(self.path(number), mmap=True, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError):  # not there, or cut off by other hands than ours: encoded again
+            done = read_chunk(self.path(number), mapped=True)
+        except (Damaged, FileNotFoundError):  # cut off by other hands than ours, or gone by now: encoded again
             return None
-        return done if isinstance(done, dict) and done.get("job") == self.identity else None
+        return done if done.job == self.identity else None
 
     def write(self, chunk: Chunk, encoded: Encoded) -> None:
         """Write a chunk's file, whole or not at all."""
@@ -116,14 +221,19 @@ class Job:
 
     def begin(self) -> None:
         """Write the manifest of a job that has no finished one. Texts that were touched count as unchanged only when all is compared."""
-        self._write_manifest(self.manifest["mtime_ns"] if self.manifest else self.times, None)
+        self._write_manifest(self.manifest.mtime_ns if self.manifest else self.times, None)
 
     def finish(self, chunks: list[Chunk]) -> None:
         """Write the manifest with the list of all chunks: cuts, lengths, checksums. Raises UserError where a text has changed meanwhile."""
         for text, time_then in zip(self.texts, self.times, strict=True):
             if text.stat().st_mtime_ns != time_then:
                 raise UserError(f"{text} has changed while it was tokenized: start again")
-        self._write_manifest(self.times, [self._row(chunk) for chunk in chunks])
+        rows = [self._row(chunk) for chunk in chunks]
+        try:
+            check_they_meet([Text(**text) for text in self.header["texts"]], rows)
+        except ValueError as error:
+            raise UserError(f"{self.folder}: {error}; delete it to tokenize anew") from None
+        self._write_manifest(self.times, [row.model_dump() for row in rows])
 
     def _write_manifest(self, times: list[int], rows: list[dict] | None) -> None:
         manifest = self.header | {"errors": self.errors, "mtime_ns": times, "vocab_size": self.toki.vocab_size, "bos_id": self.toki.bos_id,
@@ -131,11 +241,47 @@ class Job:
         with replacing(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest), encoding="utf-8")
 
-    def _row(self, chunk: Chunk) -> dict:
+    def _row(self, chunk: Chunk) -> Row:
         done = self.read(chunk.number)
-        if done is None:
+        if done is None or not self._fits(done):
             raise UserError(f"{self.path(chunk.number)} is missing or damaged: start again to make it anew")
-        return {"tokens": len(done["tokens"])} | {key: done[key] for key in ("text", "start", "stop", "text_bytes", "tokens_crc32")}
+        return done.row()
+
+
+class Damaged(UserError):
+    """A chunk's file that is not whole."""
+
+
+def read_chunk(path: Path, mapped: bool) -> Contents:
+    """What a chunk's file holds; its ids from the disk as they are used, where `mapped`.
+
+    Raises Damaged where it is not whole, and OSError or MemoryError where it cannot be read for another reason.
+    """
+    import torch
+    with open(path, "rb"):  # a missing file, or one that may not be read, is not damaged
+        pass
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if not mapped or not name.rpartition("/")[0].endswith("/data"):  # the tensors' data; mapped, they are not read here
+                    archive.read(name)  # compares it with its CRC-32
+        found = torch.load(path, mmap=mapped, weights_only=True)
+        return checked(Contents, found, str(path))
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno:
+            raise
+        raise _damaged(path) from error
+    except (UserError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
+            AttributeError, IndexError, NotImplementedError, AssertionError) as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> Damaged:
+    return Damaged(f"{path} is damaged: delete it and start tokenize_folder (tokenize_to_h5.py) again to make it anew")
 
 
 def chunks_folder_of(folder: str | os.PathLike, texts: list[Path]) -> Path:
@@ -145,17 +291,20 @@ def chunks_folder_of(folder: str | os.PathLike, texts: list[Path]) -> Path:
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
-    """Delete what a killed process left half-written: the temporary files of `modules.files.replacing`."""
-    for path in folder.glob(f".{names}.*.tmp"):
-        path.unlink(missing_ok=True)
+    """Delete what killed processes left half-written: the temporary files of `modules.files.replacing`."""
+    sweep(folder)
 
 
-def read_manifest(folder: Path) -> dict | None:
-    """The manifest in a chunks folder, None where there is none. Raises UserError where it cannot be read."""
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a chunks folder, None where there is none. Raises UserError where it is damaged."""
     path = folder / MANIFEST
+    advice = f"delete {folder} to tokenize anew"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete {folder} to tokenize anew") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): {advice}") from error
+    if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{folder} holds chunks of another version: {advice}")
+    return checked(Manifest, found, f"{path} is damaged", advice)

@@ -4,8 +4,7 @@ import time
 import warnings
 from pathlib import Path
 
-from tqdm import tqdm
-
+from modules.console import bar, tell
 from modules.tok_utils.cuts import LONGEST_RUN, Piece
 from modules.tok_utils.text_source import TextSource
 
@@ -15,7 +14,7 @@ SAY_S = 60.0
 
 def say(message: str) -> None:
     """A line on stderr, above the bar if there is one."""
-    tqdm.write(message, file=sys.stderr)
+    tell(message, sys.stderr)
 
 
 def wait_for(path: Path, what: str) -> None:
@@ -36,7 +35,7 @@ class Progress:
         self._world_size = world_size
         self._tokens, self._warnings, self._began = 0, 0, time.monotonic()
         whose = f", process 1 of {world_size}" if world_size > 1 else ""
-        self._bar = tqdm(desc=f"tokenize {name}{whose}", unit="B", unit_scale=True, disable=rank > 0, smoothing=0.1)
+        self._bar = bar(desc=f"tokenize {name}{whose}", unit="B", unit_scale=True, disable=rank > 0, smoothing=0.1)
 
     def __enter__(self):
         return self

@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 
 import regex
-from tqdm import tqdm
 
+from modules.console import bar
 from modules.errors import UserError
 from modules.files import replacing
+from modules.tok_utils.inspection import check_is_text
 from modules.tok_utils.text_source import TextSource, find_texts, not_utf8
 
 BLOCK_BYTES = 1 << 22
@@ -32,13 +33,14 @@ def reverse_text(txt_path: str | os.PathLike, out_path: str | os.PathLike, graph
     if txt_path.is_dir():
         raise UserError(f"{txt_path}: expected one text, found a folder")
     find_texts(txt_path)
-    if out_path.suffix in (".gz", ".xz", ".zst") or out_path.is_dir():
+    check_is_text(txt_path)
+    if out_path.suffix.lower() in (".gz", ".xz", ".zst") or out_path.is_dir():
         raise UserError(f"{out_path}: expected the name of a plain text for the output, such as reversed.txt")
     if out_path.exists() and out_path.samefile(txt_path):
         raise UserError(f"{out_path}: the output would replace the text itself; give it another name")
     size = _size(txt_path)
     with (replacing(out_path) as temporary, TextSource(txt_path) as source, open(temporary, "wb") as out,
-          tqdm(desc=f"reverse {txt_path.name}", total=size, unit="B", unit_scale=True) as bar):
+          bar(desc=f"reverse {txt_path.name}", total=size, unit="B", unit_scale=True) as progress):
         out.truncate(size)
         start = 0
         while start < size:
@@ -55,7 +57,7 @@ def reverse_text(txt_path: str | os.PathLike, out_path: str | os.PathLike, graph
             out.write(data)
             start += len(data)
             source.release(start)
-            bar.update(len(data))
+            progress.update(len(data))
     return out_path
 
 

@@ -15,11 +15,14 @@ import zstandard
 
 from modules.errors import UserError
 
+# One of them ends a text's name, in letters of either size.
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".txt.zst")
 READ_BYTES = 1 << 20
 ZSTD_INPUT = 512  # compressed bytes at a time: 4 can stand for 128 KiB, and memory is bounded
-SAMPLES = 32  # blocks that a fingerprint reads, evenly spread
-SAMPLE_BYTES = 1 << 16
+BLOCKS = 32  # that a fingerprint reads, evenly spread
+BLOCK_BYTES = 1 << 16
+SAMPLES = 8  # of a text, by which the whole is judged
+SAMPLE_BYTES = 1 << 14
 
 
 def find_texts(path: str | os.PathLike) -> list[Path]:
@@ -29,13 +32,14 @@ def find_texts(path: str | os.PathLike) -> list[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        texts = sorted((entry for entry in path.iterdir() if entry.name.endswith(SUFFIXES) and entry.is_file()), key=lambda text: text.name)
+        texts = sorted((entry for entry in path.iterdir() if is_text_name(entry.name) and entry.is_file()), key=lambda text: text.name)
         if not texts:
             raise UserError(f"{path}: expected a text ({', '.join(SUFFIXES)}) in this folder, found none")
     elif path.is_file():
         texts = [path]
     else:
-        raise UserError(f"{path}: no such text; expected a file ({', '.join(SUFFIXES)}) or a folder of them")
+        found = "a link to nothing" if path.is_symlink() else "what is no regular file" if path.exists() else "nothing"
+        raise UserError(f"{path}: no such text; expected a file ({', '.join(SUFFIXES)}) or a folder of them, found {found}")
     by_name = {}
     for text in texts:
         other = by_name.setdefault(text_name(text), text)
@@ -46,10 +50,14 @@ def find_texts(path: str | os.PathLike) -> list[Path]:
     return texts
 
 
+def is_text_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
 def text_name(path: Path) -> str:
     """The name without .txt and what follows: `english` for `english.txt.xz`."""
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if path.name.endswith(suffix):
+        if path.name.lower().endswith(suffix):
             return path.name[:-len(suffix)]
     return path.stem
 
@@ -57,15 +65,16 @@ def text_name(path: Path) -> str:
 class TextSource:
     """One text, opened for reading: `read(start, stop)` gives its bytes (decompressed), `release(position)` forgets what lies before.
 
-    `size` is the number of bytes of the text; None for a compressed one until its end has been read.
+    `size` is the number of bytes of the text; None for a compressed one until its end has been read. `is_plain`: not compressed.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.file_bytes = path.stat().st_size
         self._file = open(path, "rb")  # noqa: SIM115 (closed in __exit__)
-        self._stream = _decompressed(self._file, path.suffix)
-        self.size = self.file_bytes if self._stream is None else None
+        self._stream = _decompressed(self._file, path.suffix.lower())
+        self.is_plain = self._stream is None
+        self.size = self.file_bytes if self.is_plain else None
         self._buffer, self._base = bytearray(), 0
 
     def __enter__(self):
@@ -163,15 +172,23 @@ def not_utf8(path: Path, position: int, byte: int) -> UserError:
                      'or have what is not UTF-8 replaced with --errors replace (errors="replace")')
 
 
+def spread_samples(path: Path) -> list[str]:
+    """SAMPLES stretches of a text, spread over it (from its start, where it is compressed), without what is torn or not UTF-8."""
+    with TextSource(path) as source:
+        spread = source.size if source.is_plain else SAMPLES * SAMPLE_BYTES
+        starts = [max(0, spread - SAMPLE_BYTES) * sample // (SAMPLES - 1) for sample in range(SAMPLES)]
+        return [source.read(start, start + SAMPLE_BYTES).decode("utf-8", "ignore") for start in starts]
+
+
 def fingerprint(path: Path) -> str:
-    """Hex digest of a file's size and of SAMPLES blocks evenly spread over it: quick for 100 GB, and sees all but small edits.
+    """Hex digest of a file's size and of BLOCKS blocks evenly spread over it: quick for 100 GB, and sees all but small edits.
 
     Small edits are seen by the checksums that every chunk keeps of its text.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
-        for sample in range(SAMPLES):
-            file.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE_BYTES))
+        for block in range(BLOCKS):
+            file.seek(max(0, size - BLOCK_BYTES) * block // (BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()

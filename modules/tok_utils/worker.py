@@ -20,7 +20,7 @@ from modules.errors import UserError
 from modules.tok_utils.cuts import pieces
 from modules.tok_utils.encoder import Encoder
 from modules.tok_utils.text_source import TextInMemory
-from modules.tokenizer import Tokenizer, get_tokenizer
+from modules.tokenizer import Tokenizer, load
 
 FAST_PART_BYTES = 1 << 19  # encoded at a time: tiktoken needs some 50 bytes for each byte of a piece that the pattern does not split
 LIBRARY_PART_BYTES = 1 << 16  # tokenizers some 150 bytes a token
@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # by page, it costs 40 % of the speed), and, the thresholds being fixed, no more than that: 200 MB of resident size.
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1",
                "MALLOC_MMAP_THRESHOLD_": str(16 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
-# Not `-m`: what the worker pickles must belong to this module, not to __main__.
+# Not `-m`: what the worker pickles must belong to this module, not to __main__. And `-P`: else Python would look for modules in the
+# working folder, where a random.py of the user's would be run in place of its own.
 START = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import main; main(*sys.argv[1:])"
 
 
@@ -52,7 +53,7 @@ class Worker:
 
     def __init__(self, tokenizer_path: Path, fast: bool, errors: str):
         self._process = subprocess.Popen(
-            [sys.executable, "-c", START, str(tokenizer_path.resolve()), "fast" if fast else "library", errors],
+            [sys.executable, "-P", "-c", START, str(tokenizer_path.resolve()), "fast" if fast else "library", errors],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | ENVIRONMENT)
 
     def encode(self, data: bytes) -> Encoded | NotUtf8:
@@ -94,7 +95,7 @@ def encode_chunk(data: bytes, toki: Tokenizer, encoder: Encoder, part_bytes: int
 def main(tokenizer_path: str, how: str, errors: str) -> None:
     """Encode chunks until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
-    toki = get_tokenizer(tokenizer_path)
+    toki, _ = load(Path(tokenizer_path))
     encoder = Encoder(toki, fast=how == "fast")
     part_bytes = FAST_PART_BYTES if how == "fast" else LIBRARY_PART_BYTES
     while True:
