@@ -169,10 +169,10 @@ def keep_backup(found: dict, files: Files) -> None:
 
 def make_up(found: dict, config: Config, done: bool, files: Files) -> None:
     """Make what a kill kept from being made: a backup, the plain state of a finished sharded run. Of a finished one, remember where the data are now."""
+    backup_due = found["step"] > 0 and found["step"] % config.training_params.backup_every == 0
+    if backup_due and found["validated"] == found["step"]:  # else the step's checkpoint is still owed, and brings its backup
+        keep_backup(found, files)
     if not done:
-        backup_due = found["step"] > 0 and found["step"] % config.training_params.backup_every == 0
-        if backup_due and found["validated"] == found["step"]:  # else the step's checkpoint is still owed, and brings its backup
-            keep_backup(found, files)
         return
     if "folder" in found:
         write_plain(found, files, files.state)
