@@ -5,6 +5,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from modules.config import load_config, parse_config
 from modules.errors import UserError
 from modules.history import Stage, as_data
 from modules.models import build_model
-from modules.parallel import Processes, _free_port, joined, shared_loss
+from modules.parallel import Processes, joined, shared_loss
 from modules.run import Request, run
 from modules.sharded import export_sharded, restore_sharded, save_sharded, sharded_facts, sharded_path, whole_sharded
 from tests.toy import PROJECT, config_dict, state_path, write_config
@@ -89,9 +90,15 @@ def started(rank, work, count, port, *arguments):
         work(processes, *arguments)
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def on(count, work, *arguments):
     """Run `work` in `count` real processes; raises what one of them raised."""
-    torch.multiprocessing.spawn(started, (work, count, _free_port(), *arguments), nprocs=count)
+    torch.multiprocessing.spawn(started, (work, count, free_port(), *arguments), nprocs=count)
 
 
 def write_on_two(processes, folder):
