@@ -53,6 +53,9 @@ class Attributes(Schema):
     text_bytes: Annotated[int, Field(ge=0)] | None = None
     bos_id: Annotated[int, Field(ge=0)] = BOS_ID
     tokens_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
+    texts: str | None = None
+    symmetric: bool | None = None
+    reversed_of: str | None = None
     attributes_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
 
     @model_validator(mode="after")
@@ -62,10 +65,16 @@ class Attributes(Schema):
         return self
 
 
-def attributes_of(n_tokens: int, vocab_size: int, tokenizer_fingerprint: str, text_bytes: int, bos_id: int, tokens_crc32: int) -> dict:
-    """The attributes that make_h5 writes, with a checksum of themselves and of the number of tokens."""
-    said = {"vocab_size": vocab_size, "tokenizer_fingerprint": tokenizer_fingerprint, "bos_id": bos_id, "text_bytes": text_bytes,
-            "tokens_crc32": tokens_crc32}
+@dataclass(frozen=True)
+class Text:
+    """A text that a dataset came from: where it was when it was tokenized, and its fingerprint (text_source.py) then."""
+    path: str
+    fingerprint: str
+
+
+def attributes_of(n_tokens: int, **said) -> dict:
+    """The attributes that make_h5 writes, those of `Attributes` that are known, with a checksum of themselves and of the number of tokens."""
+    said = {name: value for name, value in said.items() if value is not None}
     return said | {"attributes_crc32": zlib.crc32(json.dumps(said | {"tokens": n_tokens}, sort_keys=True).encode("ascii"))}
 
 
@@ -75,7 +84,8 @@ class TokenFile:
 
     tokens: 1-D array-like of token ids, a memory map or an h5py dataset.
     text_bytes: size of the tokenized text in UTF-8 bytes, for bits per byte.
-    tokens_crc32: CRC-32 of all ids, little-endian, as make_h5 wrote it.
+    tokens_crc32: CRC-32 of all ids, little-endian, as make_h5 wrote it. texts: what it was made from. symmetric: whether its tokenizer has no
+    direction (tok_utils/symmetric.py). reversed_of: the fingerprint of the dataset of which this is the reversed control.
     """
     path: str
     tokens: np.ndarray | h5py.Dataset
@@ -84,6 +94,9 @@ class TokenFile:
     text_bytes: int | None
     bos_id: int = BOS_ID
     tokens_crc32: int | None = None
+    texts: tuple[Text, ...] = ()
+    symmetric: bool = False
+    reversed_of: str | None = None
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The stretches of `length` tokens that begin at `starts` [B], as int64 [B, length]."""
@@ -196,13 +209,22 @@ def open_tokens(path: str | os.PathLike) -> TokenFile:
         else:
             tokens[:1], tokens[-1:]  # noqa: B018 (a compression that this machine lacks shows here)
             at_failure.pop_all()  # it stays open
-    token_file = TokenFile(path, tokens, said.vocab_size, said.tokenizer_fingerprint, said.text_bytes, said.bos_id, said.tokens_crc32)
+    token_file = TokenFile(path, tokens, said.vocab_size, said.tokenizer_fingerprint, said.text_bytes, said.bos_id, said.tokens_crc32,
+                           texts_of(said.texts, path), bool(said.symmetric), said.reversed_of)
     if said.attributes_crc32 is not None:
-        if said.model_dump() != attributes_of(len(tokens), said.vocab_size, said.tokenizer_fingerprint, said.text_bytes, said.bos_id, said.tokens_crc32):
+        if said.model_dump(exclude_none=True) != attributes_of(len(tokens), **said.model_dump(exclude={"attributes_crc32"})):
             raise UserError(f"{path}: damaged: what it says of its tokens does not fit its checksum; make it anew (make_h5)")
     if token_file.is_small:
         token_file.check_tokens()
     return token_file
+
+
+def texts_of(said: str | None, h5_path: str) -> tuple[Text, ...]:
+    """The texts that an .h5 says it was made from, whose paths are relative to its folder. UserError where that is not what make_h5 writes."""
+    try:
+        return tuple(Text(os.path.normpath(os.path.join(os.path.dirname(h5_path), path)), fingerprint) for path, fingerprint in json.loads(said or "[]"))
+    except (ValueError, TypeError):
+        raise UserError(f"{h5_path}: damaged: what it says of its texts cannot be read; make it anew (make_h5)") from None
 
 
 def own_dataset(file: h5py.File, path: str) -> h5py.Dataset:
