@@ -189,7 +189,7 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
     bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if pieces else average_bytes_per_token(windows)
     classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if pieces else None
     comparison = {
-        "name": first.name,
+        "name": first.name, "order": "backward",
         "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss),
                                "bits_per_byte": None if bytes_per_token is None else float(arrow.bits_per_byte(loss, bytes_per_token))}
                    for direction, loss in (("forward", found.forward), ("backward", found.backward))},
@@ -205,16 +205,16 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
     return Compared(pairs, comparison, losses, arrow.sample(losses["forward"], losses["backward"]), found.percent, windows.token_file)
 
 
-def compare_losses(name: str, forward: np.ndarray, other: np.ndarray, documents: np.ndarray | None, text: str) -> Compared:
-    """The comparison of losses that somebody measured, nats [seeds, windows, tokens]: all of it that losses alone can tell."""
+def compare_losses(name: str, order: str, forward: np.ndarray, other: np.ndarray, documents: np.ndarray | None, text: str) -> Compared:
+    """The comparison of losses that somebody measured, nats [seeds, windows, tokens], `other` in the given order: all that losses alone can tell."""
     found = arrow.measure(forward, other, documents=documents)
     compared = {"text": text, "dataset": {}, "model": None, "parameters": None, "steps": None, "tokens_seen": None, "seeds": list(range(len(forward))),
                 "runs": [], "changed_on_the_way": [], "config": {}}
     by_context = arrow.by_context(forward, other) if forward.shape[2] > 1 else None
     comparison = {
-        "name": name, "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss), "bits_per_byte": None}
+        "name": name, "order": order, "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss), "bits_per_byte": None}
                                  for direction, loss in (("forward", found.forward), ("backward", found.backward))},
-        "arrow": asdict(found) | {"verdict": found.verdict, "outlook": found.outlook()},
+        "arrow": asdict(found) | {"verdict": found.verdict.replace("Backward", order.capitalize()), "outlook": found.outlook()},
         "held_out": {"windows": found.n_windows, "context": forward.shape[2], "tokens": found.n_tokens, "block": found.block},
         "by_length": [], "convergence": None, "by_context": {key: values.tolist() for key, values in by_context.items()} if by_context else None,
         "by_class": None, "curves": [], "control": None, "compared": compared}

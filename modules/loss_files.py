@@ -55,7 +55,7 @@ def read_losses(path: str | os.PathLike) -> dict[str, Losses]:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of losses") from None
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, io.UnsupportedOperation) as error:
+    except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, io.UnsupportedOperation) as error:
         raise UserError(f"{path}: not a .npz of losses, or a damaged one ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
 
     found: dict[str, Losses] = {}

@@ -31,8 +31,8 @@ from modules.comparison import (
 )
 from modules.config import Config, GPTParams, load_config
 from modules.console import bar, tell
-from modules.dataset import open_tokens
 from modules.control import control_of, control_run, why_none
+from modules.dataset import open_tokens
 from modules.devices import keep_freed_memory
 from modules.errors import UserError
 from modules.loss_files import REFERENCE, read_losses, write_losses
@@ -40,7 +40,7 @@ from modules.names import as_file_systems_see, distinct, file_name
 from modules.noise import next_seeds
 from modules.parallel import joined
 from modules.recording import SNIPPET_TOKENS
-from modules.report import control_in_words, convergence_in_words, marked_for_longer_contexts, write_report
+from modules.report import checks_in_words, held_out_in_words, marked_for_longer_contexts, write_report
 from modules.resume import files_of
 from modules.run import Request, run
 from modules.text_losses import text_losses
@@ -190,8 +190,8 @@ def report_on_losses(path: str, wish: Wish) -> str:
     for name, losses in read_losses(path).items():
         for order, array in losses.by_order.items():
             if order != REFERENCE:
-                named = f"{name or Path(path).stem}" + ("" if order == "backward" else f", {order}")
-                compared.append(compare_losses(named, losses.by_order[REFERENCE], array, losses.documents, Path(path).stem))
+                named = (name or Path(path).stem) + ("" if order == "backward" else f", {order}")
+                compared.append(compare_losses(named, order, losses.by_order[REFERENCE], array, losses.documents, Path(path).stem))
     return report_on(compared, torch.device("cpu"), replace(wish, out=wish.out or Path(path).with_suffix("").with_name(f"{Path(path).stem}-report")))
 
 
@@ -199,10 +199,10 @@ def in_words(comparison: dict) -> str:
     """The result in a few lines."""
     losses, nats, percent = comparison["losses"], comparison["arrow"]["nats"], comparison["arrow"]["percent"]
     low, high = percent["both"]
-    lines = [f"{comparison['name']}: {comparison['held_out']['tokens']:,} held-out tokens, {len(comparison['compared']['seeds'])} seed(s)",
-             f"forward {losses['forward']['nats_per_token']:.4f}, backward {losses['backward']['nats_per_token']:.4f} nats/token",
+    lines = [f"{comparison['name']}: {held_out_in_words(comparison)}, {len(comparison['compared']['seeds'])} seed(s)",
+             f"forward {losses['forward']['nats_per_token']:.4f}, {comparison['order']} {losses['backward']['nats_per_token']:.4f} nats/token",
              f"arrow {nats['value']:+.4f} nats/token, {percent['value']:+.2f} %, standard error {percent['se']:.2f}, 95 % interval {low:+.2f} to {high:+.2f} %",
-             comparison["arrow"]["verdict"], *control_in_words(comparison["control"]), *convergence_in_words(comparison["convergence"])]
+             comparison["arrow"]["verdict"], *checks_in_words(comparison)]
     return "\n  ".join(lines)
 
 

@@ -99,7 +99,7 @@ says which direction is learned faster, and nothing of the text."""
 def summary(comparisons: Sequence[dict]) -> str:
     """A row for each comparison."""
     rows = [[c["name"], c["compared"]["text"], c["held_out"]["context"],
-             f"{figures.size_name(c)}: {c['compared']['parameters']:,}", len(c["compared"]["seeds"]),
+             "unknown" if c["compared"]["parameters"] is None else f"{figures.size_name(c)}: {c['compared']['parameters']:,}", len(c["compared"]["seeds"]),
              f"{c['losses']['forward']['nats_per_token']:.4f}", f"{c['losses']['backward']['nats_per_token']:.4f}",
              f"{c['arrow']['nats']['value']:+.4f}", f"{c['arrow']['percent']['value']:+.2f} %", interval(c["arrow"]["percent"]["both"], 2)]
             for c in comparisons]
@@ -118,23 +118,26 @@ def contrast_parts(contrasts: Sequence[dict]) -> list[str]:
             table(["contrast", "difference", "standard error", "95 %", "p", "p (Holm)"], rows)]
 
 
-def control_in_words(control: dict | None) -> list[str]:
-    """What the reversed control says, in sentences."""
-    if control is None:
-        return ["Without a control: how much of this turns round with the text is not known (--control trains the reversed text)."]
-    turns, stays = control["turns"], control["stays"]
-    what = f"The half that turns round with the text, the arrow of time, is {turns['value']:+.2f} % ({interval(turns['both'], 2)})"
-    if control["exact"]:
-        return [f"{what}: the tokenizer has no direction, so all of the arrow turns."]
-    return [f"{what}, the half that does not {stays['value']:+.2f} % ({interval(stays['both'], 2)}); the reversed text's arrow is "
-            f"{control['arrow']['value']:+.2f} % ({interval(control['arrow']['both'], 2)})."]
+def held_out_in_words(comparison: dict) -> str:
+    """How much was held out. Where others measured the losses, these may be means of windows."""
+    held_out = comparison["held_out"]
+    return f"{held_out['tokens']:,} held-out tokens" if held_out["context"] > 1 else f"{held_out['windows']:,} held-out windows"
 
 
-def convergence_in_words(convergence: dict | None) -> list[str]:
-    """Whether the arrow has converged, passes over the text, and what is doubtful, in sentences."""
+def checks_in_words(comparison: dict) -> list[str]:
+    """What control and convergence say of an arrow, in sentences."""
+    control, convergence = comparison["control"], comparison["convergence"]
     if convergence is None:
-        return []
-    return [convergence["verdict"], f"{convergence['passes']:.2f} passes over the text.", *convergence["warnings"]]
+        return ["These are losses alone: neither a control nor convergence is known."]
+    if control is None:
+        said = "Without a control: how much of this turns round with the text is not known (--control trains the reversed text)."
+    else:
+        turns, stays = control["turns"], control["stays"]
+        said = f"The half that turns round with the text, the arrow of time, is {turns['value']:+.2f} % ({interval(turns['both'], 2)})"
+        said += (": the tokenizer has no direction, so all of the arrow turns." if control["exact"] else
+                 f", the half that does not {stays['value']:+.2f} % ({interval(stays['both'], 2)}); the reversed text's arrow is "
+                 f"{control['arrow']['value']:+.2f} % ({interval(control['arrow']['both'], 2)}).")
+    return [said, convergence["verdict"], f"{convergence['passes']:.2f} passes over the text.", *convergence["warnings"]]
 
 
 def marked_for_longer_contexts(comparisons: Sequence[dict]) -> list[dict]:
@@ -158,10 +161,9 @@ def section(comparison: dict) -> str:
     """Everything about one comparison."""
     arrow, held_out = comparison["arrow"], comparison["held_out"]
     parts = [f"## {in_markdown(comparison['name'])}", arrow["verdict"],
-             "\n".join(f"- {in_markdown(line)}" for line in (*control_in_words(comparison["control"]), *convergence_in_words(comparison["convergence"]),
-                                                           arrow["outlook"])),
+             "\n".join(f"- {in_markdown(line)}" for line in (*checks_in_words(comparison), arrow["outlook"])),
              table(["direction", "nats per token", "bits per byte", "perplexity"],
-                   [[direction, f"{loss['nats_per_token']:.4f}", optional(loss["bits_per_byte"], ".4f"), f"{loss['perplexity']:.2f}"]
+                   [[comparison["order"] if direction == "backward" else direction, f"{loss['nats_per_token']:.4f}", optional(loss["bits_per_byte"], ".4f"), f"{loss['perplexity']:.2f}"]
                     for direction, loss in comparison["losses"].items()]),
              table(["arrow", "value", "95 % windows", "95 % seeds", "95 % both", "standard error", "p"],
                    [[unit, f"{arrow[key]['value']:+.{digits}f}",

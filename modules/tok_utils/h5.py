@@ -23,7 +23,7 @@ from modules.tok_utils.encoder import id_dtype
 from modules.tok_utils.job import MANIFEST, Manifest, Row, read_chunk, read_manifest, remove_leftovers
 from modules.tok_utils.locks import alone
 from modules.tok_utils.processes import this_process
-from modules.tok_utils.symmetric import shares_blanks
+from modules.tok_utils.symmetric import why_not_symmetric
 from modules.tokenizer import Tokenizer
 
 HEADER_ROOM = 1 << 16  # more than the attributes and the rest of the file's structure take
@@ -76,7 +76,7 @@ def _write(path: Path, folder: Path, manifest: Manifest, toki: Tokenizer, total:
     texts = [(os.path.relpath(folder.parent / text.name, path.parent), text.fingerprint) for text in manifest.texts]
     attributes = attributes_of(total, vocab_size=toki.vocab_size, tokenizer_fingerprint=toki.fingerprint, bos_id=toki.bos_id,
                                text_bytes=sum(row.text_bytes for row in manifest.chunks), tokens_crc32=tokens_crc32,
-                               texts=json.dumps(texts), symmetric=shares_blanks(toki), reversed_of=reversed_of)
+                               texts=json.dumps(texts), symmetric=why_not_symmetric(toki) is None, reversed_of=reversed_of)
     try:
         with replacing(path) as temporary:
             offset = _create(temporary, total, dtype, attributes)
