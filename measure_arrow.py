@@ -26,14 +26,19 @@ from modules.tok_utils.processes import this_process
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", type=path, help="JSON config files; of a forward and backward pair one is enough")
-    parser.add_argument("--states", nargs="+", type=path, metavar="STATE", help="compare runs that exist, by their .state files, and train nothing")
-    parser.add_argument("--seeds", type=integer(1, 1000), default=1, help="train each config for so many seeds, to measure the noise of training")
+    parser.add_argument("--states", nargs="+", type=path, metavar="STATE",
+                        help="compare runs that exist, by their .state files, and train nothing")
+    parser.add_argument("--seeds", type=integer(1, 1000), default=1,
+                        help="train each config for so many seeds, to measure the noise of training")
     parser.add_argument("-d", "--device", help="device, e.g. 'cuda:0' or 'cpu' (default: the first GPU, or else the CPU)")
     parser.add_argument("-t", "--tokenizer_path", type=path, help="tokenizer folder: adds snippets, classes of tokens and a coloured page")
-    parser.add_argument("--text", nargs="+", type=path, default=[], metavar="FILE", help="plain texts of yours, each to be shown as a coloured page too; needs -t")
+    parser.add_argument("--text", nargs="+", type=path, default=[], metavar="FILE",
+                        help="plain texts of yours, each to be shown as a coloured page too; needs -t")
     parser.add_argument("-p", "--project_name", default="BackPerplexityResilient", help="project of the runs (default %(default)s)")
-    parser.add_argument("-o", "--out", type=lambda text: Path(path(text)), help="folder of the report (default: report/ in the project's folder of runs)")
-    parser.add_argument("--jobs", type=processes_here, default=1, help="train so many runs side by side, in processes that share the CPU's cores")
+    parser.add_argument("-o", "--out", type=lambda text: Path(path(text)),
+                        help="folder of the report (default: report/ in the project's folder of runs)")
+    parser.add_argument("--jobs", type=processes_here, default=1,
+                        help="train so many runs side by side, in processes that share the CPU's cores")
     arguments = parser.parse_args()
     if bool(arguments.configs) == bool(arguments.states):
         parser.error("give either config files or --states")

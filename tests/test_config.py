@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.config import (MAX_STEP_TOKENS, MAX_STEPS, GPTParams, OptimParams, RecurrentParams, TrainingParams, expanded, key_table, load_config,
-                            parse_config)
+from modules.config import (
+    MAX_STEP_TOKENS,
+    MAX_STEPS,
+    GPTParams,
+    OptimParams,
+    RecurrentParams,
+    TrainingParams,
+    expanded,
+    key_table,
+    load_config,
+    parse_config,
+)
 from modules.errors import UserError
 from modules.schedule import lr_at
 
