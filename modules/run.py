@@ -73,7 +73,7 @@ def prepare(config: Config, tokenizer_path: str | None, processes: Processes, fo
     for key, windows in (("batch_size", params.batch_size), ("valid_batch_size", config.valid_batch_size)):
         if windows < processes.count:
             raise UserError(f"{config.name}: training_params.{key}: expected at least the number of processes, {processes.count}, found {windows}")
-    token_file = open_tokens(params.dataset_folder)
+    token_file = open_tokens(config.dataset_path)
     token_file.check_ids(model_params.vocab_size)
     tokenizer = matching_tokenizer(tokenizer_path, token_file, model_params.vocab_size) if tokenizer_path else None
     windows, held_out = split(token_file, model_params.context, config.stride, params.valid_steps * config.valid_batch_size,
