@@ -36,10 +36,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--save_losses", action="store_true", help="write every held-out loss to losses.npz, and the means of windows to losses.csv")
     parser.add_argument("-d", "--device", help="device, e.g. 'cuda:0' or 'cpu' (default: the first GPU, or else the CPU)")
     parser.add_argument("-t", "--tokenizer_path", type=path, help="tokenizer folder: adds snippets, classes of tokens and a coloured page")
-    parser.add_argument("--text", nargs="+", type=path, default=[], metavar="FILE", help="plain texts of yours, each to be shown as a coloured page too; needs -t")
+    parser.add_argument("--text", nargs="+", type=path, default=[], metavar="FILE",
+                        help="plain texts of yours, each to be shown as a coloured page too; needs -t")
     parser.add_argument("-p", "--project_name", default="BackPerplexityResilient", help="project of the runs (default %(default)s)")
-    parser.add_argument("-o", "--out", type=lambda text: Path(path(text)), help="folder of the report (default: report/ in the project's folder of runs)")
-    parser.add_argument("--jobs", type=processes_here, default=1, help="train so many runs side by side, in processes that share the CPU's cores")
+    parser.add_argument("-o", "--out", type=lambda text: Path(path(text)),
+                        help="folder of the report (default: report/ in the project's folder of runs)")
+    parser.add_argument("--jobs", type=processes_here, default=1,
+                        help="train so many runs side by side, in processes that share the CPU's cores")
     arguments = parser.parse_args()
     if sum(map(bool, (arguments.configs, arguments.states, arguments.losses))) != 1:
         parser.error("give config files, --states or --losses: one of the three")
