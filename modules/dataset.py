@@ -56,17 +56,22 @@ class Attributes(Schema):
     attributes_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
 
     @model_validator(mode="after")
-    def _bos_is_an_id(self):
+    def _fit_together(self):
         if self.vocab_size is not None and self.bos_id >= self.vocab_size:
             raise ValueError(f"bos_id: expected an id below vocab_size {self.vocab_size:,}, found {self.bos_id:,}")
+        if (self.tokens_crc32 is None) != (self.attributes_crc32 is None):
+            raise ValueError("one of its two checksums is missing")
         return self
 
 
 def attributes_of(n_tokens: int, vocab_size: int, tokenizer_fingerprint: str, text_bytes: int, bos_id: int, tokens_crc32: int) -> dict:
-    """The attributes that make_h5 writes, with a checksum of themselves and of the number of tokens."""
+    """The attributes that make_h5 writes, with a checksum of themselves and of the number of tokens.
+
+    It comes first and that of the tokens last: what damages one leaves the other, and that one is missing is seen.
+    """
     said = {"vocab_size": vocab_size, "tokenizer_fingerprint": tokenizer_fingerprint, "bos_id": bos_id, "text_bytes": text_bytes,
             "tokens_crc32": tokens_crc32}
-    return said | {"attributes_crc32": zlib.crc32(json.dumps(said | {"tokens": n_tokens}, sort_keys=True).encode("ascii"))}
+    return {"attributes_crc32": zlib.crc32(json.dumps(said | {"tokens": n_tokens}, sort_keys=True).encode("utf-8"))} | said
 
 
 @dataclass(frozen=True)

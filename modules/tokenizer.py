@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tokenizers
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from modules.console import tell
 from modules.errors import UserError
@@ -55,7 +55,7 @@ class BpeModel(Schema):
     """"model" of a tokenizer.json."""
     type: Literal["BPE"] = "BPE"  # old files leave it out
     vocab: Annotated[dict[str, Id], Field(min_length=1)]
-    merges: list[str | Annotated[list[str], Field(min_length=2, max_length=2)]]
+    merges: list[Any]
     dropout: Annotated[float, Field(ge=0, le=1)] | None = None
     unk_token: str | None = None
     continuing_subword_prefix: str | None = None
@@ -69,6 +69,22 @@ class BpeModel(Schema):
         if len(set(vocab.values())) < len(vocab):
             raise ValueError("two tokens have the same id")
         return vocab
+
+    @field_validator("merges")
+    @classmethod
+    def _of_two_tokens(cls, merges: list[Any]) -> list[Any]:
+        for number, merge in enumerate(merges):
+            if not (isinstance(merge, str) and " " in merge or isinstance(merge, list) and len(merge) == 2 and all(isinstance(token, str) for token in merge)):
+                raise ValueError(f"entry {number}: expected two tokens, found {shown(merge)}")
+        return merges
+
+    @model_validator(mode="after")
+    def _merges_have_the_prefix(self):
+        """The library aborts the process where they do not."""
+        prefix = self.continuing_subword_prefix
+        if prefix and not all((merge.split(" ", 1) if isinstance(merge, str) else merge)[-1].startswith(prefix) for merge in self.merges):
+            raise ValueError(f"continuing_subword_prefix: expected what the second token of every merge begins with, found {shown(prefix)}")
+        return self
 
 
 class AddedToken(Schema):
