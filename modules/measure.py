@@ -23,6 +23,7 @@ from tqdm import tqdm
 from modules.arrow_page import write_arrow_page
 from modules.comparison import Trained, base_name, compare, held_out_ids, held_out_windows, load_model, pair_up, read_run
 from modules.config import Config, GPTParams, load_config
+from modules.console import tell
 from modules.devices import keep_freed_memory
 from modules.errors import UserError
 from modules.files import replacing
@@ -218,7 +219,7 @@ def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, n
                     raise UserError(f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}") from None
                 reached = piece.stop
                 if len(ids) > TEXT_PAGE_TOKENS:
-                    print(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, some {reached:,} bytes", file=sys.stderr)
+                    tell(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, of some {reached:,} bytes", sys.stderr)
                     break
         if not ids:
             raise UserError(f"{path}: the text is empty")

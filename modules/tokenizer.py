@@ -74,7 +74,8 @@ class BpeModel(Schema):
     @classmethod
     def _of_two_tokens(cls, merges: list[Any]) -> list[Any]:
         for number, merge in enumerate(merges):
-            if not (isinstance(merge, str) and " " in merge or isinstance(merge, list) and len(merge) == 2 and all(isinstance(token, str) for token in merge)):
+            tokens = merge.split(" ", 1) if isinstance(merge, str) else merge
+            if not isinstance(tokens, list) or len(tokens) != 2 or not all(isinstance(token, str) for token in tokens):
                 raise ValueError(f"entry {number}: expected two tokens, found {shown(merge)}")
         return merges
 
@@ -175,7 +176,8 @@ class Tokenizer:
         What the tokenizer's own normalizer makes of the text counts as the text, and a blank that it puts before it is none of it.
         """
         ids, pieces = self.encode(text), self.token_bytes()
-        back = b"".join(pieces[i] for i in ids).decode("utf-8", "replace") if pieces else self.backend.decode(ids, skip_special_tokens=False)
+        back = (b"".join(pieces[i] for i in ids).decode("utf-8", "replace") if pieces else
+                self.backend.decode(ids, skip_special_tokens=False))
         if back == text:
             return text, back
         normalizer = self.backend.normalizer
@@ -265,7 +267,7 @@ def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(used))
         backend.encode("a b")
-    except BaseException as error:  # the library raises plain Exception for whatever it dislikes in the file, and a panic of its is no Exception
+    except BaseException as error:  # the library raises plain Exception for whatever it dislikes in the file; its panics are none
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException" or isinstance(error, MemoryError):
             raise
         raise UserError(f"{path}: not a tokenizer that the tokenizers library reads: {first_line(error)}") from None

@@ -18,7 +18,8 @@ from modules.tokenizer import get_tokenizer
 from tests.tok_texts import sample_text, trained
 
 MUTATIONS = 40
-VALUES = [None, True, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, float("nan"), float("inf"), "", "x", "0" * 64, "\x00", [], {}, [[]], {"a": 1}, [None] * 3, ["a", "b", "c"]]
+VALUES = [None, True, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, float("nan"), float("inf"), "", "x", "0" * 64, "\x00", [], {},
+          [[]], {"a": 1}, [None] * 3, ["a", "b", "c"]]
 
 
 def places(value, path=()):
@@ -61,7 +62,8 @@ def mutated(value, rng: random.Random):
 def flipped(data: bytes, rng: random.Random) -> bytes:
     """Bytes with one bit flipped, a stretch zeroed, or an end cut off."""
     at = rng.randrange(len(data))
-    return rng.choice([data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1:], data[:at] + bytes(min(64, len(data) - at)) + data[at + 64:], data[:at]])
+    one_bit = data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1:]
+    return rng.choice([one_bit, data[:at] + bytes(min(64, len(data) - at)) + data[at + 64:], data[:at]])
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +131,9 @@ def test_damaged_chunks(copy, damage):
         if damage == "content":
             changed = mutated(contents, rng)
             if number % 4 == 0:
-                changed["tokens"] = [contents["tokens"][:-1], contents["tokens"].to(torch.int64), contents["tokens"].view(1, -1), torch.from_numpy(contents["tokens"].numpy()[::-1].copy()),
-                                     contents["tokens"].float()][number // 4 % 5]
+                ids = contents["tokens"]
+                changed["tokens"] = [ids[:-1], ids.to(torch.int64), ids.view(1, -1), torch.from_numpy(ids.numpy()[::-1].copy()),
+                                     ids.float()][number // 4 % 5]
             torch.save(changed, path)
         else:
             path.write_bytes(flipped(original, rng))

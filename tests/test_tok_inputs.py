@@ -11,7 +11,6 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -57,9 +56,11 @@ def test_what_is_taken_and_what_is_left_out_is_said_with_sizes_and_reasons(tmp_p
     said = capfd.readouterr().err
     size = len(PROSE)
     assert [line for line in said.splitlines() if line.startswith(("text:", "left out:"))] == [
-        f"text: {tmp_path / 'B.TXT'}, 2.28 kB", f"text: {tmp_path / 'a.txt'}, 2.28 kB", f"text: {tmp_path / 'd.Txt.GZ'}, {(tmp_path / 'd.Txt.GZ').stat().st_size} B",
+        f"text: {tmp_path / 'B.TXT'}, 2.28 kB", f"text: {tmp_path / 'a.txt'}, 2.28 kB",
+        f"text: {tmp_path / 'd.Txt.GZ'}, {(tmp_path / 'd.Txt.GZ').stat().st_size} B",
         f"text: {tmp_path / 'linked.txt'}, 2.28 kB",
-        f"left out: {tmp_path / 'c.md'} (its name does not end in one of .txt, .txt.gz, .txt.xz, .txt.zst)", f"left out: {tmp_path / 'gone.txt'} (a link to nothing)",
+        f"left out: {tmp_path / 'c.md'} (its name does not end in one of .txt, .txt.gz, .txt.xz, .txt.zst)",
+        f"left out: {tmp_path / 'gone.txt'} (a link to nothing)",
         f"left out: {tmp_path / 'notes'} (its name does not end in one of .txt, .txt.gz, .txt.xz, .txt.zst)",
         f"left out: {tmp_path / 'pipe.txt'} (not a regular file)", f"left out: {tmp_path / 'sub'} (a folder: texts in it are not looked for)"]
     with h5py.File(h5_path) as file:
@@ -97,11 +98,13 @@ NO_TEXTS = {
     "a.tar.xz": (lzma.compress(tar("a.txt", DATA)), "inside its compression a tar archive"),
     "b.txt.gz": (gzip.compress(tar("a.txt", DATA)), "inside its compression a tar archive"),
     "c.txt.gz": (gzip.compress(gzip.compress(DATA)), "inside its compression gzip data"),
-    "d.txt": (tar("a.txt", DATA), "a tar archive"), "e.zip": (zipped("a.txt", DATA), "a zip archive"), "f.docx": (zipped("word/document.xml", DATA), "a zip archive"),
+    "d.txt": (tar("a.txt", DATA), "a tar archive"), "e.zip": (zipped("a.txt", DATA), "a zip archive"),
+    "f.docx": (zipped("word/document.xml", DATA), "a zip archive"),
     "g.pdf": (b"%PDF-1.7\n" + DATA, "a PDF document"), "h.txt": (gzip.compress(DATA), "name it .txt.gz"), "i.txt": (lzma.compress(DATA), "name it .txt.xz"),
     "j.txt": (zstandard.compress(DATA), "name it .txt.zst"), "k.txt": (bz2.compress(DATA), "bzip2"), "l.txt": (PROSE.encode("utf-16"), "text in UTF-16"),
     "m.txt": (PROSE.encode("utf-16-le"), "null bytes .*UTF-16, or no text"), "n.txt": (PROSE.encode("utf-32"), "text in UTF-32"),
-    "o.txt": (bytes(2000), "null bytes"), "p.txt.xz": (DATA, "damaged or cut off after 0 bytes"), "q.txt.zst": (gzip.compress(DATA), "damaged or cut off after 0 bytes"),
+    "o.txt": (bytes(2000), "null bytes"), "p.txt.xz": (DATA, "damaged or cut off after 0 bytes"),
+    "q.txt.zst": (gzip.compress(DATA), "damaged or cut off after 0 bytes"),
 }
 
 
@@ -109,7 +112,8 @@ NO_TEXTS = {
 def test_what_is_no_text_is_refused_everywhere_before_the_work(tmp_path, toki, name):
     content, problem = NO_TEXTS[name]
     (tmp_path / name).write_bytes(content)
-    for work in (lambda: tokenize_folder(tmp_path / name, toki.folder, errors="replace"), lambda: create_tokenizer(tmp_path / name, tmp_path, "tok", errors="replace"),
+    for work in (lambda: tokenize_folder(tmp_path / name, toki.folder, errors="replace"),
+                 lambda: create_tokenizer(tmp_path / name, tmp_path, "tok", errors="replace"),
                  lambda: reverse_text(tmp_path / name, tmp_path / "out.txt"), lambda: "".join(read_text(tmp_path / name)),
                  lambda: measure.read_texts([str(tmp_path / name)], str(toki.folder))):
         with pytest.raises(UserError, match=problem):
@@ -126,7 +130,8 @@ def test_texts_of_all_scripts_with_few_nulls_are_texts(tmp_path):
 # What the tokenizer keeps
 
 def test_a_vocabulary_that_lacks_letters_is_refused_at_the_start(tmp_path):
-    lacking = library_tokenizer(tmp_path / "tok", ["klk lkl kkl"] * 9, special=(), pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), decoder=decoders.ByteLevel())
+    lacking = library_tokenizer(tmp_path / "tok", ["klk lkl kkl"] * 9, special=(),
+                                pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), decoder=decoders.ByteLevel())
     (tmp_path / "tok" / "tokenizer_config.json").write_text('{"bos_token": "k"}')
     (tmp_path / "t.txt").write_text(PROSE)
     with pytest.raises(UserError, match="does not keep what it says: 'A black cab"):
@@ -163,7 +168,8 @@ def test_sentencepiece_from_text_to_h5(tmp_path, capfd):
 
 # Numbers
 
-@pytest.mark.parametrize("option, value", [("num_workers", 0), ("num_workers", 10**9), ("num_workers", 1.5), ("num_workers", True), ("chunk_bytes", 0), ("chunk_bytes", 1 << 40),
+@pytest.mark.parametrize("option, value", [("num_workers", 0), ("num_workers", 10**9), ("num_workers", 1.5), ("num_workers", True),
+                                           ("chunk_bytes", 0), ("chunk_bytes", 1 << 40),
                                            ("chunk_bytes", "4"), ("errors", "ignore")])
 def test_numbers_out_of_bounds_are_refused(tmp_path, toki, option, value):
     (tmp_path / "t.txt").write_text(PROSE)
@@ -171,7 +177,8 @@ def test_numbers_out_of_bounds_are_refused(tmp_path, toki, option, value):
         tokenize_folder(tmp_path, toki.folder, **{option: value})
 
 
-@pytest.mark.parametrize("option, value", [("vocab_size", 10**12), pytest.param("vocab_size", 10**5000, id="huge"), ("vocab_size", -1), ("vocab_size", 300.0), ("sample_bytes", 0), ("sample_bytes", 1 << 70),
+@pytest.mark.parametrize("option, value", [("vocab_size", 10**12), pytest.param("vocab_size", 10**5000, id="huge"),
+                                           ("vocab_size", -1), ("vocab_size", 300.0), ("sample_bytes", 0), ("sample_bytes", 1 << 70),
                                            ("sample_bytes", float("nan"))])
 def test_numbers_out_of_bounds_are_refused_in_training(tmp_path, option, value):
     (tmp_path / "t.txt").write_text(PROSE)
@@ -259,8 +266,9 @@ def test_a_compressed_text_can_be_mirrored(tmp_path):
 # Two commands
 
 def test_a_lock_is_waited_for_gone_with_its_holder_and_leaves_nothing(tmp_path, capfd):
-    holder = subprocess.Popen([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom modules.tok_utils.locks import alone\n"
-                               f"with alone(Path({str(tmp_path / 'x')!r})): print(1, flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom modules.tok_utils.locks import alone\n"
+            f"with alone(Path({str(tmp_path / 'x')!r})): print(1, flush=True); input()")
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     holder.stdout.readline()
     threading.Timer(0.3, holder.kill).start()  # as a user does who has lost patience
     with alone(tmp_path / "x") as held:
@@ -280,8 +288,8 @@ def test_without_locks_the_work_goes_on_with_a_line(tmp_path, capfd, monkeypatch
 def test_the_same_command_twice_at_once_makes_the_same_file_once(tmp_path):
     """From training the tokenizer to the .h5; the second waits at each step, and finds it done."""
     (tmp_path / "t.txt").write_text(sample_text(1_500_000))
-    command = [sys.executable, ROOT / "tokenize_to_h5.py", "--txt_path", "t.txt", "--out_h5_folder", "out", "--tokenizer_folder", ".", "--tokenizer_name", "tok",
-               "--vocab_size", "600", "--num_workers", "1"]
+    command = [sys.executable, ROOT / "tokenize_to_h5.py", "--txt_path", "t.txt", "--out_h5_folder", "out", "--tokenizer_folder", ".",
+               "--tokenizer_name", "tok", "--vocab_size", "600", "--num_workers", "1"]
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
@@ -290,4 +298,5 @@ def test_the_same_command_twice_at_once_makes_the_same_file_once(tmp_path):
     toki = get_tokenizer(tmp_path / "tok")
     with h5py.File(tmp_path / "out" / "t.h5") as file:
         assert file["tokens"][:].tolist() == toki.encode(sample_text(1_500_000))
-    assert {path.name for path in tmp_path.iterdir()} == {"t.txt", "t_tokens", "out", "tok"} and [path.name for path in (tmp_path / "out").iterdir()] == ["t.h5"]
+    assert {path.name for path in tmp_path.iterdir()} == {"t.txt", "t_tokens", "out", "tok"}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["t.h5"]
