@@ -234,7 +234,7 @@ def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, n
                     raise UserError(f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}") from None
                 reached = piece.stop
                 if len(ids) > TEXT_PAGE_TOKENS:
-                    tell(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, some {reached:,} bytes", sys.stderr)
+                    tell(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, of some {reached:,} bytes", sys.stderr)
                     break
         if not ids:
             raise UserError(f"{path}: the text is empty")

@@ -133,7 +133,8 @@ def _read_chunk(path: Path, row: Row, identity: str, dtype: np.dtype, vocab_size
     except MemoryError as error:
         raise UserError(f"{path}: no memory is left to read it; nothing is lost: start again when there is") from error
     ids = chunk.tokens.numpy()
-    if chunk.job != identity or chunk.row() != row or zlib.crc32(ids) != row.tokens_crc32 or ids.dtype != dtype or (len(ids) and ids.max() >= vocab_size):
+    as_said = chunk.job == identity and chunk.row() == row and zlib.crc32(ids) == row.tokens_crc32
+    if not as_said or ids.dtype != dtype or (len(ids) and ids.max() >= vocab_size):
         raise UserError(f"{path} is damaged: delete it and {again}")
     return ids
 
