@@ -9,47 +9,46 @@
 import argparse
 import os
 
-from modules import sources
+from modules.console import tell
 from modules.errors import UserError, one_line_errors
 
 
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, found {value}")
-    return value
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Write text of a synthetic source with a known arrow of time or a known entropy.")
+    from modules import sources
+    from modules.cli import Parser, integer, path, seed
+
+    parser = Parser(description="Write text of a synthetic source with a known arrow of time or a known entropy.")
     kinds = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     kind_help = {"primes": "products of two primes, 'p q n'", "circuit": "sparse linear circuits over F2, 'x y'",
                  "markov": "a reversible Markov chain", "iid": "independent symbols", "mirror": "a text together with its mirror image"}
     kind = {name: kinds.add_parser(name, help=text, description=text) for name, text in kind_help.items()}
     for name, parser_of_kind in kind.items():
-        parser_of_kind.add_argument("out", help="the .txt file to write")
+        parser_of_kind.add_argument("out", type=path, help="the .txt file to write")
         if name != "mirror":
-            parser_of_kind.add_argument("--seed", type=int, default=0, help="decides the rule and the sample (default 0)")
+            parser_of_kind.add_argument("--seed", type=seed, default=0, help="decides the rule and the sample (default 0)")
     for name in ("primes", "circuit"):
-        kind[name].add_argument("--lines", type=positive, default=200_000, help="default 200000")
+        kind[name].add_argument("--lines", type=integer(1, 10**12, "terabytes"), default=200_000, help="default 200000")
     for name in ("markov", "iid"):
-        kind[name].add_argument("--characters", type=positive, default=1_000_000, help="default 1000000")
-        kind[name].add_argument("--symbols", type=positive, default=8, help="size of the alphabet (default 8)")
-    kind["primes"].add_argument("--digits", type=positive, default=3, help="decimal digits of each prime (default 3)")
-    kind["circuit"].add_argument("--bits", type=positive, default=10, help="bits of x and of y (default 10)")
-    kind["mirror"].add_argument("--text", required=True, help="the .txt file to mirror")
-    kind["mirror"].add_argument("--block", type=positive, default=sources.MIRROR_BLOCK, help="characters to mirror at a time")
+        kind[name].add_argument("--characters", type=integer(1, 10**13, "ten terabytes"), default=1_000_000, help="default 1000000")
+        kind[name].add_argument("--symbols", type=integer(2, len(sources.SYMBOLS)), default=8, help="size of the alphabet (default 8)")
+    kind["primes"].add_argument("--digits", type=integer(1, sources.MOST_DIGITS), default=3, help="decimal digits of each prime (default 3)")
+    kind["circuit"].add_argument("--bits", type=integer(1, sources.MOST_BITS), default=10, help="bits of x and of y (default 10)")
+    kind["mirror"].add_argument("--text", type=path, required=True, help="the .txt file to mirror")
+    kind["mirror"].add_argument("--block", type=integer(1, 10**8, "a block is held in memory"), default=sources.MIRROR_BLOCK, help="characters to mirror at a time")
     return parser.parse_args()
 
 
 @one_line_errors
 def main() -> None:
+    from modules import sources  # an import in which Ctrl-C is one line as well
+
     settings = vars(parse_arguments())
     out = settings.pop("out")
     if "text" in settings and os.path.realpath(settings["text"]) == os.path.realpath(out):
         raise UserError(f"{out}: expected another file than the text to mirror")
     source = sources.open_source(**settings)
     written = sources.write_text(out, source.text, source.characters)
-    print(f"{out}: {written} characters" + (f", {source.entropy:.6f} nats a character" if source.entropy is not None else ""))
+    tell(f"{out}: {written} characters" + (f", {source.entropy:.6f} nats a character" if source.entropy is not None else ""))
 
 
 if __name__ == "__main__":

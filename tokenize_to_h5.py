@@ -6,16 +6,19 @@ interruption, it goes on from where it was. On several machines with a shared fo
 import argparse
 import os
 
-from modules import tokenizer
+from modules.console import tell
 from modules.errors import UserError, one_line_errors
-from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
-from modules.tok_utils.h5 import summary
-from modules.tok_utils.processes import this_process
 
 
 @one_line_errors
 def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_name: str) -> None:
     """The four arguments are defaults: flags of the same names go before them."""
+    from modules import tokenizer  # seconds of imports, in which Ctrl-C is one line as well
+    from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
+    from modules.tok_utils.create_custom_tokenizer import SPLITS
+    from modules.tok_utils.h5 import summary
+    from modules.tok_utils.processes import this_process
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--txt_path", default=txt_path, help="text to tokenize: .txt, .txt.gz, .txt.xz, .txt.zst, or a folder of them")
     parser.add_argument("--out_h5_folder", default=out_h5_folder, help="folder that will contain the .h5")
@@ -23,6 +26,9 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     parser.add_argument("--tokenizer_name", default=tokenizer_name, help="name of the tokenizer; one that is there already is used as it is")
     parser.add_argument("--vocab_size", type=int, default=50257, help="number of ids of a new tokenizer (default: %(default)s)")
     parser.add_argument("--sample_bytes", type=int, help="train the tokenizer on about so many bytes, taken evenly from the text (default: all)")
+    parser.add_argument("--split", choices=SPLITS, default="gpt2",
+                        help="how a new tokenizer splits a text: gpt2, or symmetric: the tokens of the reversed text are the reversed tokens "
+                        "(default: %(default)s)")
     parser.add_argument("--num_workers", type=int, help="processes that encode, at most four a core (default: one a core)")
     parser.add_argument("--errors", choices=("strict", "replace"), default="strict",
                         help="text that is not UTF-8: refuse it and say where, or replace it by U+FFFD (default: %(default)s)")
@@ -33,20 +39,20 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         from modules.dataset import check_file  # torch, which --help need not wait for
 
         for path in args.check:
-            print(check_file(path))
+            tell(check_file(path))
         return
     for name in ("txt_path", "out_h5_folder", "tokenizer_folder", "tokenizer_name"):
         if not getattr(args, name):
             raise UserError(f"{name} is empty: edit the four names at the end of {os.path.basename(__file__)}, or give --{name}")
 
     tokenizer_path = create_tokenizer(args.txt_path, args.tokenizer_folder, tokenizer_name=args.tokenizer_name, vocab_size=args.vocab_size,
-                                      sample_bytes=args.sample_bytes, errors=args.errors)
+                                      sample_bytes=args.sample_bytes, errors=args.errors, split=args.split)
     chunks = tokenize_folder(args.txt_path, tokenizer_path, num_workers=args.num_workers, errors=args.errors, out_h5_folder=args.out_h5_folder)
     toki = tokenizer.get_tokenizer(m_path=tokenizer_path)
     h5_path = make_h5(chunks, args.out_h5_folder, toki)
     if this_process().rank == 0:
-        print(summary(h5_path, toki))
-        print(f"  {chunks} is no longer needed once you are content with the .h5")
+        tell(summary(h5_path, toki))
+        tell(f"  {chunks} is no longer needed once you are content with the .h5")
 
 
 if __name__=='__main__':

@@ -114,7 +114,7 @@ def null_arrows(text_of: Callable[[int], Iterable[str]], runs: int, n_seeds: int
         for run in tqdm(range(runs), desc=text_of.__name__, unit="measurement"):
             data = write_tokens(Path(folder) / "null.h5", "".join(text_of(run)), toki)
             config = small_config(data, context=16, width=16, batch_size=32, steps=steps, valid_steps=20)
-            found.append(arrow.measure(*measure(config, n_seeds), resamples=2_000))
+            found.append(arrow.measure(*measure(config, n_seeds)))
     return found
 
 

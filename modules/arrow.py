@@ -2,48 +2,40 @@
 
 Input everywhere: `forward` and `backward`, nats, [seeds, windows, tokens], both **in text order**: entry [s, w, t] is the loss of the
 same token of the same held-out window, predicted by seed s's forward model from what stands before it and by seed s's backward model from
-what stands after it. The arrow is the mean of backward - forward.
+what stands after it. The arrow is the mean of backward - forward. Where only means of windows are known, [seeds, windows], they are
+windows of one token: `losses[..., None]`.
 
 Why paired: the difficulty of a window varies by some 20 % between windows, the arrow is 1 %. Both directions
 see the same windows, so the differences are taken first and averaged then.
 
-What is uncertain, and which interval says so:
-
-- `windows`: other held-out text of the same kind, with these trained models. Neighbouring windows belong to the same document, so
-  they are resampled in blocks of consecutive windows (circular block bootstrap; Politis and Romano 1992), of a length that the data
-  choose (`block_length`). Plain resampling of windows gives intervals which are too short: at a correlation of 0.5
-  between neighbours, 95 % intervals cover the truth in 75 %.
-- `seeds`: other initial weights and another order of the same training windows, on this held-out text. Student's t over the arrows of the
-  seeds. With two or three seeds it is wide, as it should be.
-- `both`: the sum of the two variances, with the degrees of freedom of Welch and Satterthwaite. This is the one to quote. With one seed it
-  can only be the first, and the verdict says that the noise of training is not in it: training two models on a source without an arrow
-  leaves them unequal, however much text they are then compared on.
-
-Neither holds the choice of the training text.
+Intervals are for the expected arrow over seeds and held-out text (modules/noise.py). They do not hold the choice of the training text.
+One seed says how two models differ and nothing of the text: two models trained on a source without an arrow are unequal, however
+much text they are then compared on.
 
 Everything is plain numpy: it takes losses from wherever they come.
 """
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
-LEVEL = 0.95
-RESAMPLES = 10_000
-FEWEST_BLOCKS = 10  # however correlated the windows look: a spread taken from fewer blocks says little
-NUMBERS_AT_ONCE = 4_000_000  # block starts drawn at a time, 32 MB
+from modules.noise import (
+    MOST_SEEDS,
+    Estimate,
+    Interval,
+    estimate,
+    flat_cosines,
+    noise_of,
+    seeds_needed,
+    standard_error,
+    t_quantile,
+    text_needed,
+)
 
-Interval = tuple[float, float]
+__all__ = ["Arrow", "Estimate", "Interval", "Sample", "bits_per_byte", "by_class", "by_context", "measure", "perplexity", "sample",
+           "t_quantile"]
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % intervals: over held-out windows, over seeds (None with one seed), and over both."""
-    value: float
-    windows: Interval
-    seeds: Interval | None
-    both: Interval
+GOAL = 0.1  # percent to either side: where arrows of one percent can be compared
 
 
 @dataclass(frozen=True)
@@ -55,126 +47,84 @@ class Arrow:
     percent: Estimate
     paired_se: float  # of `nats`, over windows taken as independent: what papers usually quote
     per_seed: list[dict[str, float]]  # forward, backward, nats, percent of each
+    seeds_sd: float | None  # standard deviation over seeds of the arrow in percent; None with one seed
     n_windows: int
     n_tokens: int  # held-out tokens predicted in each direction
-    block: int  # windows resampled together
+    block: int  # windows that count as one, by their correlation; on average, where documents say which
 
     @property
     def verdict(self) -> str:
-        """In words, from the interval over both."""
-        low, high = self.nats.both
-        certainty = "" if self.nats.seeds else " One seed: it holds for these two models, the noise of training is not in it."
+        """In words, from the interval over both; without a direction where there is one seed."""
+        (low, high), percent = self.nats.both, self.percent.value
+        if self.nats.seeds is None:
+            return (f"One seed: these two models differ by {abs(percent):.2f} %; at least 3 seeds (5 are the default) tell "
+                    "whether the text does.")
         if low > 0:
-            return f"Backward is harder: an arrow of time of {self.percent.value:+.2f} %, and its 95 % interval excludes zero.{certainty}"
+            return f"Backward is harder: an arrow of time of {percent:+.2f} %, and its 95 % interval excludes zero."
         if high < 0:
-            return f"Forward is harder: an arrow against time, {self.percent.value:+.2f} %, and its 95 % interval excludes zero.{certainty}"
-        return f"No arrow can be told from zero: {self.percent.value:+.2f} %, and its 95 % interval includes zero.{certainty}"
+            return f"Forward is harder: an arrow against time, {percent:+.2f} %, and its 95 % interval excludes zero."
+        return f"No arrow can be told from zero: {percent:+.2f} %, and its 95 % interval includes zero."
+
+    def outlook(self, half_width: float = GOAL) -> str:
+        """What this measurement could have found, and what an interval of ± `half_width` percent would take. Sentences."""
+        if self.seeds_sd is None:
+            return "One seed does not say how much seeds differ: the smallest arrow that could have been found is not known."
+        noise, n = self.percent.noise, len(self.per_seed)
+        found = (f"The arrow's standard deviation over seeds is {self.seeds_sd:.2f} %; the smallest arrow that such a measurement finds, "
+                 f"four times in five, is {self.percent.detectable:.2f} %.")
+        if noise.half_width <= half_width:
+            return f"{found} Its interval is within ±{half_width:g} %."
+        if (needed := seeds_needed(noise, half_width)) is not None:
+            return f"{found} An interval of ±{half_width:g} % takes about {max(needed - n, 1)} more seed{'s' * (needed > n + 1)}."
+        if (times := text_needed(noise, half_width)) < 2:  # the text would do
+            return f"{found} An interval of ±{half_width:g} % takes more than {MOST_SEEDS:,} seeds."
+        return (f"{found} An interval of ±{half_width:g} % is not to be had by seeds alone: it needs about "
+                f"{times:,.{1 if times < 10 else 0}f} times the held-out text.")
 
 
-def measure(forward: np.ndarray, backward: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Arrow:
+@dataclass(frozen=True)
+class Sample:
+    """An arrow in percent, and what each window of each seed adds to it: `parts` [seeds, windows], in text order, of mean zero.
+
+    What contrasts are made of (modules/contrast.py), at 8 bytes a window and seed. `documents` [windows]: see `measure`.
+    """
+    value: float
+    parts: np.ndarray
+    documents: np.ndarray | None = None
+
+
+def sample(forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None = None) -> Sample:
+    """The arrow in percent as a sample, from losses as `measure` takes them."""
+    forward_SW, backward_SW = (losses.mean(axis=2, dtype=np.float64) for losses in checked(forward, backward))
+    ratio = backward_SW.mean() / forward_SW.mean()
+    # The ratio of two means, to first order in what each window adds to them.
+    return Sample(float(100 * (ratio - 1)), 100 * (backward_SW - ratio * forward_SW) / forward_SW.mean(), documents)
+
+
+def measure(forward: np.ndarray, backward: np.ndarray, block: int | None = None, documents: np.ndarray | None = None) -> Arrow:
     """The arrow between `forward` and `backward`, [seeds, windows, tokens] or [windows, tokens] nats in text order.
 
-    Raises ValueError where the shapes differ, a loss is not finite, or there are fewer than two windows.
+    block: windows that count as one, where all texts of a sweep are to share it; by default the correlation of the windows decides.
+    documents: the document of each window [windows], any labels: then documents are what varies, and `block` is not asked.
+
+    Raises ValueError where the shapes differ, a loss is not finite, or there are fewer than two windows or documents.
     """
     forward, backward = checked(forward, backward)
     forward_SW, backward_SW = (losses.mean(axis=2, dtype=np.float64) for losses in (forward, backward))
     difference_SW = backward_SW - forward_SW
-    difference_W = difference_SW.mean(axis=0)
-    n_windows = len(difference_W)
-    block = block_length(difference_W)
-
-    resampled = bootstrap_means(np.stack([forward_SW.mean(axis=0), difference_W], axis=1), block, resamples, seed)
-    nats, percent = difference_W.mean(), 100 * difference_W.mean() / forward_SW.mean()
+    percents = sample(forward, backward)
     nats_S, percent_S = difference_SW.mean(axis=1), 100 * difference_SW.mean(axis=1) / forward_SW.mean(axis=1)
+    nats = estimate(difference_SW.mean(), noise_of(difference_SW, block, documents))
+    n_windows = difference_SW.shape[1]
+    n_pieces = nats.noise.windows_df if documents is None else len(np.unique(documents))
     return Arrow(
         forward=float(forward_SW.mean()), backward=float(backward_SW.mean()),
-        nats=estimate(nats, resampled[:, 1], n_windows / block, nats_S),
-        percent=estimate(percent, 100 * resampled[:, 1] / resampled[:, 0], n_windows / block, percent_S),
-        paired_se=standard_error(difference_W),
+        nats=nats, percent=estimate(percents.value, noise_of(percents.parts, block, documents)),
+        paired_se=float(difference_SW.mean(axis=0).std(ddof=1) / math.sqrt(n_windows)),
         per_seed=[{"forward": float(f), "backward": float(b), "nats": float(n), "percent": float(p)}
                   for f, b, n, p in zip(forward_SW.mean(axis=1), backward_SW.mean(axis=1), nats_S, percent_S, strict=True)],
-        n_windows=n_windows, n_tokens=n_windows * forward.shape[2], block=block)
-
-
-def estimate(value: float, resampled: np.ndarray, n_blocks: float, per_seed: np.ndarray) -> Estimate:
-    """`value` with its intervals, from its bootstrap distribution and its values seed by seed.
-
-    A bootstrap of k blocks knows their spread only as well as k - 1 degrees of freedom do, and draws from a sample whose variance is
-    (k - 1) / k of the truth: its percentiles are moved apart for both reasons, as Student's t is wider than the normal.
-    """
-    df = n_blocks - 1
-    widening = t_quantile(df) / NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(n_blocks / df)
-    low, high = value + widening * (np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - value)
-    windows = (float(low), float(high))
-    if len(per_seed) == 1:
-        return Estimate(float(value), windows, None, windows)
-
-    windows_variance = resampled.var() * n_blocks / df
-    seeds_variance = per_seed.var(ddof=1) / len(per_seed)
-    both_df = (windows_variance + seeds_variance) ** 2 / max(
-        windows_variance**2 / df + seeds_variance**2 / (len(per_seed) - 1), np.finfo(float).tiny)
-    return Estimate(float(value), windows,
-                    around(value, t_quantile(len(per_seed) - 1) * math.sqrt(seeds_variance)),
-                    around(value, t_quantile(both_df) * math.sqrt(windows_variance + seeds_variance)))
-
-
-def bootstrap_means(series: np.ndarray, block: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Means of `resamples` circular block bootstraps of `series` [n, k], the k columns resampled together. [resamples, k]
-
-    Sums of blocks are taken once, from one running sum; a resample then adds n / block of them, and a last, shorter block makes its
-    length exactly n. 10,000 resamples of 2,000 windows take a second with blocks of one, and 0.1 s with blocks of ten.
-    """
-    n = len(series)
-    running = np.concatenate([np.zeros_like(series[:1]), np.cumsum(np.concatenate([series, series[:block]]), axis=0)])
-    whole_sums = running[block:block + n] - running[:n]
-    rest_sums = running[n % block:n % block + n] - running[:n]  # zeros where blocks fill the length
-    random = np.random.default_rng(seed)
-    at_once = max(1, NUMBERS_AT_ONCE // (n // block + 1))
-    parts = []
-    for start in range(0, resamples, at_once):
-        m = min(at_once, resamples - start)
-        parts.append(whole_sums[random.integers(n, size=(m, n // block))].sum(axis=1) + rest_sums[random.integers(n, size=m)])
-    return np.concatenate(parts) / n
-
-
-def block_length(series: np.ndarray) -> int:
-    """Length of the blocks for a circular bootstrap of the mean of `series` [n], chosen from its autocorrelations.
-
-    Politis and White (2004), corrected by Patton, Politis and White (2009): (2 g² / D)^(1/3) n^(1/3), where with the autocovariances R(k),
-    g = sum |k| R(k) and D = 4/3 (sum R(k))², both summed with a flat-top window which ends at twice the lag where the correlations
-    sink into noise. Independent windows get blocks of one. At most n / 10, so that ten blocks remain.
-    """
-    n = len(series)
-    longest = max(1, n // FEWEST_BLOCKS)
-    centred = series - series.mean()
-    run = max(5, math.ceil(math.sqrt(math.log10(n))))
-    most_lags = min(n - 1, math.ceil(math.sqrt(n)) + run)
-    covariance = np.array([centred[: n - lag] @ centred[lag:] for lag in range(most_lags + 1)]) / n
-    if covariance[0] == 0:
-        return 1
-    is_noise = np.abs(covariance[1:] / covariance[0]) < 2 * math.sqrt(math.log10(n) / n)
-    quiet = next((lag for lag in range(len(is_noise) - run + 1) if is_noise[lag:lag + run].all()), len(is_noise) - run)
-    lags = np.arange(min(2 * max(quiet, 0), most_lags) + 1)
-    if len(lags) == 1:
-        return 1
-    weight = np.minimum(1, 2 * (1 - lags / lags[-1]))  # 1 up to the middle, then down to 0
-    two_sided = np.where(lags == 0, 1, 2) * weight * covariance[: len(lags)]
-    g, spectrum = lags @ two_sided, two_sided.sum()
-    if spectrum <= 0 or g <= 0:  # windows that repel each other: single ones err on the safe side
-        return 1
-    return int(np.clip(round((1.5 * (g / spectrum) ** 2 * n) ** (1 / 3)), 1, longest))
-
-
-def t_quantile(df: float, level: float = LEVEL) -> float:
-    """The t with P(|T| < t) = `level` for Student's t of `df` (any real number from 1 up) degrees of freedom.
-
-    With t = sqrt(df) tan(angle) the density becomes cos(angle)^(df - 1), which is summed numerically: right to 1e-5.
-    """
-    df = min(max(df, 1.0), 1e4)
-    angle = np.linspace(0, min(math.pi / 2, 20 / math.sqrt(df)), 100_001)  # beyond 20 / sqrt(df) lies less than 1e-80
-    density = np.cos(angle) ** (df - 1)
-    cumulative = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return math.sqrt(df) * math.tan(np.interp(level, cumulative / cumulative[-1], angle))
+        seeds_sd=float(percent_S.std(ddof=1)) if len(percent_S) > 1 else None,
+        n_windows=n_windows, n_tokens=n_windows * forward.shape[2], block=round(n_windows / n_pieces))
 
 
 # Where the arrow lives --------------------------------------------------------------------------------------------------
@@ -186,27 +136,36 @@ def by_context(forward: np.ndarray, backward: np.ndarray) -> dict[str, np.ndarra
     knowledge, entry c sets forward's position c against backward's position T - 1 - c: other tokens of the same window, so this is paired
     by window only. Over many windows both positions hold the same kind of text, and the mean over c is the arrow exactly.
 
-    Returns "tokens_seen", "forward", "backward", "arrow" and "arrow_se" (from blocks of windows), each [T].
+    Returns "tokens_seen", "forward", "backward", "arrow" and "arrow_se" (over windows, with these models), each [T].
     """
     forward, backward = checked(forward, backward)
     forward_WT, backward_WT = forward.mean(axis=0, dtype=np.float64), backward.mean(axis=0, dtype=np.float64)[:, ::-1]
     difference_WT = backward_WT - forward_WT
-    block = block_length(difference_WT.mean(axis=1))
     return {"tokens_seen": np.arange(forward.shape[2]), "forward": forward_WT.mean(axis=0), "backward": backward_WT.mean(axis=0),
-            "arrow": difference_WT.mean(axis=0), "arrow_se": standard_error(block_means(difference_WT, block))}
+            "arrow": difference_WT.mean(axis=0), "arrow_se": standard_error(difference_WT.T, *flat_cosines(difference_WT.mean(axis=1)))}
 
 
-def by_class(forward: np.ndarray, backward: np.ndarray, classes: np.ndarray, names: list[str]) -> list[dict]:
+def by_class(forward: np.ndarray, backward: np.ndarray, classes: np.ndarray, names: list[str],
+             words: np.ndarray | None = None) -> list[dict]:
     """The arrow within each class of tokens. `classes` [windows, tokens] holds indices into `names`; classes without tokens are left out.
 
-    Each row: "name", "tokens", "forward", "backward", "arrow" (nats per token of the class), "arrow_se" and "share" of the whole arrow (the
-    shares add to 1). The standard error is that of a ratio of two sums over blocks of windows, since the number of
-    such tokens varies too.
+    words [windows, tokens]: equal entries are of one word, all of whose tokens count in the class of its first. Forward, a word's first
+    token is the hard one, backward its last: an arrow of word starts against one of inner pieces is the chain rule inside
+    words, and says nothing of the text.
+
+    Each row: "name", "tokens", "forward", "backward", "arrow" (nats per token of the class), "arrow_se" (over windows, with these models;
+    that of a ratio, since the number of such tokens varies too) and "share" of the whole arrow. Shares add to 1. They are
+    None where the whole arrow is below two of its standard errors: a share of it would be one of noise.
     """
     forward, backward = checked(forward, backward)
+    if words is not None:
+        _, first, of_token = np.unique(words, return_index=True, return_inverse=True)
+        classes = classes.ravel()[first][of_token].reshape(classes.shape)
     forward_WT, backward_WT = forward.mean(axis=0, dtype=np.float64), backward.mean(axis=0, dtype=np.float64)
     difference_WT = backward_WT - forward_WT
-    block, total = block_length(difference_WT.mean(axis=1)), difference_WT.sum()
+    difference_W = difference_WT.sum(axis=1)
+    flat = flat_cosines(difference_W)
+    shares = abs(difference_W.mean()) >= 2 * standard_error(difference_W[None], *flat)[0] > 0
     rows = []
     for index, name in enumerate(names):
         mine_WT = classes == index
@@ -215,8 +174,8 @@ def by_class(forward: np.ndarray, backward: np.ndarray, classes: np.ndarray, nam
             residual_W = np.where(mine_WT, difference_WT - arrow, 0).sum(axis=1)
             rows.append({"name": name, "tokens": n,
                          "forward": float(forward_WT[mine_WT].mean()), "backward": float(backward_WT[mine_WT].mean()),
-                         "arrow": float(arrow), "arrow_se": float(standard_error(block_means(residual_W, block)) * len(mine_WT) / n),
-                         "share": float(n * arrow / total) if total else 0.0})
+                         "arrow": float(arrow), "arrow_se": float(standard_error(residual_W[None], *flat)[0] * len(mine_WT) / n),
+                         "share": float(n * arrow / difference_W.sum()) if shares else None})
     return rows
 
 
@@ -244,18 +203,3 @@ def checked(forward: np.ndarray, backward: np.ndarray) -> tuple[np.ndarray, np.n
     if not (np.isfinite(forward).all() and np.isfinite(backward).all()):
         raise ValueError("losses: expected finite numbers only")
     return (forward, backward) if forward.ndim == 3 else (forward[None], backward[None])
-
-
-def standard_error(values: np.ndarray) -> np.ndarray | float:
-    """Of the mean of independent values, along the first axis."""
-    return values.std(axis=0, ddof=1) / math.sqrt(len(values))
-
-
-def block_means(series: np.ndarray, block: int) -> np.ndarray:
-    """Means of whole blocks of `block` consecutive entries along the first axis; a shorter last one is left out."""
-    n_blocks = len(series) // block
-    return series[: n_blocks * block].reshape(n_blocks, block, *series.shape[1:]).mean(axis=1)
-
-
-def around(value: float, half_width: float) -> Interval:
-    return (float(value - half_width), float(value + half_width))

@@ -125,7 +125,7 @@ def visible(text: str) -> str:
 
 def table_row(row: dict) -> str:
     cells = [html.escape(row["name"]), f"{row['tokens']:,}", f"{row['forward']:.3f}", f"{row['backward']:.3f}", f"{row['arrow']:+.3f}",
-             f"{row['arrow_se']:.3f}", f"{100 * row['share']:.0f} %"]
+             f"{row['arrow_se']:.3f}", "unknown" if row["share"] is None else f"{100 * row['share']:.0f} %"]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

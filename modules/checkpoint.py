@@ -163,12 +163,12 @@ def _copied(value):
 def save_state(state: dict, path: Path) -> None:
     """Write a state so that `path` is the old one or the whole new one at any instant. UserError where it cannot be written."""
     try:
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-    except (OSError, RuntimeError) as error:  # torch's writer wraps a full disk in a RuntimeError
-        reason = describe_os_error(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+        with replacing(path) as temporary, open(temporary, "wb") as file:  # given a path, torch hides why it failed
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else f"{path}: {str(error).splitlines()[0]}"
         before = "the state saved before is as it was" if path.exists() else "no state was saved yet"
-        raise UserError(f"cannot save the state {path}: {reason} (disk full?); {before}. Make room, then run the same command again") from None
+        raise UserError(f"cannot save the state {reason}; {before}. Then run the same command again") from None
 
 
 def load_state(path: str | os.PathLike) -> dict:
@@ -197,7 +197,7 @@ def backups_of(path: Path) -> list[Path]:
     """The backups of the run whose state is `path`, newest first."""
     name = re.compile(re.escape(path.name.removesuffix(".state")) + r"_step([0-9]+)\.state")
     folder = path.parent / "backups"
-    steps = [int(found[1]) for entry in (os.listdir(folder) if folder.is_dir() else []) if (found := name.fullmatch(entry))]
+    steps = {int(found[1]) for entry in (os.listdir(folder) if folder.is_dir() else []) if (found := name.fullmatch(entry))}
     return [backup for step in sorted(steps, reverse=True) if (backup := backup_path(path, step)).is_file()]
 
 

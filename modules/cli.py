@@ -1,37 +1,84 @@
-"""The command line that the four training scripts share."""
-import argparse
+"""The command line: types of arguments for all scripts, and the arguments that the four training scripts share.
 
-from modules.config import Config, load_config
-from modules.errors import one_line_errors
-from modules.parallel import joined
+An argument is checked where it is read, before anything is written: its type says the bounds, and a mistake is one line and status 2.
+"""
+import argparse
+import math
+from collections.abc import Callable
+
+from modules.children import end_with_launcher
+from modules.config import MAX_SEED, MAX_STEPS, Config, expanded, load_config
+from modules.errors import UserError
+from modules.schema import shown
+from modules.tok_utils.processes import available_cores
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that tells a mistake in one line, as everything here does, and leaves the usage to --help."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; {self.prog} --help shows what there is\n")
+
+
+def integer(least: int, most: int, reason: str = "") -> Callable[[str], int]:
+    """The type of an argument that must be an integer of `least` to `most`."""
+    def integer_in_bounds(text: str) -> int:
+        try:
+            if least <= (number := int(text)) <= most:
+                return number
+        except ValueError:  # no number, or one of more digits than Python reads
+            pass
+        raise argparse.ArgumentTypeError(f"expected an integer of {least:,} to {most:,}{f' ({reason})' if reason else ''}, found {shown(text)}")
+    return integer_in_bounds
+
+
+def number_above_zero(most: float, reason: str) -> Callable[[str], float]:
+    """The type of an argument that must be a number above 0 and at most `most`."""
+    def number_in_bounds(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 < number <= most:
+            raise argparse.ArgumentTypeError(f"expected a number above 0 and at most {most:g} ({reason}), found {shown(text)}")
+        return number
+    return number_in_bounds
+
+
+def path(text: str) -> str:
+    """The type of an argument that is a path: not empty, `~` and `$VARIABLE` replaced where the shell left them."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected a path, found {shown(text)}")
+    try:
+        return expanded(text, "path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+seed = integer(0, MAX_SEED, "a 64-bit integer")
+steps = integer(1, MAX_STEPS, "at a thousand steps a second, three years")
+megabytes = number_above_zero(1e7, "ten terabytes")
+processes_here = integer(1, 16 * available_cores(), "16 for each core that there is")
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
     """The arguments of a training script."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("file_location", help="Path to the JSON config file. Relative to where you launch the script from.")
+    parser = Parser(description=description)
+    parser.add_argument("file_location", type=path, help="Path to the JSON config file. Relative to where you launch the script from.")
     parser.add_argument("-d", "--device", help="Device string, e.g. 'cuda:0' or 'cpu'. Default: the first GPU, or else the CPU.")
-    parser.add_argument("-t", "--tokenizer_path", help="Folder of the tokenizer that made the data; with it, each validation logs a generated snippet. "
+    parser.add_argument("-t", "--tokenizer_path", type=path, help="Folder of the tokenizer that made the data; with it, each validation logs a generated snippet. "
                         "Relative to where you launch the script from, or to the script's folder.")
     parser.add_argument("-p", "--project_name", default="BackPerplexityResilient", help="Name of the project to log to. Default is '%(default)s'.")
     parser.add_argument("-s", "--no_step_pickup", action="store_true",
                         help="If set, train steps_to_train steps more. Otherwise, train UP TO steps_to_train TOTAL steps.")
     parser.add_argument("--run_name", help="Name of the run, and of its files. Default: the config file's, without .json.")
-    parser.add_argument("--cooldown", type=positive, metavar="N", help="End the run: from the step that it is at, let the learning rate fall "
+    parser.add_argument("--cooldown", type=steps, metavar="N", help="End the run: from the step that it is at, let the learning rate fall "
                         "to zero over N steps. The state before is kept as a backup.")
     parser.add_argument("--accept_changes", action="store_true", help="Go on although the config's learning rate, schedule, optimizer or precision "
                         "are not those that the state was trained with. The state records from which step on, and measure_arrow.py compares it.")
     parser.add_argument("--dry_run", action="store_true", help="Train nothing: print parameters, tokens per step, memory, steps in an epoch and the "
                         "expected time, from a few steps that leave no trace.")
     return parser
-
-
-def positive(text: str) -> int:
-    """An argument that must be an integer of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text}")
-    return number
 
 
 def config_of(args: argparse.Namespace, model: str | None) -> Config:
@@ -44,6 +91,7 @@ def config_of(args: argparse.Namespace, model: str | None) -> Config:
 def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
     """Train, or show what would be trained; the exit status."""
     from modules.dry_run import dry_run  # seconds of imports, which --help, a mistake in the config and a launcher need not wait for
+    from modules.parallel import joined
     from modules.run import Request, run
 
     with joined(args.device) as processes:
@@ -53,8 +101,8 @@ def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
         return run(config, Request(args.project_name, args.tokenizer_path, args.no_step_pickup, args.cooldown, args.accept_changes), processes)
 
 
-@one_line_errors
 def train_on_one_device(model: str, description: str) -> None:
-    """The whole of train_script.py, train_gru.py and train_lstm.py."""
+    """The whole of train_script.py, train_gru.py and train_lstm.py, which wrap it in `one_line_errors`."""
+    end_with_launcher()
     args = training_parser(description).parse_args()
     raise SystemExit(train_from_arguments(args, config_of(args, model)))

@@ -89,7 +89,7 @@ def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
     state = load_state(path)
     parameters = sum(tensor.numel() for tensor in state["model"].values())
     config = parse_config(state["config"], check_name(state["run"], f"{path}: its run"), source=str(path))
-    data_path = next((each.path for each in moved if each.matches(state["dataset"]["fingerprint"])), config.training_params.dataset_folder)
+    data_path = next((each.path for each in moved if each.matches(state["dataset"]["fingerprint"])), config.dataset_path)
     return Trained(Path(path), config, {key: value for key, value in state.items() if key not in ("model", "optimizer")}, parameters, data_path)
 
 
@@ -307,7 +307,7 @@ def what_was_compared(pairs: Sequence[tuple[Trained, Trained]]) -> dict:
     config = run.config.to_dict()
     for key in ("backwards", "seed"):
         del config["training_params"][key]
-    return {"text": Path(run.config.training_params.dataset_folder).stem, "dataset": run.state["dataset"], "model": run.config.model,
+    return {"text": Path(run.data_path).stem, "dataset": run.state["dataset"], "model": run.config.model,
             "parameters": run.parameters, "steps": run.state["step"], "tokens_seen": run.state["tokens"],
             "seeds": [forward.seed for forward, _ in pairs], "runs": [each.config.name for pair in pairs for each in pair],
             "precision": run.state["precision"], "changed_on_the_way": history_of(run), "versions": run.state["versions"], "config": config}

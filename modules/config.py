@@ -12,26 +12,77 @@ The fields below are the one place where keys, defaults and meanings are written
 Published configs leave keys out or give null for "the default", so null counts as
 absent for every key that has a default.
 
+Every number has bounds, each with its reason: within them nothing overflows, and the counts of a run (steps x windows, tokens) fit 64 bits.
+Whether the model fits the machine is another question, which `memory.py` answers before it is built.
+
+Paths stay in the config, and in states, as they were written: `~` and `$VARIABLE` mean something else on another machine. They are
+expanded where files are opened, by `expanded`.
+
 Objects are frozen: what the state records about a run is what the run trained
 with. `with_training` and `with_model` return changed, validated copies.
 """
 import difflib
 import json
+import math
 import os
+import re
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from modules.console import tell
 from modules.errors import UserError
 from modules.names import check_name
-from modules.schema import SHOWN_ERRORS, expected, shown
+from modules.schema import SHOWN_ERRORS, SHOWN_LENGTH, expected, shown
 
 RUN_NAME = "the run's name (the config file's, or --run_name)"
 MAX_SEED = 2**63 - 1  # what torch.manual_seed takes
+MAX_STEPS = 10**11
+MAX_STEP_TOKENS = 2**26
+MAX_CONFIG_BYTES = 1 << 20
 
-Positive = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
+
+def up_to(most: float, reason: str) -> AfterValidator:
+    """A bound that says why it is there."""
+    def check(value: float) -> float:
+        if value > most:
+            raise ValueError(f"expected at most {most:{',' if isinstance(most, int) else 'g'}} ({reason}), found {shown(value)}")
+        return value
+    return AfterValidator(check)
+
+
+def openable(path: str) -> str:
+    """A path that the operating system can be asked for at all."""
+    if "\0" in path:
+        raise ValueError(f"expected a path, found {shown(path)}: a path has no NUL")
+    return path
+
+
+WHY_64_BITS = "a 64-bit integer"
+WHY_FP32 = "weights are fp32 numbers, of at most 3.4e38"
+Positive = Annotated[int, Field(ge=1), up_to(2**63 - 1, WHY_64_BITS)]
+Ids = Annotated[int, Field(ge=2), up_to(2**31 - 1, "ids are stored in 32 bits")]
+Layers = Annotated[int, Field(ge=1), up_to(10_000, "a layer takes time whatever its width, and the deepest published transformers have 1,000")]
+Width = Annotated[int, Field(ge=1), up_to(2**20, "the widest published models have some 50,000")]
+Context = Annotated[int, Field(ge=2), up_to(2**24, "the longest published contexts are of ten million tokens")]
+Windows = Annotated[int, Field(ge=1), up_to(MAX_STEP_TOKENS // 2, "with windows of two tokens, the largest step that is allowed")]
+Steps = Annotated[int, Field(ge=1), up_to(MAX_STEPS, "at a thousand steps a second, three years")]
+Probability = Annotated[float, Field(ge=0, lt=1), up_to(0.999, "choices are made with 16 random bits")]
+Rate = Annotated[float, Field(ge=0), up_to(1e30, WHY_FP32)]
+OpenablePath = Annotated[str, Field(min_length=1), AfterValidator(openable)]
 
 
 class Section(BaseModel):
@@ -48,12 +99,12 @@ class Section(BaseModel):
 
 
 class GPTParams(Section):
-    vocab_size: int = Field(ge=2, description="vocabulary size")
-    n_layers: Positive = Field(description="number of transformer blocks")
-    n_heads: Positive = Field(description="number of attention heads")
-    embed_dim: Positive = Field(description="width of the residual stream")
-    attn_length: int = Field(ge=2, description="context: tokens in a window")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over `embed_dim`")
+    vocab_size: Ids = Field(description="vocabulary size")
+    n_layers: Layers = Field(description="number of transformer blocks")
+    n_heads: Width = Field(description="number of attention heads")
+    embed_dim: Width = Field(description="width of the residual stream")
+    attn_length: Context = Field(description="context: tokens in a window")
+    mlp_ratio: Annotated[float, up_to(1000, "the usual is 4")] = Field(4.0, gt=0, description="hidden width of the MLP over `embed_dim`")
     dropout: Probability = Field(0.1, description="dropout inside the blocks")
     embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
 
@@ -72,10 +123,10 @@ class GPTParams(Section):
 
 
 class RecurrentParams(Section):
-    vocab_size: int = Field(ge=2, description="vocabulary size")
-    n_layers: Positive = Field(description="number of recurrent layers")
-    embed_dim: Positive = Field(description="width of the embeddings and of the hidden state")
-    desired_attn_length: int = Field(ge=2, description="context: tokens in a window")
+    vocab_size: Ids = Field(description="vocabulary size")
+    n_layers: Layers = Field(description="number of recurrent layers")
+    embed_dim: Width = Field(description="width of the embeddings and of the hidden state")
+    desired_attn_length: Context = Field(description="context: tokens in a window")
     dropout: Probability = Field(0.0, description="dropout between the layers")
     embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
 
@@ -86,22 +137,22 @@ class RecurrentParams(Section):
 
 
 class TrainingParams(Section):
-    dataset_folder: str = Field(min_length=1, description="path of the `.h5` to train on, relative to where the script is launched")
-    batch_size: Positive = Field(description="windows in a micro-batch, over all devices together")
-    aggregate: Positive = Field(1, description="micro-batches in one optimizer step")
+    dataset_folder: OpenablePath = Field(description="path of the `.h5` to train on, relative to where the script is launched")
+    batch_size: Windows = Field(description="windows in a micro-batch, over all devices together")
+    aggregate: Windows = Field(1, description="micro-batches in one optimizer step")
     backwards: bool = Field(False, description="whether to train in the backward direction")
-    steps_to_train: Positive | None = Field(None, description="optimizer steps in total; null is one epoch")
+    steps_to_train: Steps | None = Field(None, description="optimizer steps in total; null is one epoch")
     save_every: Positive = Field(3000, description="steps between saves of the training state, each with a validation")
     backup_every: Positive = Field(15000, description="steps between backups of the training state")
     step_log: Positive = Field(400, description="steps between logs of the training loss")
     valid_steps: Positive = Field(1000, description="held-out windows, in steps' worth of windows")
     held_out_tokens: Positive | None = Field(None, description="tokens held out at the end of the data, in place of `valid_steps`")
-    state_save_loc: str = Field("runs", min_length=1, description="folder of states and metrics, relative to where the script is launched")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="of initial weights, dropout and the order of windows")
+    state_save_loc: OpenablePath = Field("runs", description="folder of states and metrics, relative to where the script is launched")
+    seed: Annotated[int, Field(ge=0), up_to(MAX_SEED, WHY_64_BITS)] = Field(0, description="of initial weights, dropout and the order of windows")
     stride: Positive | None = Field(None, description="tokens between the starts of training windows; null is half the context")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 autocast where the hardware is faster with it")
     compile: Literal["auto", True, False] = Field("auto", description="`torch.compile`; auto is on where it pays for itself")
-    valid_batch_size: Positive | None = Field(None, description="windows evaluated at a time: memory and speed, no result; null is `batch_size`")
+    valid_batch_size: Windows | None = Field(None, description="windows evaluated at a time: memory and speed, no result; null is `batch_size`")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="many devices: a whole model on each (ddp), or shards of it (fsdp)")
     checkpoint_activations: bool = Field(False, description="recompute activations in the backward pass: less memory, a third more work")
 
@@ -109,20 +160,20 @@ class TrainingParams(Section):
     @classmethod
     def number_is_no_boolean(cls, value: Any) -> Any:
         """Literal compares with ==, by which 1 would be true."""
-        return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+        return shown(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 class OptimParams(Section):
-    lr: float = Field(gt=0, description="learning rate at the end of the warm-up")
-    warmup_steps: int = Field(4000, ge=0, description="steps of linear rise from `lr_init` to `lr`")
+    lr: Rate = Field(gt=0, description="learning rate at the end of the warm-up")
+    warmup_steps: Annotated[int, Field(ge=0), up_to(2**63 - 1, WHY_64_BITS)] = Field(4000, description="steps of linear rise from `lr_init` to `lr`")
     oscil_steps: Positive = Field(300000, description="steps of a cosine cycle, between warm restarts")
     lr_shrink: float = Field(0.85, gt=0, le=1, description="factor on the learning rate from one cycle to the next")
-    lr_init: float = Field(1e-7, ge=0, description="learning rate at the first step of the warm-up")
-    lr_min: float = Field(1e-6, ge=0, description="learning rate at the end of the first cycle")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW; torch's default, as no published config sets one")
+    lr_init: Rate = Field(1e-7, description="learning rate at the first step of the warm-up")
+    lr_min: Rate = Field(1e-6, description="learning rate at the end of the first cycle")
+    weight_decay: Rate = Field(0.01, description="weight decay of AdamW; torch's default, as no published config sets one")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    cooldown_steps: Positive | None = Field(None, description="steps of a linear fall to zero that ends the run; null is none")
-    cooldown_start: int | None = Field(None, ge=0, description="step at which that fall starts")
+    cooldown_steps: Steps | None = Field(None, description="steps of a linear fall to zero that ends the run; null is none")
+    cooldown_start: Annotated[int, Field(ge=0), up_to(MAX_STEPS, "at a thousand steps a second, three years")] | None = Field(None, description="step at which that fall starts")
 
     @model_validator(mode="after")
     def rates_in_order(self) -> Self:
@@ -179,9 +230,29 @@ class Config(Section):
         return self.training_params.valid_batch_size or self.training_params.batch_size
 
     @property
+    def dataset_path(self) -> str:
+        """Where to open the data. UserError as in `expanded`."""
+        return expanded(self.training_params.dataset_folder, f"{self.name}: training_params.dataset_folder")
+
+    @property
+    def runs_folder(self) -> str:
+        """Where states and metrics are. UserError as in `expanded`."""
+        return expanded(self.training_params.state_save_loc, f"{self.name}: training_params.state_save_loc")
+
+    @property
     def direction(self) -> str:
         """"forward" or "backward"."""
         return "backward" if self.training_params.backwards else "forward"
+
+    @model_validator(mode="after")
+    def steps_are_of_a_possible_size(self) -> Self:
+        """Counted in 64 bits, steps x windows of a step cannot overflow then, and nor can steps x tokens."""
+        params, context = self.training_params, self.model_params.context
+        for key, windows in (("batch_size x aggregate", params.batch_size * params.aggregate), ("valid_batch_size", self.valid_batch_size)):
+            if windows * context > MAX_STEP_TOKENS:
+                raise ValueError(f"expected {key} x context of at most {MAX_STEP_TOKENS:,} tokens (the largest published steps), "
+                                 f"found {windows:,} x {context:,}")
+        return self
 
     @model_validator(mode="after")
     def model_fits_its_params(self) -> Self:
@@ -231,17 +302,26 @@ def load_config(path: str | os.PathLike) -> Config:
     column) or holds a key, type or value that it should not.
     """
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, and be empty for a second reader
+            raise UserError(f"{path}: expected a config file, found {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}")
+        if found.st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"{path}: expected a config file of some kB, found {found.st_size:,} bytes")
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a JSON config: byte {error.start} is not UTF-8") from None
+    except ValueError:
+        raise UserError(f"{shown(str(path))}: no path that a file can have") from None
     try:
-        data = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
+        data = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant, parse_float=finite, parse_int=short_enough)
     except json.JSONDecodeError as error:
         hint = " (JSON has no comments)" if text.startswith(("#", "//"), error.pos) else ""
         raise UserError(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}{hint}") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: not a config: objects or lists nested too deep") from None
+    except ValueError as error:
         raise UserError(f"{path}: not a config: {error}") from None
     name = Path(path).name
     return parse_config(data, name[:-len(".json")] if name.lower().endswith(".json") else Path(path).stem, source=str(path))
@@ -253,9 +333,9 @@ def parse_config(data: Any, name: str, source: str | None = None) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         typos_first = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        problems = [describe(problem) for problem in typos_first]
-        more = f"; and {len(problems) - SHOWN_ERRORS} more" if len(problems) > SHOWN_ERRORS else ""
-        raise UserError(f"{source or name}: {'; '.join(problems[:SHOWN_ERRORS])}{more}") from None
+        problems = [describe(problem) for problem in typos_first[:SHOWN_ERRORS]]
+        more = f"; and {len(typos_first) - SHOWN_ERRORS} more" if len(typos_first) > SHOWN_ERRORS else ""
+        raise UserError(f"{source or name}: {'; '.join(problems)}{more}") from None
     config._name = name
     return config
 
@@ -272,11 +352,52 @@ def refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not a JSON number")
 
 
+def finite(digits: str) -> float:
+    """A JSON number with a point or an exponent; json itself makes 1e400 infinite."""
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{shown_digits(digits)} is beyond what a number can be (1.8e308)")
+    return number
+
+
+def short_enough(digits: str) -> int:
+    """A JSON integer; of more digits than a number with a point could have, it is refused before the time it would take."""
+    if len(digits) > 309:
+        raise ValueError(f"{shown_digits(digits)} is beyond what a number can be (1.8e308)")
+    return int(digits)
+
+
+def shown_digits(digits: str) -> str:
+    return digits if len(digits) <= 20 else f"{digits[:10]}... ({len(digits):,} digits)"
+
+
+def expanded(path: str, what: str) -> str:
+    """`path` with `~` and `$VARIABLE` (`${VARIABLE}`) replaced, as a shell does; `what` is where it was written, for messages.
+
+    What exists under the very name, a file or a folder above it, stays as it is: `$` and `~` are letters that a name can have.
+    Raises UserError where a variable is not set (or empty: `$SCRATCH/runs` must not become `/runs`), or nobody's home is known.
+    """
+    if os.path.lexists(path):
+        return path
+    folders = [path[:end] for end in range(len(path), 0, -1) if path[end:end + 1] in (os.sep, os.altsep)]
+    literal = next((folder for folder in folders if "$" in folder and os.path.lexists(folder)), "")
+
+    def value(match: re.Match) -> str:
+        name = match[1] or match[2]
+        if not os.environ.get(name):
+            raise UserError(f"{what}: {path}: the variable {name} is not set; set it, or write the path without it")
+        return os.environ[name]
+
+    home = path if literal else os.path.expanduser(path)
+    if home == "~" or home.startswith(("~/", "~" + os.sep)):
+        raise UserError(f"{what}: {path}: there is no home folder here for ~; set HOME, or write the path without it")
+    return home[:len(literal)] + re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, home[len(literal):], flags=re.ASCII)
+
+
 def describe(problem: dict) -> str:
     """One of pydantic's errors in our words: key, expected, found, and for an unknown key the nearest valid one."""
     location = problem["loc"]
     keys = [str(part) for part in location if part not in ("gpt", "recurrent")]  # those two are names of the union's branches
-    where = ".".join(keys) + ": " if keys else ""
+    where = ".".join(key if len(key) <= SHOWN_LENGTH else key[:SHOWN_LENGTH] + "..." for key in keys) + ": " if keys else ""
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key, {nearest_key(keys, location)}"
     if problem["type"] == "missing":
@@ -324,4 +445,4 @@ def key_table() -> str:
 
 
 if __name__ == "__main__":
-    print(key_table())
+    tell(key_table())

@@ -1,23 +1,200 @@
-"""What the user is told: lines, bars and warnings, none of which can end the work that they tell of."""
+"""What the user is told: lines, bars and warnings, none of which can end the work that they tell of.
+
+A reader that went away, a full disk behind a redirection, a closed descriptor, a character that the encoding lacks: whatever becomes of
+standard output and error, the functions here return. A stream that fails is told of once on the other one, and left alone from then on.
+Whatever else may fail beside the work (a picture, W&B) goes through `attempt`.
+"""
+import atexit
+import contextlib
+import os
+import select
 import sys
+import time
+import unicodedata
+from collections.abc import Callable
+from typing import TypeVar
 
-from tqdm import tqdm
+try:
+    from tqdm import tqdm
+except ValueError:  # a TQDM_ variable of the environment that is no number
+    for _name in [_name for _name in os.environ if _name.startswith("TQDM_")]:
+        del os.environ[_name]
+    from tqdm import tqdm
 
+PATIENCE_S = 10.0  # with a reader that lags behind a pipe which does not block
+PIECE = 2000  # characters at a time: at most 8,000 bytes, which fit into a stream's buffer of 8,192 while a pipe takes none
+UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of what would break a line, move the cursor or cannot be encoded
+
+T = TypeVar("T")
+
+_failed: list = []  # streams that are left alone
+_warned: set[str] = set()
+
+
+# Telling ----------------------------------------------------------------------------------------------------------------
 
 def tell(line: str, stream=None) -> None:
-    """Say a line on `stream` (standard output by default), above a bar if there is one."""
-    tqdm.write(line, file=stream or sys.stdout)
+    """Say a line, or several, on `stream` (standard output by default), above a bar if there is one. Never raises."""
+    sink = _Sink(stream or sys.stdout)
+    text = printable(str(line), keep="\n\t") + "\n"
+    try:
+        with tqdm.external_write_mode(file=sink):
+            sink.write(text)
+    except Exception:  # of a bar; the sink itself raises nothing
+        sink.write(text)
 
 
-def bar(*args, **kwargs) -> tqdm:
-    """A progress bar, with tqdm's arguments."""
-    return tqdm(*args, **kwargs)
+def warn_once(line: str, key: str | None = None) -> None:
+    """Say "warning: `line`" on standard error, as one line, unless the same, or another of this `key`, was said before. Never raises."""
+    if (key or line) not in _warned:
+        _warned.add(key or line)
+        tell(f"warning: {one_line(line)}", sys.stderr)
 
 
-def attempt(what: str, call):
-    """`call()`, or None where it fails."""
+def attempt(what: str, call: Callable[[], T]) -> T | None:
+    """`call()`; where it raises an Exception, None after one warning for this `what` ("the picture of the loss", say) that gives the reason."""
     try:
         return call()
     except Exception as error:
-        tell(f"warning: {what}: {error}", sys.stderr)
+        warn_once(f"{what}: {reason(error)}", key=what)
         return None
+
+
+def bar(*args, **kwargs) -> "Bar":
+    """A progress bar on standard error, with tqdm's arguments. Where it cannot be shown, the work that it counts goes on without it."""
+    kwargs = {"file": _Sink(sys.stderr)} | kwargs
+    if kwargs.get("desc"):
+        kwargs["desc"] = one_line(kwargs["desc"])
+    try:
+        return Bar(*args, **kwargs)
+    except Exception as error:
+        warn_once(f"no progress bars: {reason(error)}", key="bars")
+        return Bar(*args, **kwargs | {"disable": True})
+
+
+class Bar(tqdm):
+    """A tqdm that cannot fail when it is drawn."""
+
+    def display(self, *args, **kwargs):
+        try:
+            return super().display(*args, **kwargs)
+        except Exception as error:
+            warn_once(f"no progress bars: {reason(error)}", key="bars")
+            self.disable = True
+
+
+# Words ------------------------------------------------------------------------------------------------------------------
+
+def one_line(text) -> str:
+    """The text of `text` with all that would break the line, or cannot be written, as escapes: a path may hold a newline, or bytes that are no text."""
+    return printable(str(text), keep="")
+
+
+def printable(text: str, keep: str) -> str:
+    """`text` with control characters and lone surrogates as escapes, those in `keep` excepted."""
+    return "".join(repr(letter)[1:-1] if letter not in keep and unicodedata.category(letter) in UNPRINTABLE else letter for letter in text)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+# Streams ----------------------------------------------------------------------------------------------------------------
+
+class _Sink:
+    """A text stream whose writing never raises. Equal to the stream that it stands for, whose other attributes it has."""
+
+    def __init__(self, stream):
+        self._stream = stream._stream if isinstance(stream, _Sink) else stream
+
+    def __eq__(self, other):
+        return self._stream is (other._stream if isinstance(other, _Sink) else other)
+
+    __hash__ = None
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write and flush; what the encoding lacks becomes backslash escapes."""
+        stream = self._stream
+        if stream is not None and not any(stream is each for each in _failed):
+            try:
+                encodable = _encodable(text, getattr(stream, "encoding", None))
+                for start in range(0, max(1, len(encodable)), PIECE):
+                    with contextlib.suppress(BlockingIOError):  # it is in the stream's buffer now
+                        stream.write(encodable[start:start + PIECE])
+                    _flush(stream)
+            except Exception as error:
+                _give_up(self, error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what others have written past this object."""
+        self.write("")
+
+
+def _encodable(text: str, encoding: str | None) -> str:
+    try:
+        return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
+    except (LookupError, ValueError):  # an encoding that is no text's
+        return ascii(text)[1:-1]
+
+
+def _flush(stream) -> None:
+    """Flush; where the pipe is full and does not block, wait for its reader. Raises OSError where it cannot be, or takes too long."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return stream.flush()
+        except BlockingIOError:
+            if (left := until - time.monotonic()) <= 0:
+                raise
+            select.select([], [stream], [], left)
+
+
+def _give_up(sink: _Sink, error: Exception) -> None:
+    """Leave a stream alone from now on, and say so on the other one."""
+    _failed.append(sink._stream)
+    with contextlib.suppress(Exception):
+        # What is still buffered would fail again when Python ends, and change the exit status.
+        if (descriptor := sink.fileno()) in (1, 2):
+            _to_nowhere(descriptor)
+    for name, one, other in (("standard output", sys.stdout, sys.stderr), ("standard error", sys.stderr, sys.stdout)):
+        if sink == one:
+            _Sink(other).write(f"warning: nothing more can be written to {name} ({one_line(reason(error))})\n")
+
+
+def _to_nowhere(descriptor: int) -> None:
+    """Make `descriptor` one that takes and gives nothing, in this process and those that it starts."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def safe_streams() -> None:
+    """Make standard output and error of this process streams that cannot fail, whoever writes to them.
+
+    Where the process was started with them closed they lead nowhere. Otherwise the next file opened would get their number, a dataset
+    say, and what a C library has to complain of would be written into it.
+    """
+    for descriptor in range(3):
+        with contextlib.suppress(OSError):
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                _to_nowhere(descriptor)
+                os.set_inheritable(descriptor, True)
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, _Sink(getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")))
+
+
+@atexit.register  # this module is imported before nearly all others, so this comes after what they registered
+def flush_streams() -> None:
+    """Flush standard output and error, so that Python, when it ends, finds nothing to complain of."""
+    for stream in (sys.stdout, sys.stderr):
+        _Sink(stream).flush()

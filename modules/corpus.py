@@ -20,16 +20,18 @@ text of the same kind as the rest.
 import ast
 import hashlib
 import re
+import signal
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from tqdm import tqdm
-
+from modules.console import Bar, bar
 from modules.errors import UserError
 from modules.files import replacing
+from modules.tok_utils.processes import available_cores
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "lib2to3", "idlelib"}
 FILES_A_TASK = 32  # enough to hide the cost of sending one to a process
@@ -48,15 +50,18 @@ def write_docstring_corpus(path: str | Path, max_mb: float, folders: list[str] |
     """
     folders = [Path(folder) for folder in folders] if folders else installed_folders()
     files = shuffled(folders, "*.py", lambda inside: not SKIPPED_FOLDERS.intersection(inside.parts))
-    pool = ProcessPoolExecutor()
+    # Ctrl-C is this process's to tell of.
+    pool = ProcessPoolExecutor(available_cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
     try:
-        progress = tqdm(pool.map(file_prose, files, chunksize=FILES_A_TASK), total=len(files), unit=" files", desc="docstrings")
+        progress = bar(pool.map(file_prose, files, chunksize=FILES_A_TASK), total=len(files), unit=" files", desc="docstrings")
         return write_prose(path, progress, max_mb, f"no prose in the docstrings of {len(files)} Python files; name folders that hold Python sources")
+    except BrokenProcessPool:
+        raise UserError(f"{path}: a process that reads docstrings was killed, as the kernel does where memory is short; nothing was written") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def write_prose(path: str | Path, progress: tqdm, max_mb: float, if_none: str) -> int:
+def write_prose(path: str | Path, progress: Bar, max_mb: float, if_none: str) -> int:
     """Write blocks of prose to `path`, each once: a block a line, a blank line after each document. Returns the bytes written.
 
     progress: for each file its documents, each a list of blocks. Ends after the file with which `max_mb` (10^6 bytes) is reached.
@@ -89,7 +94,7 @@ def shuffled(folders: list[Path], name: str, wanted: Callable[[Path], bool]) -> 
     for folder in folders:
         for file in folder.rglob(name):
             inside = file.relative_to(folder)
-            if wanted(inside):
+            if wanted(inside) and file.is_file():  # reading a pipe would wait for ever
                 found[hashlib.sha256(inside.as_posix().encode()).digest(), file] = file
     return [found[key] for key in sorted(found)]
 
@@ -101,7 +106,7 @@ def file_prose(file: Path) -> list[list[str]]:
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
             tree = ast.parse(file.read_bytes())
         return [prose_blocks(ast.get_docstring(node)) for node in documented(tree)]
-    except (SyntaxError, ValueError, RecursionError, OSError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):  # a parser's stack that is full is a MemoryError
         return []
 
 

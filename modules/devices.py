@@ -7,12 +7,11 @@ the other direction, must not change precision because a machine was busy.
 """
 import contextlib
 import ctypes
-import warnings
 
 import torch
 from torch import nn
 
-from modules import loss
+from modules import console, loss
 from modules.errors import UserError
 
 # Below this width a CPU's time goes into small operations, which autocast only makes more of: on AVX512-bf16 cores a
@@ -28,14 +27,21 @@ def pick_device(name: str | None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())] + ["cpu"]
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    there = [*(f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count()) if accelerator), "cpu"]
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        asked = torch.device(name)
+        device = torch.device("cpu" if asked.type == "cpu" and not asked.index else f"{asked.type}:{asked.index or 0}")
+    except (RuntimeError, ValueError):
+        device = None
+    if str(device) not in there:  # others, such as "meta", torch may know but cannot train on here
         reason = "" if torch.cuda.is_available() or "cuda" not in name else \
             "; this torch sees no GPU (a CPU build, or no driver: see the README's installation)"
-        raise UserError(f"no device '{name}' here; there is {', '.join(there)}{reason}") from None
+        raise UserError(f"no device '{name[:40]}' here; there is {', '.join(there)}{reason}")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device '{name}' does not work: {str(error).splitlines()[0]}") from None
     return device
 
 
@@ -80,7 +86,7 @@ def compile_model(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.T
         for block in blocks:
             block._compiled_call_impl = None
         loss.loss_and_gradient = pointwise
-        warnings.warn(f"torch.compile does not work here, training without it: {str(error).splitlines()[0]}", stacklevel=2)
+        console.warn_once(f"torch.compile does not work here, training without it: {console.reason(error)}")
         return False
     finally:
         model.zero_grad(set_to_none=True)

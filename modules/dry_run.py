@@ -39,7 +39,7 @@ def dry_run(config: Config, processes: Processes) -> None:
         "memory a device": f"about {(static + activations) / GIB:.2f} GiB: {static / GIB:.2f} for weights, gradients and optimizer, "
                            f"{activations / GIB:.2f} for activations; {measured_memory(processes)}",
         "speed": f"{training.step_tokens / seconds:,.0f} tokens/s, {seconds:.3g} s a step (median of {TIMED_STEPS})",
-        "expected time": f"{timedelta(seconds=round(seconds * last_step))} without validations",
+        "expected time": f"{duration(seconds * last_step)} without validations",
     }
     tell(processes, introduction(training, last_step))
     for name, value in lines.items():
@@ -82,6 +82,11 @@ def memory_estimate(training: Training) -> tuple[int, int]:
     head = 4 * model_params.vocab_size * width  # its gradient, before it is added to the others
     chunks = 3 if training.processes.device.type == "cuda" else 2
     return 16 * parameters // shards, tokens * (kept + 4 * width * number) + chunks * logits + head
+
+
+def duration(seconds: float) -> str:
+    """Days, hours, minutes and seconds; years where there are many, which `timedelta` may not even hold."""
+    return str(timedelta(seconds=round(seconds))) if seconds < 1e9 else f"{seconds / (365.25 * 86_400):,.0f} years"
 
 
 def measured_memory(processes: Processes) -> str:

@@ -4,13 +4,27 @@ A mistake in a path, a config or a data file is not a bug: it deserves one line
 that says what was expected, what was found and what to do, and no traceback.
 Code raises `UserError` with that line; each script wraps its main function in
 `one_line_errors`, which prints the line on stderr and exits with status 1.
-Anything else is a bug of ours and keeps its traceback.
+Memory that is not there and Ctrl-C are told likewise. Anything else is a bug of ours and keeps its traceback.
 """
 import errno
 import functools
 import os
+import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NoReturn, TypeVar
+
+from modules import console
+
+# What torch and numpy say, each on its devices, when memory is short.
+AMOUNT = re.compile(r"(?:tried|unable) to allocate ([\d.]+ \w+)", re.IGNORECASE)
+NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|bad_alloc", re.IGNORECASE)
+INTERRUPTED = 128 + signal.SIGINT
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -18,17 +32,73 @@ class UserError(Exception):
 
 
 def one_line_errors(main: Callable) -> Callable:
-    """Decorate a script's main: a UserError or a failed file operation ends it with one line on stderr and status 1."""
+    """Decorate a script's main, which does the slow imports: what the user can act on ends it with one line on stderr and status 1.
+
+    That is a UserError, a failed file operation and memory that is not there. Ctrl-C ends it with one line, by SIGINT; so does main when it
+    exits with status 130 because it was stopped by Ctrl-C.
+    """
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        console.safe_streams()
         try:
             return main(*args, **kwargs)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-        except OSError as error:
-            print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        except KeyboardInterrupt:
+            die_of_interrupt("interrupted")
+        except SystemExit as end:
+            if end.code == INTERRUPTED:
+                die_of_interrupt()
+            raise
+        except Exception as error:
+            line = described(error)
+            if line is None:
+                raise
+            console.tell(f"error: {console.one_line(line)}", sys.stderr)
         raise SystemExit(1)
     return wrapped
+
+
+def described(error: Exception) -> str | None:
+    """One line for an error that a user can act on; None for a bug of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return describe_os_error(error)
+    if isinstance(error, (MemoryError, RuntimeError)):
+        amount = AMOUNT.search(str(error))
+        if amount or isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+            return "not enough memory" + (f": {size(amount[1])} could not be had" if amount else "")
+    return None
+
+
+def size(amount: str) -> str:
+    """An amount of memory as torch ("4000000000 bytes") and numpy ("3.73 GiB") have it, in the words of the latter."""
+    number, _, unit = amount.partition(" ")
+    return f"{float(number) / 2**30:,.2f} GiB" if unit == "bytes" else amount
+
+
+def die_of_interrupt(line: str | None = None) -> NoReturn:
+    """End this process as Ctrl-C ends one, so that a shell's loop over such processes ends as well; Python does that on every platform.
+
+    Shells have status 130 for it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends it at once
+    if line:
+        console.tell(line, sys.stderr)
+    sys.excepthook = lambda *_: None
+    raise KeyboardInterrupt from None
+
+
+def interruptibly(call: Callable[[], T]) -> T:
+    """`call()`, of a library that does not come back to Python for long: in a thread of its own, so that Ctrl-C is heard meanwhile."""
+    outcome = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+    threading.Thread(target=work, daemon=True).start()
+    return outcome.result()
 
 
 # What to do about a failed file operation, by its errno.

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from modules.console import bar
 from modules.dataset import Windows
 
 CPU_TOKENS = 4096  # at once, however large the batch: a CPU is not faster with more, and needs the memory
@@ -38,7 +38,7 @@ def held_out_losses(model, windows: Windows, batch_size: int, device: torch.devi
     model.eval()
     try:
         with torch.no_grad(), autocast_for(device, precision)():
-            for start in tqdm(range(0, len(indices), batch_size), desc="held-out", unit="batch", leave=False, delay=1, disable=not progress):
+            for start in bar(range(0, len(indices), batch_size), desc="held-out", unit="batch", leave=False, delay=1, disable=not progress):
                 if interrupted():
                     raise Interrupted
                 inputs_BT, targets_BT = windows.batch(indices[start:start + batch_size])

@@ -21,7 +21,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 
 from modules.files import replacing
-from modules.names import distinct, one_line
+from modules.names import distinct, escaped, one_line
 
 DIRECTION_COLOURS = {"forward": "#0072B2", "backward": "#D55E00"}
 SERIES_COLOURS = ["#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00"]
@@ -59,7 +59,7 @@ def new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 def label(name: str) -> str:
     """A name as it can be drawn: in one line, at most LABEL_LENGTH long, what the font lacks as Python writes it (\\u4e2d)."""
-    text = "".join(character if ord(character) in drawable() else character.encode("unicode_escape").decode() for character in one_line(name))
+    text = "".join(character if ord(character) in drawable() else escaped(character) for character in one_line(name))
     half = (LABEL_LENGTH - 1) // 2
     return text if len(text) <= LABEL_LENGTH else f"{text[:half]}…{text[-half:]}"
 
@@ -77,7 +77,8 @@ def loss_curves(comparison: dict) -> Figure:
         for direction, colour in DIRECTION_COLOURS.items():
             train, valid = curves[direction]["train"], curves[direction]["valid"]
             axes.plot(train["step"], train["loss"], color=colour, alpha=0.25, linewidth=1)
-            axes.plot(valid["step"], valid["loss"], color=colour, marker="o", markersize=3.5, label=f"{direction}, held out" if number == 0 else None)
+            axes.plot(valid["step"], valid["loss"], color=colour, marker="o", markersize=3.5,
+                      label=f"{direction}, held out" if number == 0 else None)
     focus_on_the_end(axes, [loss for curves in comparison["curves"] for direction in DIRECTION_COLOURS
                             for split in ("train", "valid") for loss in curves[direction][split]["loss"]])
     axes.legend()
@@ -213,12 +214,13 @@ def arrow_axes(title: str, x_label: str) -> tuple[Figure, Axes]:
 
 
 def add_legend(figure: Figure, axes: Axes, handles: Sequence[Artist], names: Sequence[str]) -> None:
-    """The names of the lines, of which there are no more than styles. Where there is room: among the lines for a few, below the axes for many."""
+    """Name the lines, of which there are no more than styles. Where there is room: among the lines for a few, below the axes for many."""
     names = distinct(names[:len(handles)])
     if len(names) <= 4:
         axes.legend(handles, names, fontsize="small")
     else:
-        figure.set_figheight(SIZE[1] + 0.2 * max(0, math.ceil(len(names) / 2) - 10))  # many rows would leave no room for the axes
+        rows = math.ceil(len(names) / 2)
+        figure.set_figheight(SIZE[1] + 0.2 * max(0, rows - 10))  # many would leave no room for the axes
         figure.legend(handles, names, fontsize="small", loc="outside lower center", ncols=2, frameon=False)
 
 

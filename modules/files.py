@@ -121,12 +121,20 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
     """Name `path` in the errors of writing its temporary file: they have that one's name, or none at all."""
     try:
         yield
+    except RuntimeError as error:  # torch.save's, over the OSError of the file that it was given
+        behind = error.__context__
+        if not isinstance(behind, OSError) or behind.errno not in NO_ROOM:
+            raise
+        raise OSError(behind.errno, os.strerror(behind.errno), str(path)) from error
     except OSError as error:
         named = {str(name) for name in (error.filename, error.filename2) if name is not None}  # two where a file is copied or renamed
-        if error.errno is None or named and str(temporary) not in named:
+        if named and str(temporary) not in named:
             raise
+        if error.errno is None:  # numpy and HDF5 have errors of their own
+            raise OSError(f"while writing {path}: {error}") from error
         known = named or error.errno in NO_ROOM  # else it may be of something that the block reads
-        raise OSError(error.errno, os.strerror(error.errno), str(path) if known else f"while writing {path}") from error
+        where = str(path) if known else f"while writing {path}"
+        raise OSError(error.errno, os.strerror(error.errno), where) from error
 
 
 def _sync(descriptor: int) -> None:
@@ -139,7 +147,7 @@ def _sync(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can: Windows opens no folders, some network file systems flush none."""
+    """Make a rename in `folder` survive a power cut, where the system can: Windows opens no folders, some file systems flush none."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows; or a folder that may be written but not listed

@@ -5,16 +5,18 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
 
 from modules.checkpoint import backup_path
+from modules.children import awaited, holder, launcher_is_gone
 from modules.console import tell
 from modules.errors import UserError
 from modules.files import sweep
-from modules.parallel import Processes, launcher_is_gone
+from modules.parallel import Processes
 
 
 class Stop:
@@ -73,16 +75,20 @@ def only_run(state: Path, processes: Processes) -> Iterator[None]:
     state.parent.mkdir(parents=True, exist_ok=True)
     check_length(state)
     lock = open_lock(state.with_name(f"{state.name.removesuffix('.state')}.lock"))
+    since = time.monotonic()
     try:
-        try:
-            alone = filelock.lock_descriptor(lock, blocking=False)
-        except OSError as error:
-            alone = True
-            tell(f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno)}), so two processes that train this run at "
-                 "once would not be told apart; see to it that there is one", sys.stderr)
-        if not alone:
-            raise UserError(f"{state}: another process is training this run; wait for it, stop it, or give this one a name of its own "
-                            "with --run_name")
+        while not is_held(lock, state):
+            os.lseek(lock, 0, os.SEEK_SET)
+            said = os.read(lock, 100).decode(errors="replace")
+            if not awaited(said, since):
+                who = f" ({said.split()[0]})" if said.split() else ""
+                raise UserError(f"{state}: another process is training this run{who}; wait for it, stop it, or give this one a name of its own "
+                                "with --run_name")
+            time.sleep(0.2)
+        with contextlib.suppress(OSError):  # another user's lock file, that may only be read
+            os.ftruncate(lock, 0)
+            os.lseek(lock, 0, os.SEEK_SET)
+            os.write(lock, holder().encode())
         for folder in (state.parent, backup_path(state, 0).parent):
             sweep(folder)
         yield
@@ -90,8 +96,18 @@ def only_run(state: Path, processes: Processes) -> Iterator[None]:
         os.close(lock)  # and however the process ends, the kernel lets go of it
 
 
+def is_held(lock: int, state: Path) -> bool:
+    """Whether this process holds the lock now. Where there are no locks it does, and the user is warned."""
+    try:
+        return filelock.lock_descriptor(lock, blocking=False)
+    except OSError as error:
+        tell(f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno)}), so a second process that trains "
+             "this run at the same time would not be noticed; see to it that there is none", sys.stderr)
+        return True
+
+
 def check_length(state: Path) -> None:
-    """UserError where the file system does not take names as long as this run's longest: else it would say so at the first backup, hours later."""
+    """UserError where the file system does not take this run's longest name, which it would say at the first backup, hours later."""
     try:
         os.lstat(backup_path(state, 10**18))
     except OSError as error:
@@ -101,7 +117,7 @@ def check_length(state: Path) -> None:
 
 
 def open_lock(path: Path) -> int:
-    """A descriptor of the lock file, made if need be; for reading only where another user made it and lets us do no more."""
+    """A descriptor of the lock file, made if need be; for reading only where another user made it and allows no more."""
     flags = getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)

@@ -10,12 +10,12 @@ import gzip
 import re
 from pathlib import Path
 
-from tqdm import tqdm
-
+from modules.console import bar
 from modules.corpus import is_prose, shuffled, write_prose
 from modules.errors import UserError
 
 ENGLISH = "en"  # its pages stand in no folder of their own
+LARGEST_PAGE = 1 << 25  # bytes; a damaged or hostile file may unpack to any size
 SECTION = re.compile(r"man\d")
 FONT_COMMANDS = {"B", "I", "SM", "SB", "BR", "RB", "BI", "IB", "IR", "RI"}  # their arguments are text; of those with two fonts, without spaces
 VERBATIM = {"nf": True, "EX": True, "fi": False, "EE": False}
@@ -39,14 +39,15 @@ def write_manpage_corpus(path: str | Path, language: str, folder: str | Path = "
     if not files:
         raise UserError(f"{root}: expected manual pages (man1/*.gz, ...), found none; on Debian: apt-get install manpages-{language}, or where the "
                         f"system leaves pages out: apt-get download manpages-{language}, dpkg -x FILE.deb FOLDER, --folder FOLDER/usr/share/man")
-    progress = tqdm(([prose_blocks(read_page(file))] for file in files), total=len(files), unit=" pages", desc=f"manual pages, {language}")
+    progress = bar(([prose_blocks(read_page(file))] for file in files), total=len(files), unit=" pages", desc=f"manual pages, {language}")
     return write_prose(path, progress, max_mb, f"{root}: no prose in {len(files)} manual pages")
 
 
 def read_page(file: Path) -> str:
-    """The source of a page; "" where it is damaged or a link to nowhere."""
+    """The source of a page; "" where it is damaged or a link to nowhere. Of one beyond all measure its beginning."""
     try:
-        return gzip.decompress(file.read_bytes()).decode("utf-8", errors="replace")
+        with gzip.open(file) as page:
+            return page.read(LARGEST_PAGE).decode("utf-8", errors="replace")
     except (OSError, EOFError, gzip.zlib.error):
         return ""
 

@@ -4,34 +4,26 @@ A measurement of a config is 2 x seeds runs, each an ordinary run with its own c
 and gone on with like any other, and what is finished is used as it is. The derived configs are written beside the states
 (`<state_save_loc>/<project>/configs/`), so that each run can be repeated by itself.
 
-Small models leave most of a CPU's cores idle: two processes of one thread each train nearly twice as much as one of two.
-So runs can be trained side by side (`train_side_by_side`), in processes of the ordinary training scripts, each with a log file.
+They are trained one after the other, or several at a time (side_by_side.py).
 """
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from modules.arrow_page import write_arrow_page
 from modules.comparison import Trained, base_name, compare, held_out_ids, held_out_windows, load_model, pair_up, read_run
 from modules.config import Config, GPTParams, load_config
+from modules.console import bar, tell
 from modules.dataset import open_tokens
 from modules.devices import keep_freed_memory
 from modules.errors import UserError
-from modules.files import replacing
 from modules.names import as_file_systems_see, distinct, file_name
 from modules.parallel import joined
 from modules.recording import SNIPPET_TOKENS
 from modules.report import named_apart, write_report
-from modules.resume import files_of
 from modules.run import Request, run
 from modules.text_losses import text_losses
 from modules.tok_utils.cuts import pieces
@@ -40,7 +32,6 @@ from modules.tok_utils.text_source import TextSource
 from modules.token_classes import pieces_of
 from modules.tokenizer import Tokenizer, get_tokenizer
 
-SCRIPTS = {"gpt": "train_script.py", "gru": "train_gru.py", "lstm": "train_lstm.py"}
 HELD_OUT_PAGE_TOKENS = 3_000  # some eight pages of print
 TEXT_PAGE_TOKENS = 100_000  # of a text that was asked for; a browser is slow with much more
 TEXT_PIECE_BYTES = 1 << 16  # read and encoded at a time
@@ -86,67 +77,6 @@ def train_in_turn(runs: Sequence[Config], request: Request, device_name: str | N
         return status, processes.is_main
 
 
-def train_side_by_side(runs: Sequence[Config], request: Request, device_name: str | None, jobs: int) -> int:
-    """Train the runs in `jobs` processes at a time, each with its share of the cores. The exit status: 0, or 128 + the signal that came.
-
-    Raises UserError with the last line of a failed run's log, after the others have saved and stopped.
-    """
-    waiting, running, stopped_by = list(runs), {}, []
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    handlers = {number: signal.signal(number, lambda number, _frame: stopped_by.append(number))
-                for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with tqdm(total=len(runs), desc="training", unit="run") as progress:
-            while running or (waiting and not stopped_by):
-                while waiting and len(running) < jobs and not stopped_by:
-                    config = waiting.pop(0)
-                    running[config.name] = start(config, request, device_name, environment)
-                for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
-                    process, log = running.pop(name)
-                    if process.returncode == 0 and not stopped_by:
-                        progress.update()
-                    elif process.returncode and not stopped_by:
-                        raise UserError(f"{name} failed: {last_line(log)} (all of it: {log})")
-                if stopped_by:
-                    stop(running)
-                time.sleep(0.1)
-    finally:
-        stop(running)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return 128 + stopped_by[0] if stopped_by else 0
-
-
-def start(config: Config, request: Request, device_name: str | None, environment: dict[str, str]) -> tuple[subprocess.Popen, Path]:
-    """Start the ordinary training script on this config; its process, and where its output goes."""
-    folder = files_of(config, request.project).folder
-    config_path, log = folder / "configs" / f"{config.name}.json", folder / "logs" / f"{config.name}.log"
-    with replacing(config_path) as temporary:
-        temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).parent.parent / SCRIPTS[config.model]), f"--project_name={request.project}"]  # "-p -x" would be two options
-    command += ["-d", device_name] if device_name else []
-    command += ["--", str(config_path)]
-    with open(log, "ab") as output:
-        # A session of its own: a terminal's Ctrl-C comes once, through us.
-        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True), log
-
-
-def stop(running: dict[str, tuple[subprocess.Popen, Path]]) -> None:
-    """Ask these runs to save and stop, and wait until they have."""
-    for process, _ in running.values():
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for process, _ in running.values():
-        process.wait()
-    running.clear()
-
-
-def last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it wrote nothing"
-
-
 # Comparing --------------------------------------------------------------------------------------------------------------
 
 def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path | None, tokenizer_path: str | None,
@@ -163,7 +93,8 @@ def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path 
     groups = pair_up([read_run(Path(path), moved) for path in paths])
     out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
-    comparisons = named_apart([compare(pairs, device, toki) for pairs in tqdm(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)])
+    comparisons = [compare(pairs, device, toki) for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
+    comparisons = named_apart(comparisons)
     suffixes = ["", *(f"-{text.stem}" for text in texts)]
     page_stems = iter(distinct([f"{comparison['name']}{suffix}" for comparison in comparisons for suffix in suffixes], as_file_systems_see))
     written = write_report(out, comparisons, command)
@@ -224,7 +155,7 @@ def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, n
                     raise UserError(f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}") from None
                 reached = piece.stop
                 if len(ids) > TEXT_PAGE_TOKENS:
-                    print(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, some {reached:,} bytes", file=sys.stderr)
+                    tell(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, some {reached:,} bytes", sys.stderr)
                     break
         if not ids:
             raise UserError(f"{path}: the text is empty")

@@ -21,16 +21,18 @@ SHOWN_LENGTH = 60
 
 def check_name(name: str, what: str) -> str:
     """`name`, if files in a folder of ours can be called so. UserError otherwise; `what` says whose name it is, and how to give another."""
-    if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or any(character in name for character in FORBIDDEN):
+    if not isinstance(name, str) or name in ("", ".", "..") or any(character in name for character in FORBIDDEN + "\0"):
         found = repr(name)
         found = found if len(found) <= SHOWN_LENGTH else found[:SHOWN_LENGTH - 3] + "..."
-        raise UserError(f"{what}: expected a name that a file can have (not empty, not . or .., without {' '.join(FORBIDDEN)}), found {found}")
+        raise UserError(f"{what}: expected a name that a file can have (not empty, not . or .., without {' '.join(FORBIDDEN)}), "
+                        f"found {found}")
     try:
         length = len(os.fsencode(name))
     except UnicodeEncodeError:
         raise UserError(f"{what}: {name!r} cannot be written in this system's file names") from None
     if length > LONGEST_NAME:
-        raise UserError(f"{what}: expected at most {LONGEST_NAME} bytes, which leaves room for what file names add, found {length}: {name[:SHOWN_LENGTH]!r}...")
+        raise UserError(f"{what}: expected at most {LONGEST_NAME} bytes, which leaves room for what file names add, found {length}: "
+                        f"{name[:SHOWN_LENGTH]!r}...")
     return name
 
 
@@ -65,7 +67,12 @@ def distinct(names: Iterable[str], key: Callable[[str], str] = str) -> list[str]
 def one_line(text: str) -> str:
     """`text` with what cannot be seen, or would break the line, as Python writes it: a newline as \\n, half a surrogate pair as \\udcff."""
     joiners = "\u200c\u200d"  # parts of words and of emoji
-    return "".join(character if character.isprintable() or character in joiners else character.encode("unicode_escape").decode() for character in text)
+    return "".join(character if character.isprintable() or character in joiners else escaped(character) for character in text)
+
+
+def escaped(character: str) -> str:
+    """A character as Python writes it: \\n, \\x07, \\u4e2d."""
+    return character.encode("unicode_escape").decode()
 
 
 def in_markdown(text: str) -> str:

@@ -13,8 +13,6 @@ no single device holds.
 import contextlib
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +24,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+from modules.children import how_it_ended, start_child, status_of
+from modules.console import flush_streams, tell
 from modules.devices import pick_device
 from modules.errors import UserError
+from modules.tok_utils.processes import Process, available_cores, integer_variable, this_process
+
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,29 @@ class Processes:
 
 @contextlib.contextmanager
 def joined(device_name: str | None) -> Iterator[Processes]:
-    """The processes of this run, joined for the duration of the block; just this one where none launched it."""
-    if "RANK" not in os.environ:
+    """The processes of this run, joined for the duration of the block; just this one where none launched it.
+
+    Raises UserError where the environment of a launch is not whole, or the processes do not meet.
+    """
+    process = this_process()
+    if not process.launched:
         yield Processes(0, 1, pick_device(device_name))
         return
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = pick_device(f"cuda:{local_rank}" if device_name is None and torch.cuda.is_available() else device_name or "cpu")
+    if missing := [name for name in RENDEZVOUS if not os.environ.get(name)]:
+        raise UserError(f"environment: RANK and WORLD_SIZE say that this is one of several processes, but there is no {' and no '.join(missing)} by which "
+                        "they could meet; start them with torchrun or train_parallel.py, or unset RANK")
+    integer_variable("MASTER_PORT", most=2**16 - 1)
+    device = device_of(process, device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, rank, count = next(rendezvous("env://"))
-    # torchrun's store outlives a restart, and with it the addresses of the processes that died: each attempt gets names of its own.
-    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
+    try:
+        store, rank, count = next(rendezvous("env://"))
+        # torchrun's store outlives a restart, and with it the addresses of the processes that died: each attempt gets names of its own.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"process {process.rank} of {process.world_size} cannot meet the others at "
+                        f"{':'.join(os.environ[name] for name in RENDEZVOUS)}: {str(error).splitlines()[0]}") from None
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     except UserError:
@@ -90,6 +104,18 @@ def joined(device_name: str | None) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def device_of(process: Process, name: str | None) -> torch.device:
+    """The device of one of several processes: its own GPU, or the CPU, which all share. UserError where there is none for it."""
+    if name in (None, "cuda") and torch.cuda.is_available():
+        if process.local_rank >= torch.cuda.device_count():
+            raise UserError(f"no GPU for the process of LOCAL_RANK {process.local_rank}: there are {torch.cuda.device_count()}, and one process drives one")
+        return pick_device(f"cuda:{process.local_rank}")
+    device = pick_device("cpu" if name is None else name)
+    if device.type != "cpu" and process.local_world_size > 1:
+        raise UserError(f"-d {name}: expected no number of a device for {process.local_world_size} processes, each of which has one of its own")
+    return device
+
+
 def leave(status: int) -> NoReturn:
     """End this process, whose work is done and whose files are closed.
 
@@ -97,10 +123,9 @@ def leave(status: int) -> NoReturn:
     a model's reducers) can outlive `destroy_process_group`, and a thread of it that is still ending then
     aborts the process, which its launcher would take for a failure of the run.
     """
-    if "RANK" not in os.environ:
+    if not this_process().launched:
         raise SystemExit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     os._exit(status)
 
 
@@ -108,48 +133,53 @@ def launch(n_processes: int, device_name: str | None) -> int:
     """Run this very command in `n_processes` processes of this machine; the exit status, of the first that failed where one did.
 
     SIGINT and SIGTERM are passed on, so that the run saves and stops. When one process
-    fails, the others are ended: they would wait for it for ever.
+    fails, the others are ended: they would wait for it for ever. When this one dies, they stop.
     """
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(n_processes)}
-    if device_name == "cpu" or not torch.cuda.is_available():
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_processes)))
-    processes = [
-        subprocess.Popen([sys.executable, *sys.argv], env=environment | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "BACKPERPLEXITY_LAUNCHER": str(os.getpid())})
-        for rank in range(n_processes)
-    ]
+    on_gpus = torch.cuda.is_available() and (device_name or "cuda").startswith("cuda")
+    if on_gpus and n_processes > torch.cuda.device_count():
+        raise UserError(f"--nproc {n_processes}: one process drives one GPU, and there are {torch.cuda.device_count()}; with -d cpu they share the CPU")
+    # They meet at a port of this process, which the system chose: one that was free and is now to be taken again may be somebody else's.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+                                "WORLD_SIZE": str(n_processes), "LOCAL_WORLD_SIZE": str(n_processes)}
+    if not on_gpus:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // n_processes)))
 
-    def pass_on(signal_number, _frame):
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal_number)
-
+    came, passed_on = [], 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _frame: came.append(number))
     # A terminal's Ctrl-C reaches the whole process group by itself: passing it on would be a second one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin is not None and sys.stdin.isatty() else pass_on)
-    signal.signal(signal.SIGTERM, pass_on)
-    saved_and_stopped = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-    status = 0
-    while any(process.poll() is None for process in processes):
-        failed = [process.returncode for process in processes if process.poll() not in (None, 0, *saved_and_stopped)]
-        if failed and not status:
-            status = abs(failed[0])
-            time.sleep(2)  # time for the others to fail with an error of their own, which may be the telling one
-            for process in processes:
-                process.kill()
+    by_itself = {signal.SIGINT} if sys.stdin is not None and sys.stdin.isatty() else set()
+    processes = []
+    for rank in range(n_processes):
+        if not came:
+            processes.append(start_child([sys.executable, *sys.argv], environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+
+    def end(grace: float = 0.0) -> None:
+        time.sleep(grace)
+        for process in processes:
+            process.kill()
+            process.wait()
+
+    saved_and_stopped = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+    while True:
+        for number in came[passed_on:]:
+            for process in processes if number not in by_itself else ():
+                process.send_signal(number)
+            passed_on += 1
+        codes = {rank: process.returncode for rank, process in enumerate(processes) if process.poll() is not None}
+        if any(-code in came for code in codes.values()):
+            end()  # one had not come to training yet, and died of the signal at once: there is nothing to save, and the others wait for it
+            return 128 + came[0]
+        if failed := [rank for rank, code in codes.items() if code not in saved_and_stopped]:
+            code = codes[failed[0]]
+            if code < 0:  # else it has told itself
+                tell(f"error: process {failed[0]} of {n_processes} {how_it_ended(code)}; the state saved last is as it was", sys.stderr)
+            end(grace=2)  # time for the others to fail with an error of their own, which may be the telling one
+            return status_of(code)
+        if len(codes) == len(processes):
+            return max(codes.values(), default=128 + came[0] if came else 0)
         time.sleep(0.1)
-    return status or max(abs(process.returncode) for process in processes)
-
-
-def launcher_is_gone() -> bool:
-    """Whether the launcher of this process has died (SIGKILL, say): training on would be a run that nobody watches."""
-    launcher = os.environ.get("BACKPERPLEXITY_LAUNCHER")
-    return launcher is not None and os.getppid() != int(launcher)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class _Loss(nn.Module):

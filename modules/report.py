@@ -31,7 +31,8 @@ def write_report(folder: str | os.PathLike, comparisons: Sequence[dict], command
     Returns the path of each: "report", "json", and the PNG of each figure under its name in `draw_all`.
     """
     folder = Path(folder)
-    comparisons = sorted(named_apart(comparisons), key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c), figures.context_length(c)))
+    comparisons = sorted(named_apart(comparisons),
+                         key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c), figures.context_length(c)))
     drawn = draw_all(comparisons)
     stems = [file_name(name, ".png").removesuffix(".png") for name in distinct(drawn, as_file_systems_see)]
     pictures = {name: figures.save(figure, folder / stem)[0] for (name, figure), stem in zip(drawn.items(), stems, strict=True)}
@@ -81,9 +82,9 @@ def picture(name: str, file: str) -> str:
 
 HOW_TO_READ = """\
 The arrow is the loss of the model that reads backward minus that of the model that reads forward, on the same tokens of
-the same held-out windows: positive where backward is harder. Intervals are at 95 %. *Windows*: block bootstrap over consecutive
-held-out windows, for these trained models. *Seeds*: Student's t over initial weights and orders of the training windows, on this
-held-out text. *Both*: their variances added; the one to quote. None of them holds the choice of the training text."""
+the same held-out windows: positive where backward is harder. Intervals are at 95 %. *Windows*: other held-out
+text, for these trained models. *Seeds*: Student's t over initial weights and orders of the training windows, on this
+held-out text. *Both*: over both; the one to quote. None of them holds the choice of the training text."""
 
 
 def summary(comparisons: Sequence[dict]) -> str:
@@ -108,8 +109,8 @@ def section(comparison: dict) -> str:
                    [[unit, f"{arrow[key]['value']:+.{digits}f}",
                      *(interval(arrow[key][kind], digits) for kind in ("windows", "seeds", "both"))]
                     for unit, key, digits in (("nats per token", "nats", 4), ("percent", "percent", 2))]),
-             (f"{held_out['tokens']:,} held-out tokens in {held_out['windows']:,} windows of {held_out['context']}, resampled in blocks of "
-              f"{held_out['block']}. Paired standard error over single windows: {arrow['paired_se']:.4f} nats per token.")]
+             (f"{held_out['tokens']:,} held-out tokens in {held_out['windows']:,} windows of {held_out['context']}, "
+              f"of which {held_out['block']} count as one. Paired standard error over single windows: {arrow['paired_se']:.4f} nats per token.")]
     if len(arrow["per_seed"]) > 1:
         parts.append(table(["seed", "forward", "backward", "arrow", "in percent"],
                            [[seed, f"{one['forward']:.4f}", f"{one['backward']:.4f}", f"{one['nats']:+.4f}", f"{one['percent']:+.2f} %"]
@@ -118,7 +119,8 @@ def section(comparison: dict) -> str:
         parts += ["### By class of token", class_table(comparison["by_class"])]
     if changed := comparison["compared"]["changed_on_the_way"]:
         parts += ["### Changed while training, in both directions alike", "\n".join(f"- {in_markdown(line)}" for line in changed)]
-    parts += ["### What was compared", "\n".join(f"- {in_markdown(name)}: {in_markdown(value)}" for name, value in flat(comparison["compared"]))]
+    compared = [f"- {in_markdown(name)}: {in_markdown(value)}" for name, value in flat(comparison["compared"])]
+    parts += ["### What was compared", "\n".join(compared)]
     return "\n\n".join(parts)
 
 
@@ -126,7 +128,7 @@ def class_table(rows: Sequence[dict]) -> str:
     """Markdown for the rows of modules.arrow.by_class."""
     return table(["class", "tokens", "forward", "backward", "arrow", "standard error", "share of the arrow"],
                  [[row["name"], f"{row['tokens']:,}", f"{row['forward']:.3f}", f"{row['backward']:.3f}", f"{row['arrow']:+.3f}",
-                   f"{row['arrow_se']:.3f}", f"{100 * row['share']:.0f} %"] for row in rows])
+                   f"{row['arrow_se']:.3f}", "unknown" if row["share"] is None else f"{100 * row['share']:.0f} %"] for row in rows])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:

@@ -50,7 +50,8 @@ class Files:
 
 def files_of(config: Config, project: str) -> Files:
     """The files of the run of this config. UserError where its name or the project's would lead elsewhere, or nowhere."""
-    return Files(Path(config.training_params.state_save_loc) / check_name(project, "the project's name (-p)"), check_name(config.name, RUN_NAME))
+    folder = Path(config.runs_folder) / check_name(project, "the project's name (-p)")
+    return Files(folder, check_name(config.name, RUN_NAME))
 
 
 def find_state(files: Files) -> dict | None:
@@ -176,7 +177,7 @@ def make_up(found: dict, config: Config, done: bool, files: Files) -> None:
     if "folder" in found:
         write_plain(found, files, files.state)
         found = checkpoint.load_state(files.state)
-    if not same_file(found["config"]["training_params"]["dataset_folder"], config.training_params.dataset_folder):
+    if not same_file(parse_config(found["config"], found["run"]).dataset_path, config.dataset_path):
         data_path = {"dataset_folder": config.training_params.dataset_folder}
         there = found["config"]
         checkpoint.save_state(found | {"config": there | {"training_params": there["training_params"] | data_path}}, files.state)

@@ -14,6 +14,7 @@ from modules.errors import UserError
 from modules.evaluate import autocast_for
 from modules.history import continued
 from modules.interruption import only_run, stopping_on_signals
+from modules.memory import check_memory
 from modules.models import build_model
 from modules.parallel import Processes, shared_loss
 from modules.recording import checkpoint_owed, record
@@ -105,7 +106,7 @@ def data_of(config: Config, tokenizer_path: str | None, processes: Processes) ->
     for key, windows in (("batch_size", params.batch_size), ("held-out windows", config.held_out_windows)):
         if windows < processes.count:
             raise UserError(f"{config.name}: {key}: expected at least the number of processes, {processes.count}, found {windows}")
-    token_file = open_tokens(params.dataset_folder)
+    token_file = open_tokens(config.dataset_path)
     token_file.check_ids(model_params.vocab_size)
     tokenizer = matching_tokenizer(tokenizer_path, token_file, model_params.vocab_size) if tokenizer_path else None
     windows, held_out = split(token_file, model_params.context, config.stride, config.held_out_windows, config.step_windows, params.backwards)
@@ -119,6 +120,7 @@ def prepare(config: Config, data: Data, processes: Processes, found: dict | None
     precision = wanted_precision(config, stages[-1]) if found else pick_precision(params.precision, processes.device, model_params.embed_dim)
     allow_tf32(processes.device)
     keep_freed_memory(processes.device)
+    check_memory(config, processes)
     model = build_model(config.model, params.seed, **model_params.model_dump()).to(processes.device)
     if params.checkpoint_activations:
         if config.model != "gpt":

@@ -26,19 +26,22 @@ knows the period.
 """
 import codecs
 import math
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from modules.console import bar
 from modules.errors import UserError
 from modules.files import replacing
 
 SYMBOLS = "abcdefghijklmnopqrstuvwxyz"
 LINES_AT_ONCE = 1_000
 CHARACTERS_AT_ONCE = 65_536
+MOST_DIGITS = 7  # of a prime: the sieve holds all numbers of so many digits
+MOST_BITS = 256  # of a circuit: ordering its columns takes bits^3 steps
 MIRROR_BLOCK = 4_096  # characters; far longer than any context used here, so that few windows see the mirror's seam
 
 
@@ -91,8 +94,8 @@ def prime_products_line(digits: int) -> int:
 
 def primes_of(digits: int) -> np.ndarray:
     """All primes of exactly `digits` decimal digits, by the sieve of Eratosthenes. [n] int64."""
-    if not 1 <= digits <= 7:
-        raise UserError(f"digits: expected 1 to 7, found {digits}")
+    if not 1 <= digits <= MOST_DIGITS:
+        raise UserError(f"digits: expected 1 to {MOST_DIGITS}, found {digits}")
     is_prime = np.ones(10**digits, dtype=bool)
     is_prime[:2] = False
     for factor in range(2, math.isqrt(10**digits) + 1):
@@ -126,6 +129,8 @@ def circuit_matrix(bits: int, seed: int = 0) -> np.ndarray:
     columns the arrow is smaller and depends on their luck. Random parities of three of twelve bits, the
     obvious alternative, are learned by a small model in neither direction within 600 steps.)
     """
+    if not 1 <= bits <= MOST_BITS:
+        raise UserError(f"bits: expected 1 to {MOST_BITS}, found {bits}")
     chain = np.eye(bits, dtype=np.uint8) + np.eye(bits, k=-1, dtype=np.uint8)
     known, backward_order = [-1], []  # before x_0 the chain has its end, which y_0 tells
     for _ in range(bits):
@@ -220,9 +225,11 @@ def with_mirror_image(text: Iterable[str], block: int = MIRROR_BLOCK) -> Iterato
     rest = ""
     for piece in text:
         rest += piece
-        while len(rest) >= block:
-            yield rest[:block] + rest[block - 1::-1]
-            rest = rest[block:]
+        whole = len(rest) // block * block
+        for start in range(0, whole, block):
+            this = rest[start:start + block]
+            yield this + this[::-1]
+        rest = rest[whole:]
     if rest:
         yield rest + rest[::-1]
 
@@ -232,11 +239,13 @@ def with_mirror_image(text: Iterable[str], block: int = MIRROR_BLOCK) -> Iterato
 def write_text(path: str | Path, text: Iterable[str], characters: int | None = None) -> int:
     """Write pieces of text to `path` as UTF-8, whole or not at all, and return the number of characters.
 
-    `characters`, where known, is the length of the progress bar. Line ends are written as they are, on Windows too.
+    `characters`, where known, is the length of the progress bar; they are ASCII then, and UserError tells where they do not fit the disk.
+    Line ends are written as they are, on Windows too.
     """
+    check_room(Path(path), characters or 0)
     written = 0
     with (replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file,
-          tqdm(total=characters, desc=f"writing {Path(path).name}", unit="char", unit_scale=True) as progress):
+          bar(total=characters, desc=f"writing {Path(path).name}", unit="char", unit_scale=True) as progress):
         for piece in text:
             file.write(piece)
             written += len(piece)
@@ -260,6 +269,16 @@ def read_text(path: str | Path) -> Iterator[str]:
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected UTF-8 text, found {error.reason}") from error
+
+
+def check_room(path: Path, size: int) -> None:
+    """UserError where a new file of `size` bytes does not fit the disk of `path`. What is no regular file (/dev/null, a pipe) takes no room."""
+    folder = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    if folder is None or path.exists() and not path.is_file():
+        return
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(f"{path}: the text would be of {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there; ask for less of it")
 
 
 # Helpers ----------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,6 @@ def test_a_circuit_has_a_strong_arrow_which_its_mirror_image_turns_round(tmp_pat
 
 
 def test_the_sum_of_two_estimates_adds_their_variances():
-    one = arrow.Estimate(1.0, (0, 0), None, (0.7, 1.3))
-    other = arrow.Estimate(-1.5, (0, 0), None, (-1.9, -1.1))
+    one, other = (arrow.Estimate(value, (0, 0), None, both, se=0, p=None, detectable=None, noise=None)
+                  for value, both in ((1.0, (0.7, 1.3)), (-1.5, (-1.9, -1.1))))
     assert calibration.sum_of(one, other) == pytest.approx((-0.5, 0.5))  # 0.3 and 0.4

@@ -1,15 +1,30 @@
 """Configs: what loads, what comes back out, and that each mistake is found and named."""
 import copy
 import json
+import math
+import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.config import GPTParams, OptimParams, RecurrentParams, TrainingParams, key_table, load_config, parse_config
+from modules.config import (
+    MAX_STEP_TOKENS,
+    MAX_STEPS,
+    GPTParams,
+    OptimParams,
+    RecurrentParams,
+    TrainingParams,
+    expanded,
+    key_table,
+    load_config,
+    parse_config,
+)
 from modules.errors import UserError
+from modules.schedule import lr_at
 
 # The example of the specification, with the comments taken out.
 PUBLISHED = """{
@@ -132,6 +147,73 @@ def test_wrong_values_are_named(key, value, expected):
     assert f" {key}: " in line and expected in line
 
 
+# Numbers that nothing trains with ------------------------------------------------------------------------------------------
+
+ABSURD = [10**12, 10**15, 10**18, 10**30, 2**63, 2**64, 10**400, 10**5_000, -1, -10**30, 0, 1e300, -1e300, 1.8e308, 1e-300, 5e-324, -0.0, float("inf"),
+          float("-inf"), float("nan"), "9" * 10_000, "NaN", [], {}, [[[[]]]], True]
+KEYS = [f"{section}.{key}" for section, keys in parse_config(GPT, "run").to_dict().items() if isinstance(keys, dict) for key in keys]
+
+
+def check_what_follows(config) -> None:
+    """What a run computes from its numbers is finite, and its counts fit 64 bits."""
+    params, optim, context = config.training_params, config.optim_params, config.model_params.context
+    last_step = params.steps_to_train or (optim.cooldown_start or 0) + (optim.cooldown_steps or MAX_STEPS)
+    step_windows = params.batch_size * params.aggregate
+    assert np.arange(last_step * step_windows, last_step * step_windows + 2).dtype == np.int64
+    assert last_step * step_windows * context < 2**63 and config.valid_batch_size * context <= MAX_STEP_TOKENS
+    assert 0 < config.stride < 2**63 and 0 <= params.seed < 2**63
+    for step in (0, 1, last_step // 2, last_step):
+        assert 0 <= lr_at(step, optim) <= 1.01 * optim.lr and math.isfinite(np.float32(lr_at(step, optim)))
+    if isinstance(config.model_params, GPTParams):
+        assert 1 <= int(config.model_params.mlp_ratio * config.model_params.embed_dim) < 2**31
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_absurd_values_of_any_key_are_refused_in_one_short_line_or_harmless(key):
+    for value in ABSURD:
+        try:
+            config = parse_config(changed(GPT, key, value), "run")
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 300 and "expected" in str(error)
+        else:
+            check_what_follows(config)
+
+
+@given(data=st.data(), value=st.integers() | st.floats() | st.integers(-10**40, 10**40) | st.floats(allow_nan=False).map(lambda x: x * 1e200) |
+       st.sampled_from([2**b + d for b in range(1, 80) for d in (-1, 0, 1)]))
+def test_any_number_for_any_keys_is_refused_or_gives_a_run_that_can_be_counted(data, value):
+    config = copy.deepcopy(data.draw(st.sampled_from([GPT, GRU])))
+    for key in data.draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3)):
+        section, name = key.split(".")
+        config[section][name] = value
+    try:
+        check_what_follows(parse_config(config, "run"))
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("key, value, expected", [
+    ("model_params.n_layers", 10**12, "expected at most 10,000 (a layer takes time whatever its width"),
+    ("training_params.steps_to_train", 10**18, "expected at most 100,000,000,000 (at a thousand steps a second, three years), found 1000000000000000000"),
+    ("optim_params.warmup_steps", 10**30, "a 64-bit integer"),
+    ("optim_params.lr", 1e300, "fp32"),
+    ("model_params.mlp_ratio", 1e300, "expected at most 1,000"),
+    ("model_params.mlp_ratio", 1e-300, "embed_dim * mlp_ratio of at least 1"),
+    ("training_params.batch_size", 10**15, "expected at most 33,554,432 (with windows of two tokens"),
+    ("training_params.batch_size", 10**6, "batch_size x aggregate x context of at most 67,108,864 tokens (the largest published steps), found 1,000,000 x 256"),
+    ("training_params.valid_batch_size", 10**6, "valid_batch_size x context of at most 67,108,864"),
+    ("training_params.dataset_folder", "a\0b", "a path has no NUL"),
+    ("training_params.state_save_loc", "\ud800", "expected a valid string"),
+    ("training_params." + "k" * 10_000, 1, "kkk...: unknown key"),
+])
+def test_bounds_say_why(key, value, expected):
+    assert expected in error_of(changed(GPT, key, value))
+
+
+def test_a_hundred_thousand_unknown_keys_are_one_line():
+    assert "and 99997 more" in error_of(GPT | {f"key{number}": 1 for number in range(100_000)})
+
+
 @pytest.mark.parametrize("key, value, expected", [
     ("model_params.n_heads", 7, "embed_dim divisible by n_heads, found 768 and 7"),
     ("optim_params.lr_min", 1e-3, "lr_min of at most lr, found lr_min 0.001 and lr 0.0001"),
@@ -177,13 +259,21 @@ def test_files_that_are_no_config(write, tmp_path):
         '{"a": 1,\n "a": 2}': 'key "a" stands twice',
         '{"a": NaN}': "NaN is not a JSON number",
         b'{"a": "\xff"}': "byte 7 is not UTF-8",
-        "[" * 100_000: "not a config",
+        "[" * 100_000: "nested too deep",
+        '{"a": ' * 100_000: "nested too deep",
+        '{"a": 1e400}': r"1e400 is beyond what a number can be",
+        '{"a": -1' + "0" * 10_000 + "}": r"-100000000... \(10,002 digits\) is beyond what a number can be",
+        b"\x7fELF\x00\xff": "byte 5 is not UTF-8",
+        " " * (2 << 20): "expected a config file of some kB, found 2,097,152 bytes",
     }
     for text, expected in cases.items():
         with pytest.raises(UserError, match=expected):
             load_config(write(text))
-    with pytest.raises(UserError, match="no such config file"):
-        load_config(tmp_path / "missing.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    for path, expected in ((tmp_path / "missing.json", "no such config file"), (tmp_path, "found a folder"), (tmp_path / "pipe.json", "no regular file"),
+                           ("a\0b", "no path that a file can have")):
+        with pytest.raises(UserError, match=expected):
+            load_config(path)
 
 
 def test_a_byte_order_mark_is_no_mistake(write):
@@ -201,17 +291,19 @@ def test_every_key_with_a_letter_dropped_is_found(data):
     assert f"{section}.{typo}: unknown key, nearest valid key: {section}.{key}" in error_of(config)
 
 
-positive = st.integers(1, 10**12)
+positive = st.integers(1, 2**63 - 1)
+steps = st.integers(1, MAX_STEPS)
+few = st.integers(1, 100)
 rate = st.floats(1e-9, 1.0)
 optional = {"mlp_ratio": st.floats(0.5, 8), "dropout": st.floats(0, 0.99), "embd_dropout": st.none() | st.floats(0, 0.99)}
 
 
 @given(
     heads=st.integers(1, 64), head_width=st.integers(2, 64),
-    model=st.fixed_dictionaries({"vocab_size": st.integers(2, 10**6), "n_layers": positive, "attn_length": st.integers(2, 10**5)},
+    model=st.fixed_dictionaries({"vocab_size": st.integers(2, 10**6), "n_layers": st.integers(1, 10_000), "attn_length": st.integers(2, 5_000)},
                                 optional=optional),
-    training=st.fixed_dictionaries({"dataset_folder": st.text(min_size=1), "batch_size": positive}, optional={
-        "aggregate": positive, "backwards": st.booleans(), "steps_to_train": st.none() | positive, "stride": st.none() | positive,
+    training=st.fixed_dictionaries({"dataset_folder": st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1), "batch_size": few}, optional={
+        "aggregate": few, "backwards": st.booleans(), "steps_to_train": st.none() | steps, "save_every": positive, "stride": st.none() | positive,
         "seed": st.integers(0, 2**63 - 1), "compile": st.sampled_from(["auto", True, False]),
         "parallel": st.sampled_from(["ddp", "fsdp"])}),
     rates=st.lists(rate, min_size=3, max_size=3).map(sorted),
@@ -239,3 +331,30 @@ def test_the_table_has_every_key_once():
 def test_the_readme_shows_the_keys_as_they_are():
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     assert key_table() in readme, "paste the output of python -m modules.config"
+
+
+# Paths ------------------------------------------------------------------------------------------------------------------
+
+def test_home_and_variables_in_paths_are_expanded_where_files_are_opened_and_kept_as_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    config = parse_config(changed(changed(GPT, "training_params.dataset_folder", "~/en.h5"), "training_params.state_save_loc", "${SCRATCH}/$SCRATCH/runs"), "run")
+    assert config.dataset_path == "/home/ada/en.h5" and config.runs_folder == f"{tmp_path}/{tmp_path}/runs"
+    assert config.to_dict()["training_params"]["dataset_folder"] == "~/en.h5" and config.training_params.state_save_loc == "${SCRATCH}/$SCRATCH/runs"
+    for value in (None, ""):  # "$SCRATCH/runs" is not to become "/runs"
+        monkeypatch.setenv("SCRATCH", value) if value is not None else monkeypatch.delenv("SCRATCH")
+        with pytest.raises(UserError, match=r"run: training_params.state_save_loc: .*the variable SCRATCH is not set"):
+            _ = config.runs_folder
+
+
+def test_what_exists_under_a_name_with_a_dollar_is_used_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("x", "other")
+    (tmp_path / "a $x$" / "$y").mkdir(parents=True)
+    for path in ("a $x$", "a $x$/$y", "./a $x$/$y/new", str(tmp_path / "a $x$" / "new"), "price: 5 $", "a/$/b", "~ada-who-has-no-account/x", "x~"):
+        assert expanded(path, "path") == path
+    assert expanded("a $x$/$x", "path") == "a $x$/other"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user without an entry
+    with pytest.raises(UserError, match="no home folder"):
+        expanded("~/runs", "path")

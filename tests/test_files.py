@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules import files
@@ -35,11 +35,13 @@ def hidden(folder: Path) -> list[str]:
 
 
 def child(source: str, *arguments, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{source}", *map(str, arguments)], text=True, **options)
+    source = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{source}"
+    return subprocess.Popen([sys.executable, "-c", source, *map(str, arguments)], text=True, **options)
 
 
 # What is written --------------------------------------------------------------------------------------------------------
 
+@settings(deadline=None)
 @given(name=NAMES)
 def test_any_name_that_a_file_can_have_is_written(tmp_path_factory, name):
     folder = tmp_path_factory.mktemp("any")
@@ -165,9 +167,13 @@ def test_standard_output_is_written_into_after_what_was_printed(tmp_path, mode):
     """Also where it is an ordinary file: the shell's `> file` and `>> file`."""
     (tmp_path / "out").write_bytes(b"before\n")
     with open(tmp_path / "out", mode) as out:
-        process = child("from modules.files import replacing\nprint('first')\nwith replacing('/dev/stdout') as t: t.write_text('second\\n')\nprint('third')",
-                        stdout=out)
-        assert process.wait() == 0
+        source = """
+from modules.files import replacing
+print("first")
+with replacing("/dev/stdout") as temporary:
+    temporary.write_text("second\\n")
+print("third")"""
+        assert child(source, stdout=out).wait() == 0
     assert (tmp_path / "out").read_text() == ("before\n" if mode == "ab" else "") + "first\nsecond\nthird\n"
 
 
@@ -183,14 +189,20 @@ def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
 
 def test_temporary_names_cannot_be_guessed_and_are_short():
     names = [files._temporary_name("é" * 120 + "\n/") for _ in range(100)]
-    assert len({name.split(".")[-2] for name in names}) == 100 and all(len(name.encode()) <= 143 and files.TEMPORARY.fullmatch(name) for name in names)
+    assert len({name.split(".")[-2] for name in names}) == 100
+    assert all(len(name.encode()) <= 143 and files.TEMPORARY.fullmatch(name) for name in names)
 
 
 # What killed writers leave ----------------------------------------------------------------------------------------------
 
 @posix
 def test_what_a_killed_writer_left_is_swept_and_a_living_ones_is_not(tmp_path):
-    hang = "from modules.files import replacing\nwith replacing(sys.argv[1]) as t: t.write_bytes(b'half'); print(t, flush=True); sys.stdin.read()"
+    hang = """
+from modules.files import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    print(temporary, flush=True)
+    sys.stdin.read()"""
     writers = [child(hang, tmp_path / name, stdout=subprocess.PIPE, stdin=subprocess.PIPE) for name in ("killed", "alive")]
     killed, alive = (Path(writer.stdout.readline().strip()) for writer in writers)
     sweep(tmp_path)
@@ -213,7 +225,8 @@ def test_only_what_is_surely_left_over_is_swept(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     tail = "0123456789abcdef.tmp"
-    dead = {f".x.{here}.{gone.pid}.{start or 0}.{tail}", f".x.ffffffffffff.1.1.{tail}"}  # a process that is gone; another machine's, quiet for long
+    # A process that is gone; another machine's, quiet for long.
+    dead = {f".x.{here}.{gone.pid}.{start or 0}.{tail}", f".x.ffffffffffff.1.1.{tail}"}
     if start:
         dead.add(f".x.{here}.{os.getpid()}.{int(start) - 1}.{tail}")  # another process had this one's number before
     kept = {f".x.{here}.{os.getpid()}.{start or 0}.{tail}", f".y.ffffffffffff.1.1.{tail}",  # this process; another machine's, fresh
@@ -255,7 +268,8 @@ def test_bytes_that_did_not_reach_the_disk_are_an_error(tmp_path, monkeypatch, n
 
 
 @posix
-def test_a_file_that_grows_too_large_is_named_with_what_to_do(tmp_path):
+@pytest.mark.parametrize("writer", ["open", "torch"])
+def test_a_file_that_grows_too_large_is_named_with_what_to_do(tmp_path, writer):
     write(tmp_path / "a", b"old")
     process = child("""
 import resource
@@ -265,21 +279,28 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 @one_line_errors
 def main():
     with replacing(sys.argv[1]) as temporary, open(temporary, "wb") as out:
-        out.write(bytes(100_000))
-main()""", tmp_path / "a", stderr=subprocess.PIPE)
+        if sys.argv[2] == "torch":
+            import torch
+            torch.save({"x": torch.ones(100_000)}, out)
+        else:
+            out.write(bytes(100_000))
+main()""", tmp_path / "a", writer, stderr=subprocess.PIPE)
     said = process.communicate()[1]
-    assert process.returncode == 1 and said.startswith(f"error: {tmp_path / 'a'}: File too large; ") and "ulimit -f" in said and len(said.splitlines()) == 1
+    assert process.returncode == 1 and said.startswith(f"error: {tmp_path / 'a'}: File too large; ") and "ulimit -f" in said
+    assert len(said.splitlines()) == 1
     assert (tmp_path / "a").read_bytes() == b"old" and not hidden(tmp_path)
 
 
-@pytest.mark.parametrize("number, advice", [(errno.ENOSPC, "make room"), (errno.EDQUOT, "quota"), (errno.EROFS, "can be written"), (errno.EFBIG, "ulimit -f")])
+@pytest.mark.parametrize("number, advice", [(errno.ENOSPC, "make room"), (errno.EDQUOT, "quota"), (errno.EROFS, "can be written"),
+                                            (errno.EFBIG, "ulimit -f")])
 def test_a_write_that_fails_names_the_file_and_what_to_do(tmp_path, number, advice):
     """A write knows no name, an open that of the temporary file, a copy (shutil) two."""
     for names in ((), ("temporary",), ("copied from", None, "temporary")):
         with pytest.raises(OSError) as caught, replacing(tmp_path / "a") as temporary:
             raise OSError(number, os.strerror(number), *(str(temporary) if name == "temporary" else name for name in names))
         assert caught.value.filename == str(tmp_path / "a") and caught.value.errno == number
-        assert describe_os_error(caught.value).startswith(f"{tmp_path / 'a'}: {os.strerror(number)}; ") and advice in describe_os_error(caught.value)
+        said = describe_os_error(caught.value)
+        assert said.startswith(f"{tmp_path / 'a'}: {os.strerror(number)}; ") and advice in said
 
 
 def test_errors_of_what_the_block_reads_keep_their_name(tmp_path):
@@ -289,8 +310,10 @@ def test_errors_of_what_the_block_reads_keep_their_name(tmp_path):
     with pytest.raises(OSError) as caught, replacing(tmp_path / "a"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     assert describe_os_error(caught.value).startswith(f"while writing {tmp_path / 'a'}: ")
-    with pytest.raises(OSError, match="of its own kind"), replacing(tmp_path / "a"):
+    with pytest.raises(OSError, match="while writing .*/a: of its own kind"), replacing(tmp_path / "a"):
         raise OSError("of its own kind")
+    with pytest.raises(RuntimeError, match="a fault of ours"), replacing(tmp_path / "a"):
+        raise RuntimeError("a fault of ours")
     assert list(tmp_path.iterdir()) == []
 
 

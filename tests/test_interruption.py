@@ -23,7 +23,7 @@ def test_a_run_is_trained_by_one_process_at_a_time_and_others_beside_it(tmp_path
         with only_run(tmp_path / f"{name}.state", HERE):
             for other in names:
                 if other == name:
-                    with pytest.raises(UserError, match="another process is training this run"), only_run(tmp_path / f"{other}.state", HERE):
+                    with pytest.raises(UserError, match="another process is training"), only_run(tmp_path / f"{other}.state", HERE):
                         pass
                 else:
                     with only_run(tmp_path / f"{other}.state", HERE):

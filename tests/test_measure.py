@@ -25,8 +25,9 @@ from modules.cli import config_of, training_parser
 from modules.comparison import base_name, pair_up, read_run
 from modules.config import parse_config
 from modules.errors import UserError
-from modules.measure import planned_runs, start
+from modules.measure import planned_runs
 from modules.models import build_model
+from modules.side_by_side import start
 from modules.run import Request
 from modules.tok_utils import create_tokenizer
 from modules.tokenizer import get_tokenizer

@@ -1,7 +1,7 @@
 """Train a byte-level BPE tokenizer on a text: `create_tokenizer`.
 
-The `tokenizers` library trains, on all cores; what is ours is how it is fed. It pre-tokenizes an item of the feed in one thread, and
-is faster with lines than with a whole text (3.7 and 2.5 MB a CPU second), so texts go in as lines, cut where its
+`symmetric.py` trains one without a direction. GPT-2's kind is trained by the `tokenizers` library, on all cores; what is ours
+is how it is fed. It pre-tokenizes an item of the feed in one thread, and is faster with lines than with a whole text (3.7 and 2.5 MB a CPU second), so texts go in as lines, cut where its
 pattern cannot see across (before a line break that follows a non-space): the tokenizer is the one that the whole text in one piece would give.
 
 A run of letters, digits, signs or blanks longer than LONGEST_RUN (a text without blanks is one) goes in as several: the time that merging
@@ -22,9 +22,10 @@ import regex
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from modules.console import bar
-from modules.errors import UserError
+from modules.errors import UserError, interruptibly
 from modules.files import replacing
 from modules.names import check_name
+from modules.tok_utils import symmetric
 from modules.tok_utils.cuts import pieces
 from modules.tok_utils.inspection import taken_texts
 from modules.tok_utils.limits import MOST_BYTES, SMALLEST_VOCAB, check_number
@@ -36,16 +37,17 @@ from modules.tokenizer import BOS_TOKEN, MOST_IDS, get_tokenizer
 from modules.tokenizer import Tokenizer as SavedTokenizer
 
 FEED_BYTES = 1 << 20
+SPLITS = ("gpt2", "symmetric")
 LINE_BREAK = re.compile(r"(?<=\S)(?=\n)")
 LONGEST_RUN = 4000  # characters; no word of a language comes near, and 20 MB without a blank cost half a minute more
 LONG_RUN = regex.compile(rf"\p{{L}}{{{LONGEST_RUN}}}|\p{{N}}{{{LONGEST_RUN}}}|[^\s\p{{L}}\p{{N}}]{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}}")
 
 
 def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.PathLike, tokenizer_name: str = "tokenizer",
-                     vocab_size: int = 50257, sample_bytes: int | None = None, errors: str = "strict") -> Path:
+                     vocab_size: int = 50257, sample_bytes: int | None = None, errors: str = "strict", split: str = "gpt2") -> Path:
     """Train a BPE tokenizer on a text and save it as `<tokenizer_folder>/<tokenizer_name>`.
 
-    GPT-2's kind: byte-level, GPT-2's split pattern, `<|endoftext|>` as id 0, then the 256 bytes, then the merges. The folder opens with
+    Byte-level, `<|endoftext|>` as id 0, then the 256 bytes, then what was learned. The folder opens with
     `get_tokenizer` and with `transformers.AutoTokenizer.from_pretrained`. A tokenizer that is there already is kept, with a
     note: another training would change the ids under data that was made with it.
 
@@ -54,45 +56,57 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
         vocab_size: number of ids to reach; a small text may give fewer.
         sample_bytes: train on about so many bytes taken evenly from the text; None: on all of it.
         errors: "strict" refuses text that is not UTF-8, "replace" replaces what is not by U+FFFD.
+        split: "gpt2" splits a text into words by GPT-2's pattern; "symmetric" splits and merges it alike from both ends
+            (`symmetric.py`): the tokens of the reversed text are the reversed tokens.
 
     Returns the tokenizer's folder. Under torchrun the first process trains and the others wait for it.
 
-    Raises UserError for a text that is missing, empty or not UTF-8, and for a vocab_size below 257 or below that of the tokenizer there.
+    Raises UserError for a text that is missing, empty or not UTF-8, and for a vocab_size below 257 or below that of the tokenizer there,
+    for another split than the two or than that of the tokenizer there.
     Another command at work on the same tokenizer is waited for.
     """
     folder = Path(tokenizer_folder) / check_name(tokenizer_name, "tokenizer_name")
     check_number("vocab_size", vocab_size, SMALLEST_VOCAB, MOST_IDS, f"at least the bytes and {BOS_TOKEN}, at most what memory is had for")
     if sample_bytes is not None:
         check_number("sample_bytes", sample_bytes, 1, MOST_BYTES, "bytes of text; none for the whole")
+    if split not in SPLITS:
+        raise UserError(f"split: expected {' or '.join(SPLITS)}, found {split!r}")
     if this_process().rank > 0:
         find_texts(txt_path)
         wait_for(folder / "tokenizer.json", "the first process to train the tokenizer")
         return folder
     texts = taken_texts(Path(txt_path))
-    if not _is_there(folder, vocab_size):
+    if not _is_there(folder, vocab_size, split):
         with alone(folder):
-            if not _is_there(folder, vocab_size):  # by the command that was waited for
-                _train(folder, texts, txt_path, vocab_size, sample_bytes, errors)
+            if not _is_there(folder, vocab_size, split):  # by the command that was waited for
+                _train(folder, texts, txt_path, vocab_size, sample_bytes, errors, split)
     return folder
 
 
-def _is_there(folder: Path, vocab_size: int) -> bool:
-    """Whether there is a tokenizer already, and if so a note. UserError where it is larger than wanted."""
+def _is_there(folder: Path, vocab_size: int, split: str) -> bool:
+    """Whether there is a tokenizer already, and if so a note. UserError where it is larger than wanted, or of another split."""
     if not (folder / "tokenizer.json").exists():
         return False
-    existing = get_tokenizer(folder).vocab_size
+    there = get_tokenizer(folder)
+    existing = there.vocab_size
     if existing > vocab_size:
         raise UserError(f"{folder}: there is a tokenizer of {existing} ids already, and {vocab_size} are wanted: delete it or take another name")
+    if symmetric.shares_blanks(there) != (split == "symmetric"):
+        raise UserError(f"{folder}: there is a tokenizer already, and not one of split={split!r}: delete it or take another name")
     say(f"{folder}: using the tokenizer that is there ({existing} ids); delete it to train anew")
     return True
 
 
-def _train(folder: Path, texts: list[Path], txt_path: str | os.PathLike, vocab_size: int, sample_bytes: int | None, errors: str) -> None:
-    backend = untrained()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  show_progress=False)
+def _train(folder: Path, texts: list[Path], txt_path: str | os.PathLike, vocab_size: int, sample_bytes: int | None, errors: str, split: str) -> None:
     say(f"training a tokenizer of {vocab_size} ids on {txt_path}")
-    backend.train_from_iterator(_feed(texts, sample_bytes, errors), trainer)
+    feed = _feed(texts, sample_bytes, errors, split)
+    if split == "symmetric":
+        backend = interruptibly(lambda: symmetric.train(feed, vocab_size))
+    else:
+        backend = untrained()
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                      show_progress=False)
+        interruptibly(lambda: backend.train_from_iterator(feed, trainer))
     _save(backend, folder)
     reached = backend.get_vocab_size()
     if reached < vocab_size:
@@ -117,15 +131,15 @@ def _save(backend: Tokenizer, folder: Path) -> None:
         backend.save(str(temporary), pretty=False)
 
 
-def _feed(texts: list[Path], sample_bytes: int | None, errors: str) -> Iterator[list[str]]:
+def _feed(texts: list[Path], sample_bytes: int | None, errors: str, split: str) -> Iterator[list[str]]:
     """The texts, or an even sample of them, as lists of short items."""
-    splitter = SavedTokenizer(Path(), {}, _bytes_only())
+    splitter = SavedTokenizer(Path(), {}, symmetric.untrained() if split == "symmetric" else _bytes_only())
     total = 0
     for text in texts:
         with TextSource(text) as source:
             total += source.estimated_size()
     share = 1.0 if sample_bytes is None else min(1.0, sample_bytes / total)
-    runs_said = False
+    runs_said, fed = False, 0
     with bar(desc="read", total=int(total * share), unit="B", unit_scale=True) as progress:
         for text in texts:
             with TextSource(text) as source:
@@ -139,7 +153,8 @@ def _feed(texts: list[Path], sample_bytes: int | None, errors: str) -> Iterator[
                         runs_said = True
                     yield items
                     progress.update(piece.stop - piece.start)
-        if not progress.n:
+                    fed += piece.stop - piece.start
+        if not fed:
             raise UserError(f"{texts[0]}: the text is empty")
     say("merging")
 

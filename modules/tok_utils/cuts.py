@@ -16,6 +16,9 @@ pattern has no look-behind and matching resumes at the end of each piece.
   letters: (1). A greedy run ends at the same place whether another class or nothing follows, and whether a
   contraction matches depends on letters, none of which stand after a cut next to a letter: (2).
 
+A tokenizer that shares a blank between the words on either side (`symmetric.py`) is cut before other white space only (BEFORE_BREAK), and
+between classes. Its pieces end there too, and as no blank stands at such a cut, none that is shared loses a side.
+
 The first kind is found in nearly every text, so the second is tried only where a megabyte has no white space. It rests on
 Unicode classes, in which `regex` and the tokenizer's own library may differ by a few newly assigned characters, and loaded tokenizers
 may split by quite another pattern. So every cut is also tried out before it is used: CONTEXT characters on
@@ -28,6 +31,7 @@ from typing import NamedTuple
 
 import regex
 
+from modules.tok_utils.symmetric import shares_blanks
 from modules.tok_utils.text_source import TextInMemory, TextSource
 from modules.tokenizer import Tokenizer
 
@@ -39,6 +43,7 @@ TRIALS = 64  # cuts tried of each kind before giving up
 
 # (?r): searched from the end, so the first match is the last safe cut.
 BEFORE_SPACE = regex.compile(r"(?r)(?<=\S)(?=\s)")
+BEFORE_BREAK = regex.compile(r"(?r)(?<=\S)(?=[^\S ])")
 # Unassigned characters and the surrogates that stand for invalid bytes belong to no class.
 _OTHER = r"[^\s\p{L}\p{N}\p{Cn}\p{Cs}]"
 CLASS_CHANGE = regex.compile(rf"(?r)(?<=\p{{L}})(?=\p{{N}}|{_OTHER})|(?<=\p{{N}})(?=\p{{L}}|{_OTHER})|"
@@ -88,7 +93,7 @@ def last_safe_cut(window: bytes, toki: Tokenizer) -> int:
     while torn < min(3, len(window)) and window[torn] & 0xC0 == 0x80:
         torn += 1
     text = window[torn:].decode("utf-8", "surrogateescape")
-    for kind in (BEFORE_SPACE, CLASS_CHANGE):
+    for kind in (BEFORE_BREAK if shares_blanks(toki) else BEFORE_SPACE, CLASS_CHANGE):
         for match in itertools.islice(kind.finditer(text), TRIALS):
             if _encodes_alike(text, match.start(), toki):
                 return torn + len(text[:match.start()].encode("utf-8", "surrogateescape"))

@@ -1,10 +1,9 @@
 """What the user sees while a text is tokenized: one bar, and lines that do not tear it."""
 import sys
 import time
-import warnings
 from pathlib import Path
 
-from modules.console import bar, tell
+from modules.console import bar, tell, warn_once
 from modules.tok_utils.cuts import LONGEST_RUN, Piece
 from modules.tok_utils.text_source import TextSource
 
@@ -64,5 +63,5 @@ class Progress:
         for position in positions[:MOST_WARNINGS - self._warnings]:
             self._warnings += 1
             more = " (not said again for further places)" if self._warnings == MOST_WARNINGS else ""
-            warnings.warn(f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; the ids around it may differ "
-                          f"from those of the uncut text{more}", stacklevel=3)
+            warn_once(f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; the ids around it may differ "
+                      f"from those of the uncut text{more}")

@@ -54,7 +54,8 @@ class Worker:
     def __init__(self, tokenizer_path: Path, fast: bool, errors: str):
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", START, str(tokenizer_path.resolve()), "fast" if fast else "library", errors],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | ENVIRONMENT)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | ENVIRONMENT,
+            start_new_session=True)  # a terminal's Ctrl-C is for the parent alone
 
     def encode(self, data: bytes) -> Encoded | NotUtf8:
         """Encode one chunk of text; returns when the worker has. Raises UserError where the worker has died."""

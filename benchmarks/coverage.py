@@ -1,0 +1,113 @@
+"""How often the 95 % intervals of modules/noise.py hold the truth, in simulation:  python -m benchmarks.coverage [--runs 4000]
+
+A simulated measurement is seeds x 3,840 windows: what all seeds lose at a window (correlated over the length given,
+as exp(-distance / length)), what a seed loses everywhere (normal, or exponential: as skewed as it gets), and what a seed loses at a
+window (the interaction, correlated like the windows). Their strengths are those of their means, so that the length changes nothing else.
+
+The first table gives the share of intervals that hold the truth and their mean half-width by the true standard error (1.96 would
+do if all variances were known). One seed's interval is over windows alone: that is why one seed has no verdict. In the second, seeds
+are added until the interval is as short as was asked for (`next_seeds`).
+"""
+import argparse
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from modules.noise import next_seeds, noise_of
+from modules.report import table
+
+WINDOWS = 3_840
+LENGTHS = (0, 25, 200)
+SEEDS = (1, 2, 3, 5, 8)
+# Standard deviations of the means: of windows, of a seed and its law, of a seed's interaction.
+MODELS = {"windows": (1, 0, "normal", 0), "seeds": (0.1, 1, "normal", 0), "skewed seeds": (0.1, 1, "exponential", 0),
+          "windows and seeds": (1, 2, "normal", 0), "windows and skewed seeds": (1, 2, "exponential", 0),
+          "all, most of it interaction": (1, 1, "normal", 2), "the same, skewed seeds": (1, 1, "exponential", 2),
+          "windows and interaction": (1, 0, "normal", 2)}
+STOPPED = ("seeds", "skewed seeds", "windows and seeds", "windows and skewed seeds")
+ENOUGH = (6, 10, 16)  # seeds that the half-widths asked for take, with known variances
+MOST, STOPPED_WINDOWS = 40, 480
+AT_ONCE = 50  # measurements, some 300 MB
+
+
+def correlated(random: np.random.Generator, n: int, length: float, windows: int) -> np.ndarray:
+    """Autoregressions whose means have a variance of 1. [n, windows]"""
+    series = random.standard_normal((windows, n), dtype=np.float32)
+    correlation = math.exp(-1 / length) if length else 0.0
+    if length:
+        series[1:] *= math.sqrt(1 - correlation**2)
+        for i in range(1, windows):
+            series[i] += np.float32(correlation) * series[i - 1]
+    lags = np.arange(1, windows)
+    return series.T * np.float32(windows / math.sqrt(windows + 2 * np.sum((windows - lags) * correlation**lags)))
+
+
+def simulated(model: str, length: float, n_seeds: int, runs: int, windows: int = WINDOWS) -> Iterator[np.ndarray]:
+    """`runs` measurements whose truth is 0. Each [seeds, windows]"""
+    windows_sd, seeds_sd, law, interaction_sd = MODELS[model]
+    random = np.random.default_rng([list(MODELS).index(model), length, n_seeds])
+    for start in range(0, runs, AT_ONCE):
+        n = min(AT_ONCE, runs - start)
+        of_seeds = random.standard_normal((n, n_seeds, 1)) if law == "normal" else random.exponential(size=(n, n_seeds, 1)) - 1
+        parts = windows_sd * correlated(random, n, length, windows)[:, None] + seeds_sd * of_seeds
+        if interaction_sd:
+            parts = parts + interaction_sd * correlated(random, n * n_seeds, length, windows).reshape(n, n_seeds, windows)
+        yield from parts
+
+
+def true_se(model: str, n_seeds: int) -> float:
+    windows_sd, seeds_sd, _, interaction_sd = MODELS[model]
+    return math.sqrt(windows_sd**2 + (seeds_sd**2 + interaction_sd**2) / n_seeds)
+
+
+def coverage(model: str, length: float, n_seeds: int, runs: int, windows: int = WINDOWS) -> tuple[float, float]:
+    """Share of intervals that hold the truth, and their mean half-width by the true standard error."""
+    reached = [(abs(parts.mean()), noise_of(parts).half_width) for parts in simulated(model, length, n_seeds, runs, windows)]
+    values, half_widths = np.array(reached).T
+    return float(np.mean(values <= half_widths)), float(half_widths.mean() / true_se(model, n_seeds))
+
+
+def stopped(model: str, half_width: float, runs: int) -> tuple[float, float]:
+    """Share of intervals that hold the truth where seeds are added until they are that short, and the mean number of seeds."""
+    found = []
+    for parts in simulated(model, 0, MOST, runs, STOPPED_WINDOWS):
+        n, following = 0, 2
+        while following > n:
+            n = following
+            noise = noise_of(parts[:n])
+            following = next_seeds(noise, half_width, MOST)
+        found.append((abs(parts[:n].mean()) <= noise.half_width, n))
+    return tuple(np.mean(found, axis=0))
+
+
+def coverage_table(runs: int, models: Sequence[str] = tuple(MODELS)) -> str:
+    rows = []
+    for model in models:
+        for length in LENGTHS:
+            found = [coverage(model, length, n_seeds, runs) for n_seeds in SEEDS]
+            rows.append([model, length, *(f"{100 * share:.1f} % ({width:.2f})" for share, width in found)])
+    return table(["noise", "correlation length", *(f"{n} seed{'s' * (n > 1)}" for n in SEEDS)], rows)
+
+
+def stopping_table(runs: int) -> str:
+    rows = []
+    for model in STOPPED:
+        found = [stopped(model, 1.96 * true_se(model, n), runs) for n in ENOUGH]
+        rows.append([model, *(f"{100 * share:.1f} % ({seeds:.1f} seeds)" for share, seeds in found)])
+    return table(["noise", *(f"half-width of {n} seeds" for n in ENOUGH)], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=4_000, help="simulated measurements a cell (default %(default)s)")
+    args = parser.parse_args()
+    for title, of in (("Coverage of the truth (half-width by the true standard error)", coverage_table),
+                      ("Seeds until the interval is short enough", stopping_table)):
+        start = time.process_time()
+        print(f"## {title}\n\n{of(args.runs)}\n\n{time.process_time() - start:.0f} s on one core.\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
