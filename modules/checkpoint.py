@@ -130,12 +130,11 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, sou
         of_each = {name: entry.get(moment) if isinstance(entry, dict) else entry for name, entry in moments.items()}
         check_tensors(of_each, shapes, f"{source}: optimizer {moment}")
     check_tensors({name: entry.get("step") for name, entry in moments.items()}, dict.fromkeys(shapes, torch.Size([])), f"{source}: optimizer step")
-    options = StateDictOptions(full_state_dict=True)
-    try:
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:  # what torch makes of a wrong structure
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{source}: optimizer: not the settings of AdamW for this model ({reason})") from None
+    # The optimizer's settings are the config's and this program's, not what a file says.
+    settings = get_state_dict(model, optimizer)[1]["param_groups"]
+    moments = {name: {key: entry[key] for key in ("step", "exp_avg", "exp_avg_sq")} for name, entry in moments.items()}
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict={"state": moments, "param_groups": settings},
+                   options=StateDictOptions(full_state_dict=True))
 
 
 def check_tensors(tensors: dict, shapes: dict[str, torch.Size], source: str) -> None:
@@ -145,7 +144,7 @@ def check_tensors(tensors: dict, shapes: dict[str, torch.Size], source: str) -> 
         if shape is None or not isinstance(tensor, torch.Tensor):
             found = f"{list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else "nothing" if tensor is None else type(tensor).__name__
             raise UserError(f"{source}: {name}: expected {list(shape) if shape is not None else 'no such tensor'}, found {found}")
-        if tensor.shape != shape or not tensor.is_floating_point():
+        if tensor.shape != shape or not tensor.is_floating_point() or tensor.is_meta or tensor.layout != torch.strided:
             raise UserError(f"{source}: {name}: expected numbers {list(shape)}, found {tensor.dtype} {list(tensor.shape)}")
         if not tensor.isfinite().all():
             raise UserError(f"{source}: {name}: holds numbers that are not finite")

@@ -101,7 +101,8 @@ class Watch:
             return
         if isinstance(self.fault, Killed):
             if self.fault.moment in (moment, number):
-                half()
+                if self.fault.signal_number == signal.SIGKILL:
+                    half()
                 os.kill(os.getpid(), self.fault.signal_number)
         elif moment == self.fault.moment or (self._full and (writes or action == "fsync")):
             if writes and not self._full:

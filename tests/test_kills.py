@@ -13,6 +13,7 @@ from tests.faults import TEXT_BYTES, Killed, Moment, Trials, contents, copied, d
 from tests.tok_texts import sample_text
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+MANY, FEW = 16, 4
 TIME_S = 1.5  # of one training here, about: how late random kills may come
 
 
@@ -23,13 +24,12 @@ def undisturbed(folder, work, *args, **kwargs):
     return ended.events, contents(folder)
 
 
-def aimed(events: list[Moment], most: int | None = None, records: int = 4) -> list[Moment]:
-    """The moments to strike at: all of them but for the many records of a state, of which `records` are taken; evenly thinned to `most`."""
+def aimed(events: list[Moment], most: int | None = None) -> list[Moment]:
+    """The moments to strike at: all of them, but FEW of what happens MANY times to one file (the writes of a state); evenly thinned to `most`."""
     moments = []
-    for recorded, group in groupby(sorted(events, key=lambda moment: (moment.action, moment.where)), key=lambda moment: moment[:2]):
+    for _, group in groupby(sorted(events, key=lambda moment: (moment.action, moment.where)), key=lambda moment: moment[:2]):
         group = list(group)
-        moments += [group[(len(group) - 1) * i // (records - 1)] for i in range(records)] if recorded[0] == "record" else group
-    moments = list(dict.fromkeys(moments))
+        moments += group if len(group) < MANY else [group[(len(group) - 1) * i // (FEW - 1)] for i in range(FEW)]
     return moments if most is None or len(moments) <= most else [moments[len(moments) * i // most] for i in range(most)]
 
 
