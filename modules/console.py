@@ -53,7 +53,10 @@ def warn_once(line: str, key: str | None = None) -> None:
 
 
 def attempt(what: str, call: Callable[[], T]) -> T | None:
-    """`call()`; where it raises an Exception, None after one warning for this `what` ("the picture of the loss", say) that gives the reason."""
+    """`call()`; where it raises an Exception, None after a warning that names `what` ("the picture of the loss", say) and the reason.
+
+    The warning comes once for each `what`.
+    """
     try:
         return call()
     except Exception as error:
@@ -94,13 +97,14 @@ class Bar(tqdm):
 # Words ------------------------------------------------------------------------------------------------------------------
 
 def one_line(text) -> str:
-    """The text of `text` with all that would break the line, or cannot be written, as escapes: a path may hold a newline, or bytes that are no text."""
+    """`text` with all that would break the line, or cannot be written, as escapes: a path may hold a newline, or bytes that are no text."""
     return printable(str(text), keep="")
 
 
 def printable(text: str, keep: str) -> str:
     """`text` with control characters and lone surrogates as escapes, those in `keep` excepted."""
-    return "".join(repr(letter)[1:-1] if letter not in keep and unicodedata.category(letter) in UNPRINTABLE else letter for letter in text)
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in UNPRINTABLE and letter not in keep else letter
+                   for letter in text)
 
 
 def reason(error: BaseException) -> str:

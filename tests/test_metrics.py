@@ -22,10 +22,12 @@ def entry(step, split="train", **changes):
 
 ENTRIES = [entry(step, split) for step in range(5, 45, 5) for split in ("train", "valid")]
 LINES = [json.dumps(each).encode() for each in ENTRIES]
-DAMAGE = [b"", b"{", b"[1, 2]", b"null", b"12", b"\x00\xff\xfe binary", "é".encode("latin-1"), b"[" * 100_000, b"{" + b'"step":' * 5, b"1" * 10_000,
+DAMAGE = [b"", b"{", b"[1, 2]", b"null", b"12", b"\x00\xff\xfe binary", "é".encode("latin-1"), b"[" * 100_000, b"{" + b'"step":' * 5,
+          b"1" * 10_000,
           *(json.dumps(entry(15) | changes).encode() for changes in (
-              {"loss": "4.2"}, {"loss": None}, {"loss": float("nan")}, {"loss": float("inf")}, {"step": -1}, {"step": 1.5}, {"step": True}, {"step": 10**30},
-              {"split": "test"}, {"split": 3}, {"lr": float("nan")}, {"tokens": []}, {"tokens": -5}, {"tokens_per_s": float("-inf")}, {"tokens_per_s": {}})),
+              {"loss": "4.2"}, {"loss": None}, {"loss": float("nan")}, {"loss": float("inf")}, {"step": -1}, {"step": 1.5}, {"step": True},
+              {"step": 10**30}, {"split": "test"}, {"split": 3}, {"lr": float("nan")}, {"tokens": []}, {"tokens": -5},
+              {"tokens_per_s": float("-inf")}, {"tokens_per_s": {}})),
           *(json.dumps({key: value for key, value in entry(15).items() if key != left_out}).encode() for left_out in entry(15)),
           json.dumps(entry(15)).encode().replace(b"4.35", b"1e400")]
 
@@ -85,7 +87,8 @@ def test_a_damaged_line_is_left_out_with_a_warning_and_kept_aside_on_resuming(tm
     aside = path.with_name("run.jsonl.damaged")
     assert read_metrics(path) == ENTRIES and aside.read_bytes() == before
     told = capsys.readouterr().err
-    assert re.match(rf"warning: {re.escape(str(path))}: line 5.* 1 such line\(s\) left out; the file as it was is {re.escape(str(aside))}\n$", told)
+    assert told.startswith(f"warning: {path}: line 5") and told.endswith(f": 1 such line(s) left out; the file as it was is {aside}\n")
+    assert told.count("\n") == 1
     metrics_at(path).close()
     assert capsys.readouterr().err == "" and len(list(tmp_path.iterdir())) == 2, "told at one restart, not at every"
 
@@ -160,7 +163,8 @@ def test_ids_are_what_wandb_takes_and_differ_where_names_do(one, other):
 
 def test_short_names_keep_their_ids_and_long_ones_do_not_become_one():
     assert accepted("project-mini_forward_seed0", WANDB_ID_LENGTH) == "project-mini_forward_seed0"
-    assert len({accepted(f"project-{'long' * 20}_{direction}_seed{seed}", WANDB_ID_LENGTH) for direction in ("forward", "backward") for seed in range(5)}) == 10
+    names = [f"project-{'long' * 20}_{direction}_seed{seed}" for direction in ("forward", "backward") for seed in range(5)]
+    assert len({accepted(name, WANDB_ID_LENGTH) for name in names}) == 10
 
 
 LOG = """
@@ -168,7 +172,7 @@ import os, signal, sys, time
 from pathlib import Path
 from modules import metrics
 from modules.errors import one_line_errors
-metrics.WANDB_START_S = metrics.WANDB_END_S = 2
+metrics.WANDB_START_S, metrics.WANDB_END_S = 2, 2 if "hang" in sys.argv else 60
 @one_line_errors
 def main():
     began = time.monotonic()
@@ -180,7 +184,8 @@ def main():
             log.publish(entry, "a text")
     write(range(10))
     if "hang" in sys.argv:
-        children = lambda: [int(pid) for task in os.listdir("/proc/self/task") for pid in open(f"/proc/self/task/{task}/children").read().split()]
+        children = lambda: [int(pid) for task in os.listdir("/proc/self/task")
+                            for pid in open(f"/proc/self/task/{task}/children").read().split()]
         while not children():
             time.sleep(0.05)
         time.sleep(1)
@@ -196,8 +201,8 @@ def log_to_wandb(tmp_path, *arguments, **environment):
     """Log to W&B in a process of its own, which never sees the user's login or any network but this machine's."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     nowhere = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    return subprocess.run([sys.executable, "-c", LOG, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
-                          env=plain | nowhere | environment)
+    return subprocess.run([sys.executable, "-c", LOG, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                          stdin=subprocess.DEVNULL, env=plain | nowhere | environment)
 
 
 def recorded(tmp_path):
@@ -208,7 +213,8 @@ def recorded(tmp_path):
 def test_wandb_without_a_network_is_recorded_offline(tmp_path):
     done = log_to_wandb(tmp_path, WANDB_API_KEY="0123456789" * 4, WANDB_MODE="online")
     assert done.returncode == 0 and "offline" in recorded(tmp_path)
-    assert re.fullmatch(r"warning: Weights & Biases cannot be reached \(.*\); this run is recorded offline: wandb sync .*\n", done.stderr), done.stderr
+    told = r"warning: Weights & Biases cannot be reached \(.*\); this run is recorded offline: wandb sync .*\n"
+    assert re.fullmatch(told, done.stderr), done.stderr
     assert len(read_metrics(tmp_path / "runs" / "metrics" / "run.jsonl")) == 10
 
 
