@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-
 from modules.console import Bar, bar
 from modules.errors import UserError
 from modules.files import replacing

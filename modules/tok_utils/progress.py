@@ -3,7 +3,6 @@ import sys
 import time
 from pathlib import Path
 
-
 from modules import console
 from modules.tok_utils.cuts import LONGEST_RUN, Piece
 from modules.tok_utils.text_source import TextSource
