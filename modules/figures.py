@@ -8,10 +8,12 @@ Names stand in a picture as they are: matplotlib would read dollar signs as a fo
 """
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+os.environ["MPLBACKEND"] = "agg"  # nothing is shown on a screen, and a name that matplotlib does not know would be an error at its import
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
@@ -20,8 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 
+from modules.console import one_line
 from modules.files import replacing
-from modules.names import distinct, escaped, one_line
+from modules.names import distinct, escaped
 
 DIRECTION_COLOURS = {"forward": "#0072B2", "backward": "#D55E00"}
 SERIES_COLOURS = ["#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00"]

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from modules import checkpoint, console, figures, validations
+from modules import checkpoint, console, validations
 from modules.config import Config
 from modules.errors import UserError
 from modules.evaluate import autocast_for
@@ -119,16 +119,17 @@ class Recorder:
     def _tell(self, entry: dict) -> None:
         """Show a validation: its line, a snippet, the picture of the loss so far, W&B. All processes of a sharded model make the snippet."""
         training = self._training
-        if self._tokenizer and (self._sharded or self._metrics):
-            text = snippet(training, self._tokenizer)
-        else:
-            text = None
+        text = snippet(training, self._tokenizer) if self._tokenizer and (self._sharded or self._metrics) else None
         if self._metrics:
             console.tell(f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token" + (f"\n  {text!r}" if text else ""))
-            console.attempt("the picture of the loss", lambda: figures.save(
-                figures.run_curve(training.config.name, training.config.direction, read_metrics(self._files.metrics)),
-                self._files.metrics.with_suffix("")))
+            console.attempt("the picture of the loss", self._draw)
             self._metrics.publish(entry, text)
+
+    def _draw(self) -> None:
+        from modules import figures  # matplotlib, of which training does not depend
+
+        config, path = self._training.config, self._files.metrics
+        figures.save(figures.run_curve(config.name, config.direction, read_metrics(path)), path.with_name(path.name.removesuffix(".jsonl")))
 
     def wait(self) -> None:
         """Return when what was saved is on the disk. Raises UserError where it could not be written."""

@@ -22,24 +22,26 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from modules import figures
+from modules import console, figures
 from modules.arrow import Interval
 from modules.files import replacing
 from modules.names import as_file_systems_see, distinct, file_name, in_markdown, link_to
 
 
 def write_report(folder: str | os.PathLike, comparisons: Sequence[dict], command: str | None = None, contrasts: Sequence[dict] = ()) -> dict[str, Path]:
-    """Write report.md, arrow.json and the figures (PNG and SVG) into `folder`, each whole or not at all. `contrasts`: see comparison.contrasts_of.
+    """Write arrow.json, the figures (PNG and SVG) and report.md into `folder`, each whole or not at all. `contrasts`: see comparison.contrasts_of.
 
     Returns the path of each: "report", "json", and the PNG of each figure under its name in `draw_all`.
     """
     folder = Path(folder)
     comparisons = sorted(named_apart(comparisons),
                          key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c) or 0, figures.context_length(c)))
-    drawn = draw_all(comparisons)
-    stems = [file_name(name, ".png").removesuffix(".png") for name in distinct(drawn, as_file_systems_see)]
-    pictures = {name: figures.save(figure, folder / stem)[0] for (name, figure), stem in zip(drawn.items(), stems, strict=True)}
     write_text(folder / "arrow.json", json.dumps({"command": command, "comparisons": list(comparisons), "contrasts": list(contrasts)}, indent=1, allow_nan=False) + "\n")
+    drawn = console.attempt("the pictures of the report", lambda: draw_all(comparisons)) or {}
+    stems = [file_name(name, ".png").removesuffix(".png") for name in distinct(drawn, as_file_systems_see)]
+    saved = {name: console.attempt(f"the picture {stem}.png", lambda figure=figure, stem=stem: figures.save(figure, folder / stem)[0])
+             for (name, figure), stem in zip(drawn.items(), stems, strict=True)}
+    pictures = {name: path for name, path in saved.items() if path is not None}
     write_text(folder / "report.md", markdown(comparisons, {name: path.name for name, path in pictures.items()}, command, contrasts))
     return {"report": folder / "report.md", "json": folder / "arrow.json", **pictures}
 

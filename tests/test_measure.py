@@ -27,8 +27,8 @@ from modules.config import parse_config
 from modules.errors import UserError
 from modules.measure import planned_runs
 from modules.models import build_model
-from modules.side_by_side import start
 from modules.run import Request
+from modules.side_by_side import start
 from modules.tok_utils import create_tokenizer
 from modules.tokenizer import Tokenizer, get_tokenizer
 
