@@ -125,9 +125,7 @@ class Recorder:
             text = None
         if self._metrics:
             console.tell(f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token" + (f"\n  {text!r}" if text else ""))
-            console.attempt("the picture of the loss", lambda: figures.save(
-                figures.run_curve(training.config.name, training.config.direction, read_metrics(self._files.metrics)),
-                self._files.metrics.with_suffix("")))
+            draw_loss(training.config, self._files)
             self._metrics.publish(entry, text)
 
     def wait(self) -> None:
@@ -138,6 +136,18 @@ class Recorder:
         """Close the log; W&B gets its time to upload."""
         if self._metrics:
             self._metrics.close()
+
+
+def draw_loss(config: Config, files: Files) -> None:
+    """Draw the losses logged so far; a warning where that fails."""
+    console.attempt("the picture of the loss", lambda: figures.save(
+        figures.run_curve(config.name, config.direction, read_metrics(files.metrics)), files.metrics.with_suffix("")))
+
+
+def picture_is_behind(files: Files) -> bool:
+    """Whether something was logged after the picture was drawn: a kill, or a disk, was in between."""
+    picture = files.metrics.with_suffix(".svg")
+    return files.metrics.exists() and not (picture.exists() and picture.stat().st_mtime_ns >= files.metrics.stat().st_mtime_ns)
 
 
 def facts(training: Training) -> dict:

@@ -17,7 +17,7 @@ from modules.interruption import only_run, stopping_on_signals
 from modules.memory import check_memory
 from modules.models import build_model
 from modules.parallel import Processes, shared_loss
-from modules.recording import checkpoint_owed, record
+from modules.recording import checkpoint_owed, draw_loss, picture_is_behind, record
 from modules.resume import (
     Files,
     check_same_run,
@@ -84,6 +84,8 @@ def run(config: Config, request: Request, processes: Processes) -> int:
             make_up(found, config, done, files)
         processes.wait_for_all()
         if done:
+            if processes.is_main and picture_is_behind(files):
+                draw_loss(config, files)
             tell(processes, f"{config.name}: nothing to do, {what_is_done(config, step, last_step, files)}")
             return 0
         training = prepare(config, data, processes, found, files.state)
