@@ -122,14 +122,8 @@ class Recorder:
         text = snippet(training, self._tokenizer) if self._tokenizer and (self._sharded or self._metrics) else None
         if self._metrics:
             console.tell(f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token" + (f"\n  {text!r}" if text else ""))
-            console.attempt("the picture of the loss", self._draw)
+            draw_loss(training.config, self._files)
             self._metrics.publish(entry, text)
-
-    def _draw(self) -> None:
-        from modules import figures  # matplotlib, of which training does not depend
-
-        config, path = self._training.config, self._files.metrics
-        figures.save(figures.run_curve(config.name, config.direction, read_metrics(path)), path.with_name(path.name.removesuffix(".jsonl")))
 
     def wait(self) -> None:
         """Return when what was saved is on the disk. Raises UserError where it could not be written."""
@@ -139,6 +133,21 @@ class Recorder:
         """Close the log; W&B gets its time to upload."""
         if self._metrics:
             self._metrics.close()
+
+
+def draw_loss(config: Config, files: Files) -> None:
+    """Draw the losses logged so far; a warning where that fails."""
+    def draw() -> None:
+        from modules import figures  # matplotlib, on which training does not depend
+
+        figures.save(figures.run_curve(config.name, config.direction, read_metrics(files.metrics)), files.picture)
+    console.attempt("the picture of the loss", draw)
+
+
+def picture_is_behind(files: Files) -> bool:
+    """Whether something was logged after the picture was drawn: a kill, or a disk, was in between."""
+    picture = files.picture.with_name(f"{files.picture.name}.svg")
+    return files.metrics.exists() and not (picture.exists() and picture.stat().st_mtime_ns >= files.metrics.stat().st_mtime_ns)
 
 
 def facts(training: Training) -> dict:
