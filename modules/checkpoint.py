@@ -34,6 +34,7 @@ from modules.config import parse_config
 from modules.errors import UserError, describe_os_error
 from modules.files import replacing
 from modules.history import Stage, as_data
+from modules.names import check_name
 from modules.schema import Schema, checked
 
 MOST_STEPS = 10**15
@@ -101,6 +102,8 @@ def check_facts(facts: object, source: str, kind: type[Facts] = Facts) -> dict:
     """`facts`, as read from `source`, in today's form. UserError, one line, where an entry is missing or is not what it should be."""
     if not isinstance(facts, dict) or not {"step", "config"} <= facts.keys():
         raise UserError(f"{source}: a torch file, but not a state of this project (expected the keys model, step, config)")
+    if "run" in facts:
+        check_name(facts["run"], f"{source}: its run")
     facts = with_what_earlier_versions_left_out(facts)
     checked(kind, facts, f"{source}: not a state of this project")
     parse_config(facts["config"], facts["run"], source=source)

@@ -26,7 +26,6 @@ from modules.evaluate import held_out_losses, sub_window_losses
 from modules.history import Stage, changes, first_difference
 from modules.metrics import read_metrics
 from modules.models import LanguageModel, build_model
-from modules.names import check_name
 from modules.resume import stages_of
 from modules.tokenizer import Tokenizer
 
@@ -89,7 +88,7 @@ def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
     """
     state = load_state(path)
     parameters = sum(tensor.numel() for tensor in state["model"].values())
-    config = parse_config(state["config"], check_name(state["run"], f"{path}: its run"), source=str(path))
+    config = parse_config(state["config"], state["run"], source=str(path))
     data_path = next((each.path for each in moved if each.matches(state["dataset"]["fingerprint"])), config.dataset_path)
     return Trained(Path(path), config, {key: value for key, value in state.items() if key not in ("model", "optimizer")}, parameters, data_path)
 

@@ -382,11 +382,12 @@ def measure(name: str, tokenizer_path: str | None = None) -> str:
     torch.set_num_threads(1)
 
     def empty(comparisons):
-        names = [f"{comparisons[0]['name']}-loss", "arrow-by-step", "arrow-by-tokens-seen"]
+        names = [f"{comparisons[0]['name']}-loss", "arrow-by-checkpoint", "arrow-by-tokens-seen"]
         return {each: Figure(**TINY, facecolor=f"#{digest(comparisons)[:6]}") for each in names}
     report.draw_all = empty
     states = [Path("runs/tests/state") / f"{name}_{direction}.state" for direction in ("forward", "backward")]
-    return measure.measure_states(states, torch.device("cpu"), Path("report"), tokenizer_path, "the command", {})
+    compared = measure.compared_states(states, torch.device("cpu"), tokenizer_path)
+    return measure.report_on(compared, torch.device("cpu"), measure.Wish(Path("report"), tokenizer_path, "the command"))
 
 
 def write_toy(folder: Path, name: str = "toy", **changes) -> Path:
