@@ -34,7 +34,8 @@ def parse_arguments() -> argparse.Namespace:
     kind["primes"].add_argument("--digits", type=integer(1, sources.MOST_DIGITS), default=3, help="decimal digits of each prime (default 3)")
     kind["circuit"].add_argument("--bits", type=integer(1, sources.MOST_BITS), default=10, help="bits of x and of y (default 10)")
     kind["mirror"].add_argument("--text", type=path, required=True, help="the .txt file to mirror")
-    kind["mirror"].add_argument("--block", type=integer(1, 10**8, "a block is held in memory"), default=sources.MIRROR_BLOCK, help="characters to mirror at a time")
+    kind["mirror"].add_argument("--block", type=integer(1, 10**8, "a block is held in memory"), default=sources.MIRROR_BLOCK,
+                                help="characters to mirror at a time")
     return parser.parse_args()
 
 

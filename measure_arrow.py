@@ -1,8 +1,10 @@
 """Measure the arrow of time: train both directions of each config, compare them on the same held-out text, write a report.
 
-    python measure_arrow.py configs/sweep/*.json --seeds 3 --jobs 2
+    python measure_arrow.py configs/sweep/*.json --jobs 2
+    python measure_arrow.py config.json --until 0.2
     python measure_arrow.py --states runs/demo/state/demo_forward.state runs/demo/state/demo_backward.state
     python measure_arrow.py --states forward.state backward.state -t tokenizers/english --text letter.txt
+    python measure_arrow.py --losses losses.npz
     torchrun --nproc_per_node 4 measure_arrow.py config.json
 
 Interrupted, the same command goes on where it was. What is finished is used as it is.
@@ -17,22 +19,33 @@ from modules.errors import UserError, one_line_errors
 
 
 def parse_arguments() -> argparse.Namespace:
-    from modules.cli import Parser, integer, path, processes_here
+    from modules.cli import Parser, integer, number_above_zero, path, processes_here
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", type=path, help="JSON config files; of a forward and backward pair one is enough")
     parser.add_argument("--states", nargs="+", type=path, metavar="STATE", help="compare runs that exist, by their .state files, and train nothing")
     parser.add_argument("--data", nargs="+", type=path, default=[], metavar="H5", help="where the datasets of --states lie now, if they were moved")
-    parser.add_argument("--seeds", type=integer(1, 1000), default=1, help="train each config for so many seeds, to measure the noise of training")
+    parser.add_argument("--losses", type=path, metavar="NPZ", help="report on held-out losses that somebody measured (as --save_losses writes them)")
+    parser.add_argument("--seeds", type=integer(1, 1000), default=5, help="train each config for so many seeds (default %(default)s)")
+    parser.add_argument("--until", type=number_above_zero(100, "percent"), metavar="PERCENT",
+                        help="go on with more seeds until the interval of the arrow reaches no further than this to either side")
+    parser.add_argument("--max_seeds", type=integer(1, 1000), default=20, help="with --until: at most so many (default %(default)s)")
+    parser.add_argument("--control", action="store_true", default=None, help="also train each run on the reversed text, tokenized afresh, to tell what "
+                        "turns round with the text from what does not (default: where the text is at hand)")
+    parser.add_argument("--no_control", dest="control", action="store_false", help="leave the control out: half the time")
+    parser.add_argument("--save_losses", action="store_true", help="write every held-out loss to losses.npz, and the means of windows to losses.csv")
     parser.add_argument("-d", "--device", help="device, e.g. 'cuda:0' or 'cpu' (default: the first GPU, or else the CPU)")
     parser.add_argument("-t", "--tokenizer_path", type=path, help="tokenizer folder: adds snippets, classes of tokens and a coloured page")
-    parser.add_argument("--text", nargs="+", type=path, default=[], metavar="FILE", help="plain texts of yours, each to be shown as a coloured page too; needs -t")
+    parser.add_argument("--text", nargs="+", type=path, default=[], metavar="FILE",
+                        help="plain texts of yours, each to be shown as a coloured page too; needs -t")
     parser.add_argument("-p", "--project_name", default="BackPerplexityResilient", help="project of the runs (default %(default)s)")
-    parser.add_argument("-o", "--out", type=lambda text: Path(path(text)), help="folder of the report (default: report/ in the project's folder of runs)")
-    parser.add_argument("--jobs", type=processes_here, default=1, help="train so many runs side by side, in processes that share the CPU's cores")
+    parser.add_argument("-o", "--out", type=lambda text: Path(path(text)),
+                        help="folder of the report (default: report/ in the project's folder of runs)")
+    parser.add_argument("--jobs", type=processes_here, default=1,
+                        help="train so many runs side by side, in processes that share the CPU's cores")
     arguments = parser.parse_args()
-    if bool(arguments.configs) == bool(arguments.states):
-        parser.error("give either config files or --states")
+    if sum(map(bool, (arguments.configs, arguments.states, arguments.losses))) != 1:
+        parser.error("give config files, --states or --losses: one of the three")
     if arguments.data and not arguments.states:
         parser.error("--data goes with --states; a config says itself where its data are")
     if arguments.text and not arguments.tokenizer_path:
@@ -50,28 +63,47 @@ def main() -> None:
 def measured(arguments: argparse.Namespace) -> int:
     """Train, compare and report; the exit status."""
     from modules.devices import pick_device
-    from modules.measure import measure_states, planned_runs, read_texts, train_in_turn
+    from modules.measure import Wish, compared_states, read_texts, report_on, report_on_losses, seeds_after
+    from modules.tok_utils.processes import this_process
+
+    texts = read_texts(arguments.text, arguments.tokenizer_path)  # a mistake in them is told before hours of training
+    wish = Wish(arguments.out, arguments.tokenizer_path, shlex.join(["python", *sys.argv]), texts, arguments.save_losses)
+    if arguments.losses:
+        tell(report_on_losses(arguments.losses, wish))
+        return 0
+    if this_process().launched and (arguments.jobs > 1 or arguments.until):
+        raise UserError("--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work itself")
+    states, seeds, device = arguments.states, arguments.seeds, pick_device(arguments.device)
+    while True:
+        if arguments.configs:
+            status, states = train(arguments, seeds)
+            if status or not states:
+                return status
+        compared = compared_states(states, device, arguments.tokenizer_path, arguments.data)
+        more = seeds_after(compared, arguments.until, arguments.max_seeds) if arguments.until and arguments.configs else seeds
+        if more <= seeds:
+            break
+        tell(report_on(compared, device, wish))
+        tell(f"{seeds} seeds do not give ±{arguments.until:g} %: going on to {more}")
+        seeds = more
+    tell(report_on(compared, device, wish))
+    return 0
+
+
+def train(arguments: argparse.Namespace, seeds: int) -> tuple[int, list[Path]]:
+    """Train what is missing for so many seeds; the exit status, and the states: none where this process is not the one to report."""
+    from modules.measure import planned_runs, train_in_turn, with_controls_of
     from modules.resume import files_of
     from modules.run import Request
     from modules.side_by_side import train_side_by_side
-    from modules.tok_utils.processes import this_process
 
-    states, out = arguments.states, arguments.out
-    texts = read_texts(arguments.text, arguments.tokenizer_path)  # a mistake in them is told before hours of training
-    if arguments.jobs > 1 and this_process().launched:
-        raise UserError("--jobs and a launcher (torchrun, RANK in the environment) both share out the work: expected one of them")
-    if arguments.configs:
-        runs, request = planned_runs(arguments.configs, arguments.seeds), Request(arguments.project_name)
-        if arguments.jobs > 1:
-            status, is_main = train_side_by_side(runs, request, arguments.device, arguments.jobs), True
-        else:
-            status, is_main = train_in_turn(runs, request, arguments.device)
-        if status or not is_main:
-            return status
-        states, out = [files_of(run, request.project).state for run in runs], out or files_of(runs[0], request.project).folder / "report"
-    command = shlex.join(["python", *sys.argv])
-    tell(measure_states(states, pick_device(arguments.device), out, arguments.tokenizer_path, command, texts, arguments.data))
-    return 0
+    request = Request(arguments.project_name)
+    runs = with_controls_of(planned_runs(arguments.configs, seeds), request.project, arguments.control)
+    if arguments.jobs > 1:
+        status, is_main = train_side_by_side(runs, request, arguments.device, arguments.jobs), True
+    else:
+        status, is_main = train_in_turn(runs, request, arguments.device)
+    return status, [files_of(run, request.project).state for run in runs] if is_main else []
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import numpy as np
 
 from modules import token_classes
 from modules.arrow import by_class
+from modules.console import one_line
 from modules.figures import DIRECTION_COLOURS
 from modules.files import replacing
-from modules.names import one_line
 
 FULL_COLOUR = 3.0  # nats of difference at which the colour has three quarters of its depth
 DEEPEST = 0.75  # opacity that black text stays readable on

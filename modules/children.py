@@ -76,7 +76,10 @@ def holder() -> str:
 
 
 def awaited(held: str, since: float) -> bool:
-    """Whether a lock that holds these words since `since` (time.monotonic()) is worth waiting for: its holder's launcher has died, so it is about to stop."""
+    """Whether a lock that holds these words is worth waiting for: its holder's launcher has died, so it is about to stop.
+
+    since: when the waiting began (time.monotonic()).
+    """
     words = held.split()
     if len(words) < 2 or time.monotonic() - since > ORPHAN_SECONDS:
         return False

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 from modules.children import end_with_launcher
-from modules.config import MAX_SEED, MAX_STEPS, Config, expanded, load_config
+from modules.config import MAX_SEED, MAX_STEPS, WHY_64_BITS, WHY_STEPS, Config, expanded, load_config
 from modules.errors import UserError
 from modules.schema import shown
 from modules.tok_utils.processes import available_cores
@@ -28,7 +28,8 @@ def integer(least: int, most: int, reason: str = "") -> Callable[[str], int]:
                 return number
         except ValueError:  # no number, or one of more digits than Python reads
             pass
-        raise argparse.ArgumentTypeError(f"expected an integer of {least:,} to {most:,}{f' ({reason})' if reason else ''}, found {shown(text)}")
+        because = f" ({reason})" if reason else ""
+        raise argparse.ArgumentTypeError(f"expected an integer of {least:,} to {most:,}{because}, found {shown(text)}")
     return integer_in_bounds
 
 
@@ -55,8 +56,8 @@ def path(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-seed = integer(0, MAX_SEED, "a 64-bit integer")
-steps = integer(1, MAX_STEPS, "at a thousand steps a second, three years")
+seed = integer(0, MAX_SEED, WHY_64_BITS)
+steps = integer(1, MAX_STEPS, WHY_STEPS)
 megabytes = number_above_zero(1e7, "ten terabytes")
 processes_here = integer(1, 16 * available_cores(), "16 for each core that there is")
 
@@ -66,8 +67,8 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     parser = Parser(description=description)
     parser.add_argument("file_location", type=path, help="Path to the JSON config file. Relative to where you launch the script from.")
     parser.add_argument("-d", "--device", help="Device string, e.g. 'cuda:0' or 'cpu'. Default: the first GPU, or else the CPU.")
-    parser.add_argument("-t", "--tokenizer_path", type=path, help="Folder of the tokenizer that made the data; with it, each validation logs a generated snippet. "
-                        "Relative to where you launch the script from, or to the script's folder.")
+    parser.add_argument("-t", "--tokenizer_path", type=path, help="Folder of the tokenizer that made the data; with it, each "
+                        "validation logs a generated snippet. Relative to where you launch the script from, or to the script's folder.")
     parser.add_argument("-p", "--project_name", default="BackPerplexityResilient", help="Name of the project to log to. Default is '%(default)s'.")
     parser.add_argument("-s", "--no_step_pickup", action="store_true",
                         help="If set, train steps_to_train steps more. Otherwise, train UP TO steps_to_train TOTAL steps.")

@@ -10,12 +10,13 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from modules import arrow, console, token_classes, validations
+from modules import arrow, console, contrast, token_classes, validations
 from modules.checkpoint import check_tensors, load_state
 from modules.config import Config, parse_config
 from modules.convergence import Convergence, convergence, in_words
@@ -152,8 +153,24 @@ def shown(value: object) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki: Tokenizer | None = None) -> dict:
-    """The comparison (see modules/report.py) of pairs (forward, backward) that differ in their seed only.
+@dataclass(frozen=True)
+class Compared:
+    """Pairs (forward, backward) that differ in their seed only, and what is known of them.
+
+    comparison: see modules/report.py. losses: held-out losses by direction, nats [seeds, windows, tokens] in text order.
+    sample: the arrow as contrasts take it. estimate: the arrow of time in percent: the half that turns round with the text, or, without a
+    control, the whole. token_file: the data; None, like pairs, where others measured the losses.
+    """
+    pairs: Sequence[tuple[Trained, Trained]]
+    comparison: dict
+    losses: dict[str, np.ndarray]
+    sample: arrow.Sample
+    estimate: arrow.Estimate
+    token_file: TokenFile | None
+
+
+def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki: Tokenizer | None = None) -> Compared:
+    """Evaluate pairs (forward, backward) that differ in their seed only, and compare.
 
     With a tokenizer also the arrow by class of token, and bits per byte of the held-out text itself instead of the whole file's average.
     Raises UserError where the data file or the tokenizer is not the one that the runs were trained on.
@@ -171,19 +188,112 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
     pieces = token_classes.pieces_of(toki) if toki else None
     bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if pieces else average_bytes_per_token(windows)
     classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if pieces else None
-    return {
-        "name": first.name,
+    comparison = {
+        "name": first.name, "order": "backward",
         "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss),
                                "bits_per_byte": None if bytes_per_token is None else float(arrow.bits_per_byte(loss, bytes_per_token))}
                    for direction, loss in (("forward", found.forward), ("backward", found.backward))},
-        "arrow": asdict(found) | {"verdict": found.verdict},
+        "arrow": asdict(found) | {"verdict": found.verdict, "outlook": found.outlook()},
         "held_out": {"windows": found.n_windows, "context": windows.length, "tokens": found.n_tokens, "block": found.block},
         "by_length": by_length(evaluations, found),
         "convergence": asdict(converged) | {"moving": converged.moving, "verdict": in_words(converged)},
         "by_context": {key: values.tolist() for key, values in arrow.by_context(losses["forward"], losses["backward"]).items()},
-        "by_class": arrow.by_class(losses["forward"], losses["backward"], classes, token_classes.NAMES) if pieces else None,
+        "by_class": arrow.by_class(losses["forward"], losses["backward"], classes, token_classes.NAMES, words_of(classes)) if pieces else None,
         "curves": curves_of(pairs),
+        "control": None,
         "compared": what_was_compared(pairs)}
+    return Compared(pairs, comparison, losses, arrow.sample(losses["forward"], losses["backward"]), found.percent, windows.token_file)
+
+
+def compare_losses(name: str, order: str, forward: np.ndarray, other: np.ndarray, documents: np.ndarray | None, text: str) -> Compared:
+    """The comparison of losses that somebody measured, nats [seeds, windows, tokens], `other` in the given order: all that losses alone can tell."""
+    found = arrow.measure(forward, other, documents=documents)
+    compared = {"text": text, "dataset": {}, "model": None, "parameters": None, "steps": None, "tokens_seen": None, "seeds": list(range(len(forward))),
+                "runs": [], "changed_on_the_way": [], "config": {}}
+    by_context = arrow.by_context(forward, other) if forward.shape[2] > 1 else None
+    comparison = {
+        "name": name, "order": order, "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss), "bits_per_byte": None}
+                                 for direction, loss in (("forward", found.forward), ("backward", found.backward))},
+        "arrow": asdict(found) | {"verdict": found.verdict.replace("Backward", order.capitalize()), "outlook": found.outlook()},
+        "held_out": {"windows": found.n_windows, "context": forward.shape[2], "tokens": found.n_tokens, "block": found.block},
+        "by_length": [], "convergence": None, "by_context": {key: values.tolist() for key, values in by_context.items()} if by_context else None,
+        "by_class": None, "curves": [], "control": None, "compared": compared}
+    return Compared([], comparison, {"forward": forward, "backward": other}, arrow.sample(forward, other, documents), found.percent, None)
+
+
+# Several comparisons ----------------------------------------------------------------------------------------------------
+
+def with_controls(all_compared: Sequence[Compared]) -> list[Compared]:
+    """The same, each with what its control says under "control": the half of the arrow that turns round with the text, and the half that does not.
+
+    A control is the comparison of the same runs on the reversed text (control.py). None where there is none, and the tokenizer has a direction.
+    """
+    result = []
+    for each in all_compared:
+        control = next((other for other in all_compared if is_control(other, each)), None)
+        said, turns = None, each.estimate
+        if control is not None or each.token_file.symmetric:
+            turns, stays = contrast.turning(each.sample, control.sample if control else None)
+            said = {"name": control.comparison["name"] if control else None, "exact": control is None,
+                    "arrow": control.comparison["arrow"]["percent"] if control else None,
+                    "turns": asdict(turns), "stays": asdict(stays) if stays else None}
+        result.append(replace(each, comparison=each.comparison | {"control": said}, estimate=turns))
+    return result
+
+
+def is_control(control: Compared, text: Compared) -> bool:
+    """Whether the first is the second on the reversed text."""
+    if control.token_file.reversed_of is None or not text.token_file.matches(control.token_file.reversed_of):
+        return False
+    runs = [each.pairs[0][0] for each in (control, text)]
+    seeds = [[forward.seed for forward, _ in each.pairs] for each in (control, text)]
+    return seeds[0] == seeds[1] and not differences(*runs, but=("data", "tokenizer"))
+
+
+def contrasts_of(all_compared: Sequence[Compared]) -> list[dict]:
+    """Differences between the arrows of comparisons that differ in one thing, and trends along it, with Holm's correction over all of them.
+
+    Controls are left out. Each: "what" ("docstrings: context 64 - context 16"), the fields of noise.Estimate, and "p_holm".
+    """
+    texts = [each for each in all_compared if each.token_file is not None and each.token_file.reversed_of is None]
+    aspects = {"context": lambda each: each.comparison["held_out"]["context"], "parameters": parameters_without_positions, "text": text_of}
+    found = []
+    for aspect, value_of in aspects.items():
+        others = [name for name in aspects if name != aspect]
+        rest_of = {id(each): tuple(aspects[name](each) for name in others) for each in texts}
+        for rest in dict.fromkeys(rest_of.values()):
+            group = sorted((each for each in texts if rest_of[id(each)] == rest), key=value_of)
+            values = [value_of(each) for each in group]
+            if len(set(values)) < max(2, len(group)):
+                continue  # nothing differs, or something else does
+            where = ", ".join(f"{name} {value:,}" if name != "text" else str(value) for name, value in zip(others, rest, strict=True))
+            shared = {"same_seeds": len({tuple(forward.seed for forward, _ in each.pairs) for each in group}) == 1,
+                      "same_text": len({(each.token_file.fingerprint, each.pairs[0][0].state["held_out_tokens"]) for each in group}) == 1}
+            for one, other in pairwise(group):
+                found.append({"what": f"{where}: {aspect} {value_of(other)} - {value_of(one)}",
+                              **asdict(contrast.contrast(other.sample, one.sample, **shared))})
+            if aspect != "text" and len(group) > 2:
+                found.append({"what": f"{where}: trend with each doubling of {aspect}", "trend": True,
+                              **asdict(contrast.trend(values, [each.sample for each in group], **shared))})
+    return [each | {"p_holm": p} for each, p in zip(found, contrast.holm([each["p"] for each in found]), strict=True)]
+
+
+def text_of(compared: Compared) -> str:
+    return compared.comparison["compared"]["text"]
+
+
+def parameters_without_positions(compared: Compared) -> int:
+    """Parameters less the position embedding, which grows with the context and not with the model."""
+    params = compared.pairs[0][0].config.model_params.model_dump()
+    return compared.pairs[0][0].parameters - params.get("attn_length", 0) * params["embed_dim"]
+
+
+# One comparison ---------------------------------------------------------------------------------------------------------
+
+
+def words_of(classes: np.ndarray) -> np.ndarray:
+    """Which word each token belongs to: a number that grows with each token that does not continue a word. `classes` [windows, tokens] in text order."""
+    return np.cumsum(classes.ravel() != token_classes.INNER_PIECE).reshape(classes.shape)
 
 
 def held_out_windows(run: Trained) -> Windows:

@@ -72,14 +72,16 @@ def openable(path: str) -> str:
 
 
 WHY_64_BITS = "a 64-bit integer"
+WHY_STEPS = "at a thousand steps a second, three years"
 WHY_FP32 = "weights are fp32 numbers, of at most 3.4e38"
 Positive = Annotated[int, Field(ge=1), up_to(2**63 - 1, WHY_64_BITS)]
 Ids = Annotated[int, Field(ge=2), up_to(2**31 - 1, "ids are stored in 32 bits")]
-Layers = Annotated[int, Field(ge=1), up_to(10_000, "a layer takes time whatever its width, and the deepest published transformers have 1,000")]
+Layers = Annotated[int, Field(ge=1), up_to(10_000, "a layer takes time whatever its width, and the deepest published "
+                                                          "transformers have 1,000")]
 Width = Annotated[int, Field(ge=1), up_to(2**20, "the widest published models have some 50,000")]
 Context = Annotated[int, Field(ge=2), up_to(2**24, "the longest published contexts are of ten million tokens")]
 Windows = Annotated[int, Field(ge=1), up_to(MAX_STEP_TOKENS // 2, "with windows of two tokens, the largest step that is allowed")]
-Steps = Annotated[int, Field(ge=1), up_to(MAX_STEPS, "at a thousand steps a second, three years")]
+Steps = Annotated[int, Field(ge=1), up_to(MAX_STEPS, WHY_STEPS)]
 Probability = Annotated[float, Field(ge=0, lt=1), up_to(0.999, "choices are made with 16 random bits")]
 Rate = Annotated[float, Field(ge=0), up_to(1e30, WHY_FP32)]
 OpenablePath = Annotated[str, Field(min_length=1), AfterValidator(openable)]
@@ -104,7 +106,8 @@ class GPTParams(Section):
     n_heads: Width = Field(description="number of attention heads")
     embed_dim: Width = Field(description="width of the residual stream")
     attn_length: Context = Field(description="context: tokens in a window")
-    mlp_ratio: Annotated[float, up_to(1000, "the usual is 4")] = Field(4.0, gt=0, description="hidden width of the MLP over `embed_dim`")
+    mlp_ratio: Annotated[float, up_to(1000, "the usual is 4")] = Field(
+        4.0, gt=0, description="hidden width of the MLP over `embed_dim`")
     dropout: Probability = Field(0.1, description="dropout inside the blocks")
     embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
 
@@ -173,7 +176,7 @@ class OptimParams(Section):
     weight_decay: Rate = Field(0.01, description="weight decay of AdamW; torch's default, as no published config sets one")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     cooldown_steps: Steps | None = Field(None, description="steps of a linear fall to zero that ends the run; null is none")
-    cooldown_start: Annotated[int, Field(ge=0), up_to(MAX_STEPS, "at a thousand steps a second, three years")] | None = Field(None, description="step at which that fall starts")
+    cooldown_start: Annotated[int, Field(ge=0), up_to(MAX_STEPS, WHY_STEPS)] | None = Field(None, description="step at which that fall starts")
 
     @model_validator(mode="after")
     def rates_in_order(self) -> Self:

@@ -6,6 +6,8 @@ Whatever else may fail beside the work (a picture, W&B) goes through `attempt`.
 """
 import atexit
 import contextlib
+import errno
+import io
 import os
 import select
 import sys
@@ -22,7 +24,6 @@ except ValueError:  # a TQDM_ variable of the environment that is no number
     from tqdm import tqdm
 
 PATIENCE_S = 10.0  # with a reader that lags behind a pipe which does not block
-PIECE = 2000  # characters at a time: at most 8,000 bytes, which fit into a stream's buffer of 8,192 while a pipe takes none
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of what would break a line, move the cursor or cannot be encoded
 
 T = TypeVar("T")
@@ -52,7 +53,10 @@ def warn_once(line: str, key: str | None = None) -> None:
 
 
 def attempt(what: str, call: Callable[[], T]) -> T | None:
-    """`call()`; where it raises an Exception, None after one warning for this `what` ("the picture of the loss", say) that gives the reason."""
+    """`call()`; where it raises an Exception, None after a warning that names `what` ("the picture of the loss", say) and the reason.
+
+    The warning comes once for each `what`.
+    """
     try:
         return call()
     except Exception as error:
@@ -65,6 +69,7 @@ def bar(*args, **kwargs) -> "Bar":
     kwargs = {"file": _Sink(sys.stderr)} | kwargs
     if kwargs.get("desc"):
         kwargs["desc"] = one_line(kwargs["desc"])
+    flush_streams()  # tqdm does, but not as safely
     try:
         return Bar(*args, **kwargs)
     except Exception as error:
@@ -73,26 +78,33 @@ def bar(*args, **kwargs) -> "Bar":
 
 
 class Bar(tqdm):
-    """A tqdm that cannot fail when it is drawn."""
+    """A tqdm that cannot fail when it is drawn or taken away."""
 
     def display(self, *args, **kwargs):
+        return self._or_none(super().display, *args, **kwargs)
+
+    def clear(self, *args, **kwargs):
+        return self._or_none(super().clear, *args, **kwargs)
+
+    def _or_none(self, draw, *args, **kwargs):
         try:
-            return super().display(*args, **kwargs)
+            return draw(*args, **kwargs)
         except Exception as error:
-            warn_once(f"no progress bars: {reason(error)}", key="bars")
             self.disable = True
+            warn_once(f"no progress bars: {reason(error)}", key="bars")
 
 
 # Words ------------------------------------------------------------------------------------------------------------------
 
 def one_line(text) -> str:
-    """The text of `text` with all that would break the line, or cannot be written, as escapes: a path may hold a newline, or bytes that are no text."""
+    """`text` with all that would break the line, or cannot be written, as escapes: a path may hold a newline, or bytes that are no text."""
     return printable(str(text), keep="")
 
 
 def printable(text: str, keep: str) -> str:
     """`text` with control characters and lone surrogates as escapes, those in `keep` excepted."""
-    return "".join(repr(letter)[1:-1] if letter not in keep and unicodedata.category(letter) in UNPRINTABLE else letter for letter in text)
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in UNPRINTABLE and letter not in keep else letter
+                   for letter in text)
 
 
 def reason(error: BaseException) -> str:
@@ -123,11 +135,7 @@ class _Sink:
         stream = self._stream
         if stream is not None and not any(stream is each for each in _failed):
             try:
-                encodable = _encodable(text, getattr(stream, "encoding", None))
-                for start in range(0, max(1, len(encodable)), PIECE):
-                    with contextlib.suppress(BlockingIOError):  # it is in the stream's buffer now
-                        stream.write(encodable[start:start + PIECE])
-                    _flush(stream)
+                _write(stream, _encodable(text, getattr(stream, "encoding", None)))
             except Exception as error:
                 _give_up(self, error)
         return len(text)
@@ -141,19 +149,34 @@ def _encodable(text: str, encoding: str | None) -> str:
     try:
         return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
     except (LookupError, ValueError):  # an encoding that is no text's
-        return ascii(text)[1:-1]
+        return text.encode("ascii", "backslashreplace").decode()
 
 
-def _flush(stream) -> None:
-    """Flush; where the pipe is full and does not block, wait for its reader. Raises OSError where it cannot be, or takes too long."""
+def _write(stream, text: str) -> None:
+    """Write all of `text`. Raises whatever the stream raises, and BlockingIOError where nobody reads from a pipe that does not block."""
+    buffer = getattr(stream, "buffer", None)
+    raw = buffer.raw if isinstance(buffer, io.BufferedWriter) else buffer
+    if not isinstance(raw, io.RawIOBase):
+        stream.write(text)
+        stream.flush()
+        return
+    # Past the buffers, which lose what a full pipe does not take.
+    _patiently(raw, lambda: stream.flush() or True)
+    data = text.replace("\n", os.linesep).encode(stream.encoding)
+    while data:
+        data = data[_patiently(raw, lambda: raw.write(data)):]
+
+
+def _patiently(raw: io.RawIOBase, call: Callable[[], T | None]) -> T:
+    """What `call` returns, once there is room in the pipe."""
     until = time.monotonic() + PATIENCE_S
     while True:
-        try:
-            return stream.flush()
-        except BlockingIOError:
-            if (left := until - time.monotonic()) <= 0:
-                raise
-            select.select([], [stream], [], left)
+        with contextlib.suppress(BlockingIOError):
+            if (done := call()) is not None:
+                return done
+        if (left := until - time.monotonic()) <= 0:
+            raise BlockingIOError(errno.EAGAIN, "nobody reads from the pipe")
+        select.select([], [raw], [], left)
 
 
 def _give_up(sink: _Sink, error: Exception) -> None:

@@ -56,7 +56,8 @@ def write_docstring_corpus(path: str | Path, max_mb: float, folders: list[str] |
         progress = bar(pool.map(file_prose, files, chunksize=FILES_A_TASK), total=len(files), unit=" files", desc="docstrings")
         return write_prose(path, progress, max_mb, f"no prose in the docstrings of {len(files)} Python files; name folders that hold Python sources")
     except BrokenProcessPool:
-        raise UserError(f"{path}: a process that reads docstrings was killed, as the kernel does where memory is short; nothing was written") from None
+        raise UserError(f"{path}: a process that reads docstrings was killed, as the kernel does where memory is short; "
+                        "nothing was written") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -53,20 +53,34 @@ class Attributes(Schema):
     text_bytes: Annotated[int, Field(ge=0)] | None = None
     bos_id: Annotated[int, Field(ge=0)] = BOS_ID
     tokens_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
+    texts: str | None = None
+    symmetric: bool | None = None
+    reversed_of: str | None = None
     attributes_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
 
     @model_validator(mode="after")
-    def _bos_is_an_id(self):
+    def _fit_together(self):
         if self.vocab_size is not None and self.bos_id >= self.vocab_size:
             raise ValueError(f"bos_id: expected an id below vocab_size {self.vocab_size:,}, found {self.bos_id:,}")
+        if (self.tokens_crc32 is None) != (self.attributes_crc32 is None):
+            raise ValueError("one of its two checksums is missing")
         return self
 
 
-def attributes_of(n_tokens: int, vocab_size: int, tokenizer_fingerprint: str, text_bytes: int, bos_id: int, tokens_crc32: int) -> dict:
-    """The attributes that make_h5 writes, with a checksum of themselves and of the number of tokens."""
-    said = {"vocab_size": vocab_size, "tokenizer_fingerprint": tokenizer_fingerprint, "bos_id": bos_id, "text_bytes": text_bytes,
-            "tokens_crc32": tokens_crc32}
-    return said | {"attributes_crc32": zlib.crc32(json.dumps(said | {"tokens": n_tokens}, sort_keys=True).encode("ascii"))}
+@dataclass(frozen=True)
+class Text:
+    """A text that a dataset came from: where it was when it was tokenized, and its fingerprint (text_source.py) then."""
+    path: str
+    fingerprint: str
+
+
+def attributes_of(n_tokens: int, tokens_crc32: int, **said) -> dict:
+    """The attributes that make_h5 writes, those of `Attributes` that are known, with a checksum of themselves and of the number of tokens.
+
+    It comes first and that of the tokens last: what damages one leaves the other, and that one is missing is seen.
+    """
+    said = {name: value for name, value in said.items() if value is not None} | {"tokens_crc32": tokens_crc32}
+    return {"attributes_crc32": zlib.crc32(json.dumps(said | {"tokens": n_tokens}, sort_keys=True).encode("utf-8"))} | said
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,8 @@ class TokenFile:
 
     tokens: 1-D array-like of token ids, a memory map or an h5py dataset.
     text_bytes: size of the tokenized text in UTF-8 bytes, for bits per byte.
-    tokens_crc32: CRC-32 of all ids, little-endian, as make_h5 wrote it.
+    tokens_crc32: CRC-32 of all ids, little-endian, as make_h5 wrote it. texts: what it was made from. symmetric: whether its tokenizer has no
+    direction (tok_utils/symmetric.py). reversed_of: the fingerprint of the dataset of which this is the reversed control.
     """
     path: str
     tokens: np.ndarray | h5py.Dataset
@@ -84,6 +99,9 @@ class TokenFile:
     text_bytes: int | None
     bos_id: int = BOS_ID
     tokens_crc32: int | None = None
+    texts: tuple[Text, ...] = ()
+    symmetric: bool = False
+    reversed_of: str | None = None
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The stretches of `length` tokens that begin at `starts` [B], as int64 [B, length]."""
@@ -93,8 +111,8 @@ class TokenFile:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Tells two datasets apart without reading 100 GB: a digest of the length and of 64 evenly spaced stretches of tokens, "+", and one of
-        bos_id and text_bytes. States of earlier versions hold the first part alone: compare with `matches` or `same_dataset`.
+        """Tells two datasets apart without reading 100 GB: a digest of the length and of 64 evenly spaced stretches of tokens, "+",
+        and one of bos_id and text_bytes. States of earlier versions hold the first part alone: compare with `matches` or `same_dataset`.
         """
         digest = hashlib.sha256(str(len(self.tokens)).encode())
         with reading(self.path):
@@ -147,23 +165,25 @@ class TokenFile:
         if self.vocab_size is not None and self.tokens_crc32 is not None and not self.is_small:
             return
         smallest, largest = self.extremes
-        if self.vocab_size is not None and (largest >= self.vocab_size or smallest < 0):
-            raise UserError(f"{self.path}: damaged: holds the token id {largest if smallest >= 0 else smallest:,}, but says that its vocabulary has "
-                            f"{self.vocab_size:,} ids (0 to {self.vocab_size - 1:,}); make it anew (make_h5)")
-        if largest >= vocab_size or smallest < 0:
-            raise UserError(f"{self.path}: holds the token id {largest if smallest >= 0 else smallest:,}, but the config's vocab_size is {vocab_size:,} "
+        worst = largest if smallest >= 0 else smallest
+        if self.vocab_size is not None and not 0 <= worst < self.vocab_size:
+            raise UserError(f"{self.path}: damaged: holds the token id {worst:,}, but says that its vocabulary has {self.vocab_size:,} ids "
+                            f"(0 to {self.vocab_size - 1:,}); make it anew (make_h5)")
+        if not 0 <= worst < vocab_size:
+            raise UserError(f"{self.path}: holds the token id {worst:,}, but the config's vocab_size is {vocab_size:,} "
                             f"(ids 0 to {vocab_size - 1:,}); use the vocab_size of the tokenizer that made the file")
         if self.bos_id >= vocab_size:
-            raise UserError(f"{self.path}: its bos_id is {self.bos_id:,}, but the config's vocab_size is {vocab_size:,} (ids 0 to {vocab_size - 1:,})")
+            raise UserError(f"{self.path}: its bos_id is {self.bos_id:,}, but the config's vocab_size is {vocab_size:,} "
+                            f"(ids 0 to {vocab_size - 1:,})")
 
     def check_tokenizer(self, toki: Tokenizer) -> None:
         """Refuse a tokenizer that cannot have made the file: another fingerprint, or an id beyond its vocabulary. UserError."""
         if self.tokenizer_fingerprint not in (None, toki.fingerprint):
-            raise UserError(f"{toki.folder}: not the tokenizer of {self.path}: fingerprint {toki.fingerprint[:12]} with {toki.vocab_size:,} ids, "
-                            f"the data has {self.tokenizer_fingerprint[:12]} with {self.vocab_size or 'unknown'}; give the one that tokenized it")
+            raise UserError(f"{toki.folder}: not the tokenizer of {self.path}: fingerprint {toki.fingerprint[:12]} with {toki.vocab_size:,} "
+                            f"ids, the data has {self.tokenizer_fingerprint[:12]} with {self.vocab_size or 'unknown'}; give the one that tokenized it")
         if self.tokenizer_fingerprint is None and (largest := self.extremes[1]) >= toki.vocab_size:
-            raise UserError(f"{toki.folder}: not the tokenizer of {self.path}: it has {toki.vocab_size:,} ids (0 to {toki.vocab_size - 1:,}), and the "
-                            f"file holds the id {largest:,}; give the one that tokenized it")
+            raise UserError(f"{toki.folder}: not the tokenizer of {self.path}: it has {toki.vocab_size:,} ids (0 to {toki.vocab_size - 1:,}), "
+                            f"and the file holds the id {largest:,}; give the one that tokenized it")
 
 
 def same_dataset(one: str, other: str) -> bool:
@@ -181,7 +201,8 @@ def open_tokens(path: str | os.PathLike) -> TokenFile:
         with open(path, "rb"):
             pass
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UserError(f"{path}: no such dataset file; make it with tokenize_to_h5.py and give its path as training_params.dataset_folder") from None
+        raise UserError(f"{path}: no such dataset file; make it with tokenize_to_h5.py and give its path as "
+                        "training_params.dataset_folder") from None
     with contextlib.ExitStack() as at_failure, reading(path):
         file = at_failure.enter_context(opened(path))
         dataset = own_dataset(file, path)
@@ -196,18 +217,27 @@ def open_tokens(path: str | os.PathLike) -> TokenFile:
         else:
             tokens[:1], tokens[-1:]  # noqa: B018 (a compression that this machine lacks shows here)
             at_failure.pop_all()  # it stays open
-    token_file = TokenFile(path, tokens, said.vocab_size, said.tokenizer_fingerprint, said.text_bytes, said.bos_id, said.tokens_crc32)
+    token_file = TokenFile(path, tokens, said.vocab_size, said.tokenizer_fingerprint, said.text_bytes, said.bos_id, said.tokens_crc32,
+                           texts_of(said.texts, path), bool(said.symmetric), said.reversed_of)
     if said.attributes_crc32 is not None:
-        if said.model_dump() != attributes_of(len(tokens), said.vocab_size, said.tokenizer_fingerprint, said.text_bytes, said.bos_id, said.tokens_crc32):
+        if said.model_dump(exclude_none=True) != attributes_of(len(tokens), **said.model_dump(exclude={"attributes_crc32"})):
             raise UserError(f"{path}: damaged: what it says of its tokens does not fit its checksum; make it anew (make_h5)")
     if token_file.is_small:
         token_file.check_tokens()
     return token_file
 
 
+def texts_of(said: str | None, h5_path: str) -> tuple[Text, ...]:
+    """The texts that an .h5 says it was made from, whose paths are relative to its folder. UserError where that is not what make_h5 writes."""
+    try:
+        return tuple(Text(os.path.normpath(os.path.join(os.path.dirname(h5_path), path)), fingerprint) for path, fingerprint in json.loads(said or "[]"))
+    except (ValueError, TypeError):
+        raise UserError(f"{h5_path}: damaged: what it says of its texts cannot be read; make it anew (make_h5)") from None
+
+
 def own_dataset(file: h5py.File, path: str) -> h5py.Dataset:
     """The dataset `tokens` of a file, which must be in the file itself. UserError where it is anything else than a row of integers."""
-    if "tokens" not in file.keys():
+    if "tokens" not in list(file):  # `in file` is not true of a link to nothing
         raise UserError(f"{path}: expected a dataset named 'tokens', found {sorted(file)[:10] or 'nothing'}; was it made by make_h5?")
     link = file.get("tokens", getlink=True)
     if not isinstance(link, h5py.HardLink):
@@ -264,7 +294,9 @@ def check_file(path: str | os.PathLike) -> str:
         token_file.check_ids(token_file.vocab_size)
     smallest, largest = token_file.extremes
     of = f" of a vocabulary of {token_file.vocab_size:,}" if token_file.vocab_size is not None else ""
-    checksum = f"checksum {token_file.tokens_crc32:08x} as written" if token_file.tokens_crc32 is not None else "no checksum in it: made by an earlier version"
+    checksum = "no checksum in it: made by an earlier version"
+    if token_file.tokens_crc32 is not None:
+        checksum = f"checksum {token_file.tokens_crc32:08x} as written"
     return f"{token_file.path}: {len(token_file.tokens):,} tokens, ids {smallest:,} to {largest:,}{of}; {checksum}"
 
 

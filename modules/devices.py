@@ -7,6 +7,7 @@ the other direction, must not change precision because a machine was busy.
 """
 import contextlib
 import ctypes
+import os
 
 import torch
 from torch import nn
@@ -73,6 +74,7 @@ def compile_model(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.T
     Block by block, not as a whole: compiled once and used by all layers, and the gradients
     of a layer are ready for communication while the layer before is still computing.
     """
+    os.environ["PYTHONSAFEPATH"] = "1"  # the compiler runs `python -c`, which would import a ctypes.py of the user's from the working folder
     blocks = list(getattr(model, "blocks", []))
     pointwise = loss.loss_and_gradient
     for block in blocks:

@@ -8,10 +8,12 @@ Names stand in a picture as they are: matplotlib would read dollar signs as a fo
 """
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+os.environ["MPLBACKEND"] = "agg"  # nothing is shown on a screen, and a name that matplotlib does not know would be an error at its import
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
@@ -20,8 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 
+from modules.console import one_line
 from modules.files import replacing
-from modules.names import distinct, escaped, one_line
+from modules.names import distinct, escaped
 
 DIRECTION_COLOURS = {"forward": "#0072B2", "backward": "#D55E00"}
 SERIES_COLOURS = ["#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00"]
@@ -105,20 +108,35 @@ def focus_on_the_end(axes: Axes, losses: Sequence[float]) -> None:
             axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
 
 
-def arrow_by_step(comparisons: Sequence[dict]) -> Figure:
-    """The arrow of the held-out loss while training, in percent: the mean over seeds, and each seed, faint, of one or two comparisons."""
+def arrow_by_checkpoint(comparisons: Sequence[dict]) -> Figure:
+    """The arrow at each validation, in percent, with 95 % bands for at most two comparisons."""
     figure, axes = arrow_axes("The arrow while training", "step")
     handles = []
     for comparison, style in zip(comparisons, series_styles(), strict=False):
-        per_seed = []
-        for curves in comparison["curves"]:
-            forward, backward = (dict(zip(curves[d]["valid"]["step"], curves[d]["valid"]["loss"], strict=True)) for d in DIRECTION_COLOURS)
-            per_seed.append({step: 100 * (backward[step] - forward[step]) / forward[step] for step in forward if step in backward})
-            if len(comparison["curves"]) > 1 and len(comparisons) <= 2:
-                axes.plot(per_seed[-1].keys(), per_seed[-1].values(), color=style["color"], alpha=0.3, linewidth=0.8)
-        steps = sorted(set.intersection(*(set(arrows) for arrows in per_seed))) if per_seed else []
-        means = [np.mean([arrows[step] for arrows in per_seed]) for step in steps]
-        handles += axes.plot(steps, means, markersize=4, **style)
+        points = comparison["convergence"]["points"]
+        steps = [point["step"] for point in points]
+        handles += axes.plot(steps, [point["percent"] for point in points], markersize=4, **style)
+        if len(comparisons) <= 2 and points:
+            low, high = zip(*(point["interval"] for point in points), strict=True)
+            axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    add_legend(figure, axes, handles, [label(comparison["name"]) for comparison in comparisons])
+    return figure
+
+
+def arrow_by_length(comparisons: Sequence[dict]) -> Figure:
+    """The arrow of the same models when they read windows of 2, 4 ... tokens of the held-out text, in percent, with 95 % intervals."""
+    figure, axes = arrow_axes("The arrow by context, from one pair a seed", "tokens in a window")
+    handles, lengths = [], set()
+    for number, (comparison, style) in enumerate(zip(comparisons, series_styles(), strict=False)):
+        rows = comparison["by_length"]
+        lengths |= {row["length"] for row in rows}
+        values = np.array([row["percent"] for row in rows])
+        low, high = np.array([row["interval"] for row in rows]).T
+        shift = 1 + 0.03 * (number - (len(comparisons) - 1) / 2)  # keeps error bars at one place apart
+        handles.append(axes.errorbar([row["length"] * shift for row in rows], values, yerr=[values - low, high - values], capsize=3, markersize=5, **style))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(lengths), [f"{length:,}" for length in sorted(lengths)], minor=False)
+    axes.minorticks_off()
     add_legend(figure, axes, handles, [label(comparison["name"]) for comparison in comparisons])
     return figure
 
@@ -252,7 +270,9 @@ def size_name(comparison: dict) -> str:
     return f"{params['n_layers']} layers, width {params['embed_dim']}"
 
 
-def parameters_without_positions(comparison: dict) -> int:
-    """Parameters less the position embedding, which grows with the context and not with the model."""
+def parameters_without_positions(comparison: dict) -> int | None:
+    """Parameters less the position embedding, which grows with the context and not with the model; None where the model is not known."""
+    if comparison["compared"]["parameters"] is None:
+        return None
     params = comparison["compared"]["config"]["model_params"]
     return comparison["compared"]["parameters"] - params.get("attn_length", 0) * params["embed_dim"]

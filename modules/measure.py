@@ -7,23 +7,41 @@ and gone on with like any other, and what is finished is used as it is. The deri
 They are trained one after the other, or several at a time (side_by_side.py).
 """
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from modules.arrow_page import write_arrow_page
-from modules.comparison import Trained, base_name, compare, held_out_ids, held_out_windows, load_model, pair_up, read_run
+from modules.comparison import (
+    Compared,
+    Trained,
+    base_name,
+    compare,
+    compare_losses,
+    contrasts_of,
+    held_out_ids,
+    held_out_windows,
+    load_model,
+    pair_up,
+    read_run,
+    with_controls,
+)
 from modules.config import Config, GPTParams, load_config
 from modules.console import bar, tell
+from modules.control import control_of, control_run, why_none
 from modules.dataset import open_tokens
 from modules.devices import keep_freed_memory
 from modules.errors import UserError
+from modules.loss_files import REFERENCE, read_losses, write_losses
 from modules.names import as_file_systems_see, distinct, file_name
+from modules.noise import next_seeds
 from modules.parallel import joined
 from modules.recording import SNIPPET_TOKENS
-from modules.report import named_apart, write_report
+from modules.report import checks_in_words, held_out_in_words, marked_for_longer_contexts, write_report
+from modules.resume import files_of
 from modules.run import Request, run
 from modules.text_losses import text_losses
 from modules.tok_utils.cuts import pieces
@@ -58,6 +76,34 @@ def planned_runs(config_paths: Sequence[str], seeds: int) -> list[Config]:
     return list(runs.values())
 
 
+def with_controls_of(runs: Sequence[Config], project: str, wanted: bool | None) -> list[Config]:
+    """The runs, each followed by the same on its reversed control, which is made where it is not there.
+
+    wanted: True refuses data that can have none, None leaves their control out and says so, False leaves all out.
+    """
+    if wanted is False:
+        return list(runs)
+    planned, data = [], {}  # the path of the control by that of the data, None where there is none
+    for each in runs:
+        if each.dataset_path not in data:
+            token_file = open_tokens(each.dataset_path)
+            reason = why_none(token_file)
+            if reason is not None and wanted and not token_file.symmetric:
+                raise UserError(f"{each.dataset_path}: has no control to train: {reason}")
+            if reason is not None:
+                tell(f"{each.dataset_path}: no control is trained: {reason}", sys.stderr)
+            data[each.dataset_path] = None if reason else control_of(token_file, files_of(each, project).folder / "control")
+        control = data[each.dataset_path]
+        planned += [each] if control is None else [each, control_run(each, control)]
+    return planned
+
+
+def seeds_after(compared: Sequence[Compared], half_width: float, most: int) -> int:
+    """How many seeds to have before it is looked again whether the intervals reach `half_width` percent to either side; the present number to stop."""
+    texts = [each for each in compared if each.token_file.reversed_of is None]
+    return max(next_seeds(each.estimate.noise, half_width, most) for each in texts)
+
+
 def with_known_model(config: Config, path: str) -> Config:
     """The config with its kind of model written down. A recurrent one has to say which it is: no script does here."""
     if config.model is None and not isinstance(config.model_params, GPTParams):
@@ -79,52 +125,85 @@ def train_in_turn(runs: Sequence[Config], request: Request, device_name: str | N
 
 # Comparing --------------------------------------------------------------------------------------------------------------
 
-def measure_states(paths: Sequence[str | Path], device: torch.device, out: Path | None, tokenizer_path: str | None,
-                   command: str | None, texts: dict[Path, np.ndarray], data: Sequence[str] = ()) -> str:
-    """Compare the runs whose states these are, write the report, and return what to tell the user.
+@dataclass(frozen=True)
+class Wish:
+    """What a user wants of a report beside the comparisons.
 
-    `out` is by default `report/` beside the folder of the states. With a tokenizer there are also a snippet of each direction, in
-    reading order, and coloured pages of the held-out text and of `texts` (from `read_texts`). `data`: where datasets lie that were moved.
-
-    Raises UserError where the runs cannot be compared fairly.
+    out: its folder; by default `report/` beside the folder of the states. tokenizer_path: for snippets, classes of tokens and coloured
+    pages. command: how it was asked for. texts: from `read_texts`, each to be coloured. save_losses: write losses.npz and losses.csv too.
     """
+    out: Path | None = None
+    tokenizer_path: str | None = None
+    command: str | None = None
+    texts: Mapping[Path, np.ndarray] = field(default_factory=dict)
+    save_losses: bool = False
+
+
+def compared_states(paths: Sequence[str | Path], device: torch.device, tokenizer_path: str | None, data: Sequence[str] = ()) -> list[Compared]:
+    """Compare the runs whose states these are. `data`: where datasets lie that were moved. UserError where no comparison would be fair."""
     keep_freed_memory(device)
     moved = [open_tokens(path) for path in data]
     groups = pair_up([read_run(Path(path), moved) for path in paths])
-    out = out or Path(paths[0]).parent.parent / "report"
     toki = get_tokenizer(tokenizer_path) if tokenizer_path else None
-    comparisons = [compare(pairs, device, toki) for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)]
-    comparisons = named_apart(comparisons)
-    suffixes = ["", *(f"-{text.stem}" for text in texts)]
+    compared = []
+    for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1):
+        is_control = toki is not None and open_tokens(pairs[0][0].data_path).reversed_of is not None
+        compared.append(compare(pairs, device, None if is_control else toki))  # a control has a tokenizer of its own
+    names = distinct(each.comparison["name"] for each in compared)
+    return with_controls([replace(each, comparison=each.comparison | {"name": name}) for each, name in zip(compared, names, strict=True)])
+
+
+def report_on(compared: Sequence[Compared], device: torch.device, wish: Wish) -> str:
+    """Write the report of what was compared, and return what to tell the user."""
+    out = wish.out or compared[0].pairs[0][0].path.parent.parent / "report"
+    toki = get_tokenizer(wish.tokenizer_path) if wish.tokenizer_path else None
+    contrasts = contrasts_of(compared)
+    comparisons = marked_for_longer_contexts([each.comparison for each in compared])
+    written = write_report(out, comparisons, wish.command, contrasts)
+    if wish.save_losses:
+        written |= write_losses(out, {each.comparison["name"]: each.losses for each in compared})
+    suffixes = ["", *(f"-{text.stem}" for text in wish.texts)]
     page_stems = iter(distinct([f"{comparison['name']}{suffix}" for comparison in comparisons for suffix in suffixes], as_file_systems_see))
-    written = write_report(out, comparisons, command)
     told = []
-    for pairs, comparison in zip(groups, comparisons, strict=True):
+    for each, comparison in zip(compared, comparisons, strict=True):
         told.append(in_words(comparison))
-        if toki is not None:
-            told += [f"{each.direction} snippet: {snippet(each, toki, device)!r}" for each in pairs[0]]
-        if toki is not None and (token_bytes := pieces_of(toki)) is not None:
-            held_out = held_out_ids(held_out_windows(pairs[0][0])).ravel()[:HELD_OUT_PAGE_TOKENS]
-            shown = [("held-out text", held_out), *((str(text), ids) for text, ids in texts.items())]
-            losses = losses_of_texts([ids for *_, ids in shown], pairs, toki.bos_id, device)
+        is_text = toki is not None and each.token_file is not None and each.token_file.reversed_of is None
+        if is_text:
+            told += [f"{trained.direction} snippet: {snippet(trained, toki, device)!r}" for trained in each.pairs[0]]
+        if is_text and (token_bytes := pieces_of(toki)) is not None:
+            held_out = held_out_ids(held_out_windows(each.pairs[0][0])).ravel()[:HELD_OUT_PAGE_TOKENS]
+            shown = [("held-out text", held_out), *((str(text), ids) for text, ids in wish.texts.items())]
+            losses = losses_of_texts([ids for *_, ids in shown], each.pairs, toki.bos_id, device)
             for (what, ids), (forward, backward) in zip(shown, losses, strict=True):
                 page = write_arrow_page(out / file_name(next(page_stems), "-page.html"), token_bytes, ids, forward, backward,
                                         title=f"Where the arrow lives: {comparison['name']}, {what}")
                 told.append(f"coloured {what}: {page}")
         if (picture := written.get(f"{comparison['name']}-loss")) is not None:
             told.append(f"loss curves: {picture}")
+    told += [f"losses: {written['npz']}"] if wish.save_losses else []
     return "\n".join([*told, f"report: {written['report']}"])
 
 
+def report_on_losses(path: str, wish: Wish) -> str:
+    """The report on losses that somebody else measured (loss_files.py), and what to tell the user of it."""
+    compared = []
+    for name, losses in read_losses(path).items():
+        for order, array in losses.by_order.items():
+            if order != REFERENCE:
+                named = (name or Path(path).stem) + ("" if order == "backward" else f", {order}")
+                compared.append(compare_losses(named, order, losses.by_order[REFERENCE], array, losses.documents, Path(path).stem))
+    return report_on(compared, torch.device("cpu"), replace(wish, out=wish.out or Path(path).with_suffix("").with_name(f"{Path(path).stem}-report")))
+
+
 def in_words(comparison: dict) -> str:
-    """The result in four lines."""
+    """The result in a few lines."""
     losses, nats, percent = comparison["losses"], comparison["arrow"]["nats"], comparison["arrow"]["percent"]
-    low, high = nats["both"]
-    return (f"{comparison['name']}: {comparison['held_out']['tokens']:,} held-out tokens, {len(comparison['compared']['seeds'])} seed(s)\n"
-            f"  forward {losses['forward']['nats_per_token']:.4f}, backward {losses['backward']['nats_per_token']:.4f} nats/token\n"
-            f"  arrow {nats['value']:+.4f} nats/token ({percent['value']:+.2f} %), "
-            f"paired standard error {comparison['arrow']['paired_se']:.4f}, 95 % interval {low:+.4f} to {high:+.4f}\n"
-            f"  {comparison['arrow']['verdict']}")
+    low, high = percent["both"]
+    lines = [f"{comparison['name']}: {held_out_in_words(comparison)}, {len(comparison['compared']['seeds'])} seed(s)",
+             f"forward {losses['forward']['nats_per_token']:.4f}, {comparison['order']} {losses['backward']['nats_per_token']:.4f} nats/token",
+             f"arrow {nats['value']:+.4f} nats/token, {percent['value']:+.2f} %, standard error {percent['se']:.2f}, 95 % interval {low:+.2f} to {high:+.2f} %",
+             comparison["arrow"]["verdict"], *checks_in_words(comparison)]
+    return "\n  ".join(lines)
 
 
 def snippet(trained: Trained, toki: Tokenizer, device: torch.device) -> str:
@@ -155,7 +234,7 @@ def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, n
                     raise UserError(f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}") from None
                 reached = piece.stop
                 if len(ids) > TEXT_PAGE_TOKENS:
-                    tell(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, some {reached:,} bytes", sys.stderr)
+                    tell(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, of some {reached:,} bytes", sys.stderr)
                     break
         if not ids:
             raise UserError(f"{path}: the text is empty")

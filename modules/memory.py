@@ -1,4 +1,7 @@
-"""Whether a model fits the machine, said before any memory is asked for: else the kernel ends the process without a word, or after minutes of swapping."""
+"""Whether a model fits the machine, said before any memory is asked for.
+
+Else the kernel ends the process without a word, maybe after minutes of swapping.
+"""
 import contextlib
 import math
 import os
@@ -27,7 +30,8 @@ def check_memory(config: Config, processes: Processes) -> None:
     shards = processes.count if config.training_params.parallel == "fsdp" else 1
     here = this_process().local_world_size
     trained = STATE_BYTES * parameters / shards
-    built = WEIGHT_BYTES * parameters  # each process builds the whole model in the machine's memory, before it is sent to a GPU or cut into shards
+    # Each process builds the whole model in the machine's memory, before it is sent to a GPU or cut into shards.
+    built = WEIGHT_BYTES * parameters
     on_gpu = processes.device.type == "cuda"
     asked = [(f"{here} process(es) of this machine", here * max(built, 0 if on_gpu else trained), machine_memory())]
     if on_gpu:
@@ -35,8 +39,8 @@ def check_memory(config: Config, processes: Processes) -> None:
         asked.append((str(processes.device), trained, free + torch.cuda.memory_reserved(processes.device)))
     for who, needed, there in asked:
         if needed > there:
-            raise UserError(f"{config.name}: {parameters:,} parameters are too many here: {who} would need {needed / GIB:,.1f} GiB for weights, gradients and "
-                            f"optimizer, and there are {there / GIB:,.1f} GiB; make embed_dim, n_layers or vocab_size smaller, or give "
+            raise UserError(f"{config.name}: {parameters:,} parameters are too many here: {who} would need {needed / GIB:,.1f} GiB for "
+                            f"weights, gradients and optimizer, and there are {there / GIB:,.1f} GiB; make embed_dim, n_layers or vocab_size smaller, or give "
                             'the model more devices with "parallel": "fsdp"')
 
 
@@ -66,5 +70,6 @@ def _swap(root: Path) -> float:
     if sys.platform == "darwin":
         return math.inf
     with contextlib.suppress(OSError, ValueError, IndexError):
-        return next((float(line.split()[1]) * 1024 for line in (root / "proc/meminfo").read_text().splitlines() if line.startswith("SwapTotal:")), 0.0)
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:")), 0.0)
     return 0.0

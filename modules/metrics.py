@@ -166,15 +166,16 @@ def _start_wandb(project: str, run_name: str, run_folder: Path, config: dict):
     if mode == "online" and not console.attempt("the login of Weights & Biases", lambda: wandb.login(prompt=False, verify=False)):
         mode = "offline"
     run_folder.mkdir(parents=True, exist_ok=True)
-    start = dict(project=accepted(project, WANDB_PROJECT_LENGTH), name=console.one_line(run_name), id=accepted(f"{project}-{run_name}", WANDB_ID_LENGTH),
-                 resume="allow", dir=run_folder, config=config,
+    start = dict(project=accepted(project, WANDB_PROJECT_LENGTH), name=console.one_line(run_name),
+                 id=accepted(f"{project}-{run_name}", WANDB_ID_LENGTH), resume="allow", dir=run_folder, config=config,
                  settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_START_S, finish_timeout=WANDB_END_S))
     try:
         return wandb.init(mode=mode, **start)
     except Exception as error:
         if mode == "offline":
             raise
-        console.warn_once(f"Weights & Biases cannot be reached ({console.reason(error)}); this run is recorded offline: wandb sync {run_folder}/wandb/offline-*")
+        console.warn_once(f"Weights & Biases cannot be reached ({console.reason(error)}); this run is recorded offline: "
+                          f"wandb sync {run_folder}/wandb/offline-*")
         _end_wandb()  # which still holds the run's id
         return wandb.init(mode="offline", **start)
 

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from urllib.parse import quote
 
+from modules.console import one_line
 from modules.errors import UserError
 
 LONGEST_FILE_NAME = 255  # bytes
@@ -62,12 +63,6 @@ def distinct(names: Iterable[str], key: Callable[[str], str] = str) -> list[str]
         taken.add(key(candidate))
         result.append(candidate)
     return result
-
-
-def one_line(text: str) -> str:
-    """`text` with what cannot be seen, or would break the line, as Python writes it: a newline as \\n, half a surrogate pair as \\udcff."""
-    joiners = "\u200c\u200d"  # parts of words and of emoji
-    return "".join(character if character.isprintable() or character in joiners else escaped(character) for character in text)
 
 
 def escaped(character: str) -> str:

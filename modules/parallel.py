@@ -80,8 +80,8 @@ def joined(device_name: str | None) -> Iterator[Processes]:
         yield Processes(0, 1, pick_device(device_name))
         return
     if missing := [name for name in RENDEZVOUS if not os.environ.get(name)]:
-        raise UserError(f"environment: RANK and WORLD_SIZE say that this is one of several processes, but there is no {' and no '.join(missing)} by which "
-                        "they could meet; start them with torchrun or train_parallel.py, or unset RANK")
+        raise UserError(f"environment: RANK and WORLD_SIZE say that this is one of several processes, but there is no {' and no '.join(missing)} "
+                        "by which they could meet; start them with torchrun or train_parallel.py, or unset RANK")
     integer_variable("MASTER_PORT", most=2**16 - 1)
     device = device_of(process, device_name)
     if device.type == "cuda":
@@ -108,11 +108,13 @@ def device_of(process: Process, name: str | None) -> torch.device:
     """The device of one of several processes: its own GPU, or the CPU, which all share. UserError where there is none for it."""
     if name in (None, "cuda") and torch.cuda.is_available():
         if process.local_rank >= torch.cuda.device_count():
-            raise UserError(f"no GPU for the process of LOCAL_RANK {process.local_rank}: there are {torch.cuda.device_count()}, and one process drives one")
+            raise UserError(f"no GPU for the process of LOCAL_RANK {process.local_rank}: there are {torch.cuda.device_count()}, "
+                            "and one process drives one")
         return pick_device(f"cuda:{process.local_rank}")
     device = pick_device("cpu" if name is None else name)
     if device.type != "cpu" and process.local_world_size > 1:
-        raise UserError(f"-d {name}: expected no number of a device for {process.local_world_size} processes, each of which has one of its own")
+        raise UserError(f"-d {name}: expected no number of a device for {process.local_world_size} processes, "
+                        "each of which has one of its own")
     return device
 
 
@@ -137,7 +139,8 @@ def launch(n_processes: int, device_name: str | None) -> int:
     """
     on_gpus = torch.cuda.is_available() and (device_name or "cuda").startswith("cuda")
     if on_gpus and n_processes > torch.cuda.device_count():
-        raise UserError(f"--nproc {n_processes}: one process drives one GPU, and there are {torch.cuda.device_count()}; with -d cpu they share the CPU")
+        raise UserError(f"--nproc {n_processes}: one process drives one GPU, and there are {torch.cuda.device_count()}; "
+                        "with -d cpu they share the CPU")
     # They meet at a port of this process, which the system chose: one that was free and is now to be taken again may be somebody else's.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",

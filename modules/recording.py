@@ -6,10 +6,11 @@ can cost what it tells of.
 import contextlib
 import platform
 import time
+from pathlib import Path
 
 import torch
 
-from modules import checkpoint, console, figures, validations
+from modules import checkpoint, console, validations
 from modules.config import Config
 from modules.errors import UserError
 from modules.evaluate import autocast_for
@@ -119,10 +120,7 @@ class Recorder:
     def _tell(self, entry: dict) -> None:
         """Show a validation: its line, a snippet, the picture of the loss so far, W&B. All processes of a sharded model make the snippet."""
         training = self._training
-        if self._tokenizer and (self._sharded or self._metrics):
-            text = snippet(training, self._tokenizer)
-        else:
-            text = None
+        text = snippet(training, self._tokenizer) if self._tokenizer and (self._sharded or self._metrics) else None
         if self._metrics:
             console.tell(f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token" + (f"\n  {text!r}" if text else ""))
             draw_loss(training.config, self._files)
@@ -140,13 +138,20 @@ class Recorder:
 
 def draw_loss(config: Config, files: Files) -> None:
     """Draw the losses logged so far; a warning where that fails."""
-    console.attempt("the picture of the loss", lambda: figures.save(
-        figures.run_curve(config.name, config.direction, read_metrics(files.metrics)), files.metrics.with_suffix("")))
+    def draw():
+        from modules import figures  # matplotlib, of which training does not depend
+        figures.save(figures.run_curve(config.name, config.direction, read_metrics(files.metrics)), picture_stem(files))
+    console.attempt("the picture of the loss", draw)
+
+
+def picture_stem(files: Files) -> Path:
+    """Path of the pictures of the loss, without .png and .svg."""
+    return files.metrics.with_name(files.metrics.name.removesuffix(".jsonl"))
 
 
 def picture_is_behind(files: Files) -> bool:
     """Whether something was logged after the picture was drawn: a kill, or a disk, was in between."""
-    picture = files.metrics.with_suffix(".svg")
+    picture = files.metrics.with_name(f"{picture_stem(files).name}.svg")
     return files.metrics.exists() and not (picture.exists() and picture.stat().st_mtime_ns >= files.metrics.stat().st_mtime_ns)
 
 

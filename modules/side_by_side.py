@@ -2,8 +2,8 @@
 
 Small models leave most of a CPU's cores idle: two processes of one thread each train nearly twice as much as one of two.
 
-When a run fails or this process is asked to stop, the others save and stop; a second signal ends them at once. When this process is killed, they
-stop by themselves (children.py).
+When a run fails or this process is asked to stop, the others save and stop; a second signal ends them at once.
+When this process is killed, they stop by themselves (children.py).
 """
 import json
 import os
@@ -111,7 +111,8 @@ def start(config: Config, request: Request, device_name: str | None, environment
     command += [f"--project_name={request.project}", "--", str(config_path)]  # both may begin with "-"
     with open(log, "ab") as output:
         # A session of its own: a terminal's Ctrl-C comes once, through us.
-        process = start_child(command, environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = start_child(command, environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                              start_new_session=True)
         return Training(config.name, process, log, output.tell())
 
 

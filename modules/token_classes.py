@@ -32,7 +32,7 @@ def classify(ids: np.ndarray, pieces: Sequence[bytes]) -> np.ndarray:
     ends_line = is_white & each(lambda text: "\n" in text)
     return np.select(
         [is_white, before(ends_line, False), each(lambda text: text.strip().isdigit()), each(is_punctuation),
-         each(lambda text: text[0].isspace()) | before(each(lambda text: not is_word_character(text[-1:])), True)],
+         each(lambda text: text[:1].isspace()) | before(each(lambda text: not is_word_character(text[-1:])), True)],
         [WHITE_SPACE, AFTER_NEWLINE, DIGITS, PUNCTUATION, WORD_START], INNER_PIECE)
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tokenizers
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from modules.console import tell
 from modules.errors import UserError
@@ -55,7 +55,7 @@ class BpeModel(Schema):
     """"model" of a tokenizer.json."""
     type: Literal["BPE"] = "BPE"  # old files leave it out
     vocab: Annotated[dict[str, Id], Field(min_length=1)]
-    merges: list[str | Annotated[list[str], Field(min_length=2, max_length=2)]]
+    merges: list[Any]
     dropout: Annotated[float, Field(ge=0, le=1)] | None = None
     unk_token: str | None = None
     continuing_subword_prefix: str | None = None
@@ -69,6 +69,23 @@ class BpeModel(Schema):
         if len(set(vocab.values())) < len(vocab):
             raise ValueError("two tokens have the same id")
         return vocab
+
+    @field_validator("merges")
+    @classmethod
+    def _of_two_tokens(cls, merges: list[Any]) -> list[Any]:
+        for number, merge in enumerate(merges):
+            tokens = merge.split(" ", 1) if isinstance(merge, str) else merge
+            if not isinstance(tokens, list) or len(tokens) != 2 or not all(isinstance(token, str) for token in tokens):
+                raise ValueError(f"entry {number}: expected two tokens, found {shown(merge)}")
+        return merges
+
+    @model_validator(mode="after")
+    def _merges_have_the_prefix(self):
+        """The library aborts the process where they do not."""
+        prefix = self.continuing_subword_prefix
+        if prefix and not all((merge.split(" ", 1) if isinstance(merge, str) else merge)[-1].startswith(prefix) for merge in self.merges):
+            raise ValueError(f"continuing_subword_prefix: expected what the second token of every merge begins with, found {shown(prefix)}")
+        return self
 
 
 class AddedToken(Schema):
@@ -159,7 +176,8 @@ class Tokenizer:
         What the tokenizer's own normalizer makes of the text counts as the text, and a blank that it puts before it is none of it.
         """
         ids, pieces = self.encode(text), self.token_bytes()
-        back = b"".join(pieces[i] for i in ids).decode("utf-8", "replace") if pieces else self.backend.decode(ids, skip_special_tokens=False)
+        back = (b"".join(pieces[i] for i in ids).decode("utf-8", "replace") if pieces else
+                self.backend.decode(ids, skip_special_tokens=False))
         if back == text:
             return text, back
         normalizer = self.backend.normalizer
@@ -249,7 +267,7 @@ def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(used))
         backend.encode("a b")
-    except BaseException as error:  # the library raises plain Exception for whatever it dislikes in the file, and a panic of its is no Exception
+    except BaseException as error:  # the library raises plain Exception for whatever it dislikes in the file; its panics are none
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException" or isinstance(error, MemoryError):
             raise
         raise UserError(f"{path}: not a tokenizer that the tokenizers library reads: {first_line(error)}") from None

@@ -4,6 +4,7 @@ import time
 import pytest
 import torch
 
+from modules.checkpoint import load_state
 from modules.config import parse_config
 from modules.errors import UserError
 from modules.parallel import Processes
@@ -42,3 +43,14 @@ def test_any_value_of_any_key_trains_or_is_refused(tmp_path, model):
             slowest = max(slowest, time.monotonic() - start)
     print(f"{model}: {trained} trained, {refused} refused, the slowest in {slowest:.1f} s")
     assert trained > 100 and refused > 300
+
+
+def test_a_run_finds_data_and_states_behind_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+    write_tokens(tmp_path / "toy.h5", n_tokens=3_000)
+    config = parse_config(config_dict(tmp_path, training_params__steps_to_train=2, training_params__dataset_folder="$SOMEWHERE/toy.h5",
+                                      training_params__state_save_loc="${SOMEWHERE}/runs"), "toy").with_model("gpt")
+    for _ in range(2):  # from the start, and from its state
+        assert run(config, Request("p"), HERE) == 0
+    state = load_state(tmp_path / "runs" / "p" / "state" / "toy.state")
+    assert state["config"]["training_params"]["dataset_folder"] == "$SOMEWHERE/toy.h5"

@@ -1,4 +1,5 @@
 """The corpus of docstrings: prose stays, everything else goes, and the same files always give the same text."""
+import os
 import subprocess
 import sys
 
@@ -82,3 +83,9 @@ def test_the_script_on_the_real_packages(tmp_path):
     words = (tmp_path / "prose.txt").read_text(encoding="utf-8").lower().split()
     # The commonest English word; code and tables have next to none.
     assert 0.04 < words.count("the") / len(words) < 0.12
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
+    (tmp_path / "a.py").write_text('"""A module that says something in one whole sentence."""\n')
+    os.mkfifo(tmp_path / "b.py")
+    assert write_docstring_corpus(tmp_path / "out.txt", 1, [str(tmp_path)]) > 0

@@ -324,7 +324,6 @@ def weight_of(state):
     (lambda state: state["optimizer"]["state"].pop(weight_of(state)), "optimizer exp_avg: .*found nothing"),
     (lambda state: state["optimizer"]["state"][weight_of(state)].pop("exp_avg_sq"), "optimizer exp_avg_sq"),
     (drop("optimizer"), "has no optimizer"),
-    (drop("optimizer", "param_groups"), "optimizer"),
     (put({}, "optimizer", "state"), "optimizer exp_avg"),
     (put([], "optimizer"), "optimizer: expected a dictionary, found \\[\\]"),
     (drop("validated"), "validated: missing"),

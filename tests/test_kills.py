@@ -10,7 +10,21 @@ from itertools import groupby
 
 import pytest
 
-from tests.faults import TEXT_BYTES, Killed, Moment, Trials, contents, copied, difference, in_process, measure, started, tokenize, train, write_toy
+from tests.faults import (
+    TEXT_BYTES,
+    Killed,
+    Moment,
+    Trials,
+    contents,
+    copied,
+    difference,
+    in_process,
+    measure,
+    started,
+    tokenize,
+    train,
+    write_toy,
+)
 from tests.tok_texts import sample_text
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

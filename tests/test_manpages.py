@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from modules import manpages
 from modules.errors import UserError
 from modules.manpages import plain, prose_blocks, write_manpage_corpus
 from tests.toy import run_script
@@ -74,3 +75,9 @@ def test_the_script_and_what_it_refuses(tmp_path):
     with pytest.raises(UserError, match="no prose in 1 manual pages"):
         write_manpage_corpus(tmp_path / "de.txt", "de", tmp_path)
     assert not (tmp_path / "de.txt").exists()
+
+
+def test_of_a_page_that_unpacks_to_any_size_the_beginning_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(manpages, "LARGEST_PAGE", 1000)
+    (tmp_path / "x.1.gz").write_bytes(gzip.compress(b"a" * 100_000))
+    assert manpages.read_page(tmp_path / "x.1.gz") == "a" * 1000

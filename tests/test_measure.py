@@ -27,10 +27,10 @@ from modules.config import parse_config
 from modules.errors import UserError
 from modules.measure import planned_runs
 from modules.models import build_model
-from modules.side_by_side import start
 from modules.run import Request
+from modules.side_by_side import start
 from modules.tok_utils import create_tokenizer
-from modules.tokenizer import get_tokenizer
+from modules.tokenizer import Tokenizer, get_tokenizer
 
 PROJECT = Path(__file__).parent.parent
 LINE = sources.linear_circuit_line(3)
@@ -140,6 +140,15 @@ def test_any_text_can_be_coloured(data, measured, tmp_path):
     assert done.returncode == 0 and f"coloured {tmp_path / 'mine.txt'}: {page}" in done.stdout
     text = re.sub(r"<[^>]*>", "", re.search(r'<div class="text">(.*?)</div>', page.read_text(), re.DOTALL)[1])
     assert html.unescape(text).replace("↵", "") == (tmp_path / "mine.txt").read_text()
+
+
+def test_a_tokenizer_that_does_not_tell_its_bytes_gives_no_classes_and_no_page(data, measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "token_bytes", lambda _: None)
+    done = measure("--states", *states(data), "-t", data / "bytes", "-o", tmp_path, "-d", "cpu")
+    assert done.returncode == 0 and "snippet" in done.stdout and "coloured" not in done.stdout and not list(tmp_path.glob("*.html"))
+    (comparison,) = json.loads((tmp_path / "arrow.json").read_text())["comparisons"]
+    assert comparison["by_class"] is None
+    assert comparison["losses"]["forward"]["bits_per_byte"] == pytest.approx(comparison["losses"]["forward"]["nats_per_token"] / np.log(2))
 
 
 @pytest.mark.parametrize("content, problem", [(b"", "the text is empty"), (b"ab\xff", "expected UTF-8 text"), (None, "No such file")])

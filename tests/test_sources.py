@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,13 @@ def test_script_writes_a_file_and_its_mirror(tmp_path):
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
     refused = generate("mirror", mirrored, "--text", tmp_path / "latin.txt")
     assert refused.returncode == 1 and "UTF-8" in refused.stderr and mirrored.stat().st_size == 1000
+
+
+def test_a_text_that_does_not_fit_the_disk_is_refused_before_it_is_begun(tmp_path):
+    def never():
+        raise AssertionError("begun")
+        yield
+    with pytest.raises(UserError, match=r"the text would be of 1,000,000,000.0 GB, and .* GB are free there"):
+        sources.write_text(tmp_path / "new" / "x.txt", never(), 10**18)
+    assert not list(tmp_path.iterdir())
+    sources.check_room(Path("/dev/null"), 10**18)  # takes no room

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from modules import tokenizer
 from modules.errors import UserError
 from modules.tok_utils import create_tokenizer
 from modules.tok_utils.encoder import why_not_fast
+from tests.tok_texts import library_tokenizer, llama2_like
 
 TEXT = "The cat isn't on the mat; the café's 12 cats are.\n\n\tÀ bientôt, 你好 🙂 …\n" * 40
 
@@ -114,6 +115,58 @@ def test_a_tokenizer_of_another_kind_of_bpe_loads(tmp_path):
     toki = tokenizer.get_tokenizer(tmp_path / "other")
     assert toki.detokenize(toki.tokenize("the cats are on the mat")) == "the cats are on the mat"
     assert toki.vocab_size == backend.get_vocab_size()
+
+
+KINDS = {
+    "byte-level": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), decoder=decoders.ByteLevel()),
+    "byte-level after a blank": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True), decoder=decoders.ByteLevel()),
+    "byte-level without a decoder": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "lower case": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), decoder=decoders.ByteLevel(), normalizer=normalizers.Lowercase()),
+    "metaspace": dict(pre_tokenizer=pre_tokenizers.Metaspace(), decoder=decoders.Metaspace()),
+    "metaspace with bytes": dict(pre_tokenizer=pre_tokenizers.Metaspace(), byte_fallback=True,
+                                 decoder=decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])),
+    "llama 2": None,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bytes_of_tokens_join_to_the_text(tmp_path, kind):
+    toki = llama2_like(tmp_path, [TEXT]) if kind == "llama 2" else library_tokenizer(tmp_path, [TEXT], **KINDS[kind])
+    pieces = toki.token_bytes()
+    text = "the cats aren't on the mats; 12 mats\n\n\tare 你好 🙂 …" + ("\x00 Ωß" if KINDS[kind] is None or "byte_fallback" in KINDS[kind] else "")
+    joined = b"".join(pieces[i] for i in toki.encode(text)).decode("utf-8")
+    assert joined.removeprefix(" ") == text and len(pieces) == toki.vocab_size
+    assert joined == text or kind in ("byte-level after a blank", "metaspace", "metaspace with bytes", "llama 2")
+    assert toki.round_trip(text)[0] == toki.round_trip(text)[1]
+
+
+@pytest.mark.parametrize("kind, parts", {
+    "neither": dict(pre_tokenizer=pre_tokenizers.WhitespaceSplit(), decoder=decoders.BPEDecoder()),
+    "do not add up": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), decoder=decoders.Metaspace()),
+    "add up to": dict(pre_tokenizer=pre_tokenizers.Metaspace(), decoder=decoders.ByteLevel()),
+}.items())
+def test_where_the_bytes_are_not_known_there_are_none_and_it_is_said_once(tmp_path, capfd, kind, parts):
+    toki = library_tokenizer(tmp_path, [TEXT], **parts)
+    assert toki.token_bytes() is None and toki.token_bytes() is None
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and kind in said and "nothing that needs them is shown" in said
+
+
+def test_dropout_is_switched_off_and_said(tmp_path, toki, capfd):
+    model = toki.definition["model"]
+    dropping = save(tmp_path / "dropping", toki.definition | {"model": model | {"dropout": 0.5}})
+    assert "dropout 0.5" in capfd.readouterr().err
+    assert all(dropping.encode(TEXT) == toki.encode(TEXT) for _ in range(5)) and dropping.fingerprint == toki.fingerprint
+    assert save(tmp_path / "zero", toki.definition | {"model": model | {"dropout": 0.0}}).encode(TEXT) == toki.encode(TEXT)
+    assert not capfd.readouterr().err
+
+
+def test_bos_is_text_where_the_folder_does_not_call_it_special(tmp_path, toki):
+    (bos,) = toki.definition["added_tokens"]
+    other = save(tmp_path / "plain", toki.definition | {"added_tokens": [bos | {"special": False}]})
+    assert other.encode("a<|endoftext|>b") == toki.encode("a<|endoftext|>b") and other.bos_id == 0
+    named = json.loads(json.dumps(toki.definition | {"added_tokens": [bos | {"special": False}]}).replace("<|endoftext|>", "<s>"))
+    assert 0 not in save(tmp_path / "named", named, bos_token="<s>").encode("a<s>b")
 
 
 def test_folders_that_are_none(tmp_path):

@@ -1,4 +1,5 @@
 """Hard texts and small tokenizers, shared by the tests of the tokenization."""
+import json
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +37,30 @@ def trained(folder: Path, texts: list[str], vocab_size: int, backend=None) -> To
 
 def in_memory(text: str) -> TextInMemory:
     return TextInMemory(text.encode("utf-8"))
+
+
+def library_tokenizer(folder: Path, texts: list[str], pre_tokenizer=None, decoder=None, normalizer=None, special=("<unk>", "<s>"), byte_fallback=False,
+                      vocab_size=600, **model) -> Tokenizer:
+    """A BPE tokenizer of any kind, trained and saved by the library; with `byte_fallback` all bytes are in the vocabulary, as SentencePiece has them."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, trainers
+    backend = Backend(models.BPE(unk_token=special[0] if special else None, byte_fallback=byte_fallback, **model))
+    for name, part in (("pre_tokenizer", pre_tokenizer), ("decoder", decoder), ("normalizer", normalizer)):
+        if part is not None:
+            setattr(backend, name, part)
+    byte_names = [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
+    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*special, *byte_names], show_progress=False))
+    definition = json.loads(backend.to_str())
+    definition["added_tokens"] = [token for token in definition["added_tokens"] if token["content"] not in byte_names]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>" if "<s>" in special else None}))
+    return get_tokenizer(folder)
+
+
+def llama2_like(folder: Path, texts: list[str]) -> Tokenizer:
+    """SentencePiece's BPE as Llama 2 has it: blanks by the normalizer, no pre-tokenizer, bytes for what the vocabulary lacks."""
+    from tokenizers import decoders, normalizers
+    return library_tokenizer(folder, texts, byte_fallback=True,
+                             normalizer=normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]),
+                             decoder=decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]))

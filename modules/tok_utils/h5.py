@@ -2,10 +2,12 @@
 
 The file holds one dataset, `tokens` [number of tokens], contiguous on the disk so that training can map it into
 memory, uint16 where every id fits and uint32 otherwise. Its attributes: `vocab_size`, `tokenizer_fingerprint`, `bos_id`, and
-`text_bytes`, the UTF-8 bytes that the ids stand for (bits per byte need it), and the checksums of all ids and of the attributes.
+`text_bytes`, the UTF-8 bytes that the ids stand for (bits per byte need it), `texts` (path relative to the .h5 and fingerprint of each),
+`symmetric` (whether the tokenizer has no direction), and the checksums of all ids and of the attributes.
 The file carries no times, so the same text and tokenizer give the same bytes.
 """
 import glob
+import json
 import os
 import zlib
 from pathlib import Path
@@ -21,19 +23,21 @@ from modules.tok_utils.encoder import id_dtype
 from modules.tok_utils.job import MANIFEST, Manifest, Row, read_chunk, read_manifest, remove_leftovers
 from modules.tok_utils.locks import alone
 from modules.tok_utils.processes import this_process
+from modules.tok_utils.symmetric import why_not_symmetric
 from modules.tokenizer import Tokenizer
 
 HEADER_ROOM = 1 << 16  # more than the attributes and the rest of the file's structure take
 SNIPPET_TOKENS = 60
 
 
-def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki: Tokenizer) -> Path:
+def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki: Tokenizer, reversed_of: str | None = None) -> Path:
     """Join the chunks that `tokenize_folder` made into `<out_h5_folder>/<text>.h5`; every chunk is checked as it is read.
 
     Args:
         pt_folder: the folder with the chunks, or the folder of the text beside which they lie.
         out_h5_folder: made if need be. A file of that name there is replaced once the new one is whole.
         toki: the tokenizer that made the ids.
+        reversed_of: the fingerprint of a dataset (modules/dataset.py) of whose text, reversed, this is made: its control.
 
     Returns the path of the file. Of several processes under torchrun the first writes it; the others return at once.
 
@@ -57,19 +61,22 @@ def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki
     with alone(path) as held:
         if held:
             remove_leftovers(path.parent, glob.escape(path.name))
-        _write(path, folder, manifest, toki, total, dtype)
+        _write(path, folder, manifest, toki, total, dtype, reversed_of)
     return path
 
 
-def _write(path: Path, folder: Path, manifest: Manifest, toki: Tokenizer, total: int, dtype: np.dtype) -> None:
+def _write(path: Path, folder: Path, manifest: Manifest, toki: Tokenizer, total: int, dtype: np.dtype, reversed_of: str | None) -> None:
     """Write the .h5 at `path`, whole or not at all."""
     from modules.dataset import attributes_of  # torch comes with it, which reading chunks needs as well
 
     tokens_crc32 = 0
     for row in manifest.chunks:
         tokens_crc32 = joined_crc32(tokens_crc32, row.tokens_crc32, row.tokens * dtype.itemsize)
+    # Relative: data and text that are moved together still know each other, and the same folders give the same bytes.
+    texts = [(os.path.relpath(folder.parent / text.name, path.parent), text.fingerprint) for text in manifest.texts]
     attributes = attributes_of(total, vocab_size=toki.vocab_size, tokenizer_fingerprint=toki.fingerprint, bos_id=toki.bos_id,
-                               text_bytes=sum(row.text_bytes for row in manifest.chunks), tokens_crc32=tokens_crc32)
+                               text_bytes=sum(row.text_bytes for row in manifest.chunks), tokens_crc32=tokens_crc32,
+                               texts=json.dumps(texts), symmetric=why_not_symmetric(toki) is None, reversed_of=reversed_of)
     try:
         with replacing(path) as temporary:
             offset = _create(temporary, total, dtype, attributes)
@@ -126,7 +133,8 @@ def _read_chunk(path: Path, row: Row, identity: str, dtype: np.dtype, vocab_size
     except MemoryError as error:
         raise UserError(f"{path}: no memory is left to read it; nothing is lost: start again when there is") from error
     ids = chunk.tokens.numpy()
-    if chunk.job != identity or chunk.row() != row or zlib.crc32(ids) != row.tokens_crc32 or ids.dtype != dtype or (len(ids) and ids.max() >= vocab_size):
+    as_said = chunk.job == identity and chunk.row() == row and zlib.crc32(ids) == row.tokens_crc32
+    if not as_said or ids.dtype != dtype or (len(ids) and ids.max() >= vocab_size):
         raise UserError(f"{path} is damaged: delete it and {again}")
     return ids
 

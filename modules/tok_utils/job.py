@@ -96,7 +96,8 @@ class Contents(Schema):
     @classmethod
     def _are_ids(cls, tokens: Any) -> Any:
         import torch
-        if not isinstance(tokens, torch.Tensor) or tokens.dtype not in (torch.uint16, torch.uint32) or tokens.dim() != 1 or not tokens.is_contiguous():
+        is_row = isinstance(tokens, torch.Tensor) and tokens.dim() == 1 and tokens.is_contiguous()
+        if not is_row or tokens.dtype not in (torch.uint16, torch.uint32):
             raise ValueError("tokens: expected a row of ids of 16 or 32 bits")
         return tokens
 
@@ -116,10 +117,11 @@ def check_they_meet(texts: list[Text], rows: list[Row]) -> None:
         if row.text == text + 1 and _may_end(texts[text], reached):
             text, reached = row.text, 0
         if row.text != text or row.start != reached or row.stop <= row.start:
-            raise ValueError(f"chunk {number} is of bytes {row.start:,} to {row.stop:,} of text {row.text}, and should begin at byte {reached:,} of text {text}")
+            raise ValueError(f"chunk {number} is of bytes {row.start:,} to {row.stop:,} of text {row.text}, and should begin at byte "
+                             f"{reached:,} of text {text}")
         reached = row.stop
     if text != len(texts) - 1 or not _may_end(texts[text], reached):
-        raise ValueError(f"the chunks end at byte {reached:,} of {texts[text].name}, text {text + 1} of {len(texts)}, before the end of the texts")
+        raise ValueError(f"the chunks end at byte {reached:,} of {texts[text].name}, text {text + 1} of {len(texts)}, before the texts do")
 
 
 def _may_end(text: Text, position: int) -> bool:

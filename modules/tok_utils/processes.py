@@ -28,8 +28,8 @@ def this_process() -> Process:
     if "RANK" not in os.environ:
         return Process()
     if "WORLD_SIZE" not in os.environ:
-        _tell_once(f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process that nobody launched. "
-                   "A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does")
+        _tell_once(f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process that nobody "
+                   "launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does")
         return Process()
     rank, world_size, local_world_size, local_rank = (
         integer_variable(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -39,7 +39,7 @@ def this_process() -> Process:
 
 
 def integer_variable(name: str, default: int | None = None, most: int = 2**31 - 1) -> int:
-    """An environment variable that must be an integer of 0 to `most`. UserError where it is not, or is missing and has no default."""
+    """An environment variable that must be an integer of 0 to `most`. UserError where it is not, or has no default and is missing."""
     text = os.environ.get(name, default)
     try:
         value = int(text)

@@ -173,10 +173,10 @@ def not_utf8(path: Path, position: int, byte: int) -> UserError:
 
 
 def spread_samples(path: Path) -> list[str]:
-    """SAMPLES stretches of a text, spread over it (from its start, where it is compressed), without what is torn or not UTF-8."""
+    """Up to SAMPLES stretches of a text, spread over it (from its start, where it is compressed), without what is torn or not UTF-8."""
     with TextSource(path) as source:
         spread = source.size if source.is_plain else SAMPLES * SAMPLE_BYTES
-        starts = [max(0, spread - SAMPLE_BYTES) * sample // (SAMPLES - 1) for sample in range(SAMPLES)]
+        starts = sorted({max(0, spread - SAMPLE_BYTES) * sample // (SAMPLES - 1) for sample in range(SAMPLES)})
         return [source.read(start, start + SAMPLE_BYTES).decode("utf-8", "ignore") for start in starts]
 
 
