@@ -1,8 +1,8 @@
 """Faults on purpose: processes killed, signalled or refused at a chosen moment of what they do to files.
 
-Every change that a process makes to files below one folder passes a `Watch`: each creation, each write that reaches the system, fsync, rename,
-removal, each record that torch writes. A *moment* is one of them, named by what it does to which file for the how-manieth time, so that
-a trial can be repeated alone although threads take turns as they like. Writes are struck when half of their bytes are out.
+Every change that a process makes to files below one folder passes a `Watch`: each creation, each write that reaches the system, fsync,
+rename, removal, each record that torch writes. A *moment* is one of them, named by what it does to which file and how many times it did so: a trial
+can be repeated alone although threads take turns as they like. Writes are struck when half of their bytes are out.
 
 Trials run in processes that multiprocessing's fork server forks from one that has imported everything: tens of milliseconds each.
 """
@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from tests.toy import ROOT
 
-PRELOADED = ["h5py", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "modules.measure", "modules.run", "modules.tok_utils", "tests.faults",
-             "torch._dynamo", "torch.distributed.fsdp", "torch.utils.serialization", "PIL.PngImagePlugin"]
+PRELOADED = ["h5py", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "modules.figures", "modules.measure",
+             "modules.run", "modules.tok_utils", "tests.faults", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.serialization",
+             "PIL.PngImagePlugin"]
 LASTING = (errno.ENOSPC, errno.EDQUOT)  # a full disk stays full
 TRIAL_S = 120
 TEXT_BYTES = 600_000
@@ -73,7 +74,7 @@ class Watch:
         self._counts, self._lock, self._full = Counter(), threading.Lock(), False
 
     def where(self, path) -> str | None:
-        """The watched path that a path or descriptor means, what is random in names of temporary files left out; None outside the folder."""
+        """The watched path that a path or descriptor means, without what is random in names of temporary files; None outside the folder."""
         if isinstance(path, int):
             try:
                 path = os.readlink(f"/proc/self/fd/{path}")
@@ -86,7 +87,8 @@ class Watch:
             return None
         return re.sub(r"\.([0-9a-f]{12,}|\d+)(?=\.)", "", os.path.relpath(path, self.folder))
 
-    def happens(self, action: str, path, half: Callable[[], object] = lambda: None, error: Callable[[int], Exception] | None = None) -> None:
+    def happens(self, action: str, path, half: Callable[[], object] = lambda: None,
+                error: Callable[[int], Exception] | None = None) -> None:
         """Count the event; at the fault's moment do `half` of it and strike. `error` makes the exception of an errno."""
         where = self.where(path)
         if where is None:
@@ -151,7 +153,8 @@ class Watch:
             return text
 
         def named(*paths):
-            return lambda number: OSError(number, os.strerror(number), os.fspath(paths[0]), *((None, os.fspath(paths[1])) if len(paths) > 1 else ()))
+            second = (None, os.fspath(paths[1])) if len(paths) > 1 else ()
+            return lambda number: OSError(number, os.strerror(number), os.fspath(paths[0]), *second)
 
         def before(action, real, of=0, with_names=1):
             """`real`, counted as `action` on its argument number `of`."""
@@ -170,17 +173,18 @@ class Watch:
             return real_os["write"](descriptor, data)
 
         def create_h5(name, *args, **kwargs):
-            watch.happens("hdf5", name, error=lambda number: OSError(number, f"[Errno {number}] Unable to synchronously create file (unable to open file)"))
+            watch.happens("hdf5", name, error=lambda number: OSError(number, "Unable to synchronously create file (unable to open file)"))
             return real_h5(name, *args, **kwargs)
 
-        real_os = {name: getattr(os, name) for name in ("open", "write", "fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir", "sendfile", "truncate")}
-        patched = {"open": open_descriptor, "write": write_descriptor, "fsync": before("fsync", os.fsync, with_names=0),
+        watched_os = {"open": open_descriptor, "write": write_descriptor, "fsync": before("fsync", os.fsync, with_names=0),
                    "replace": before("rename", os.replace, of=1, with_names=2), "rename": before("rename", os.rename, of=1, with_names=2),
                    "unlink": before("unlink", os.unlink), "remove": before("unlink", os.remove), "mkdir": before("mkdir", os.mkdir),
-                   "rmdir": before("rmdir", os.rmdir), "sendfile": before("copy", os.sendfile, with_names=0), "truncate": before("truncate", os.truncate)}
+                   "rmdir": before("rmdir", os.rmdir), "sendfile": before("copy", os.sendfile, with_names=0),
+                   "truncate": before("truncate", os.truncate)}
+        real_os = {name: getattr(os, name) for name in watched_os}
         real_h5, real_writer = h5py.h5f.create, torch._C.PyTorchFileWriter
         try:
-            for name, function in patched.items():
+            for name, function in watched_os.items():
                 setattr(os, name, function)
             io.open = builtins.open = open_watched
             torch._C.PyTorchFileWriter, h5py.h5f.create = Writer, create_h5
@@ -193,8 +197,8 @@ class Watch:
 
 
 class Ended(NamedTuple):
-    """How a trial's process ended: exit status or minus the signal, what its work returned ("ok"), raised ("refused" in one line, "fault" with a
-    traceback), or None where it was killed; the events of its files, and what it printed."""
+    """How a trial's process ended: exit status or minus the signal; "ok" with what its work returned, "refused" with one line, "fault" with
+    what else it raised, None where it was killed; the events of its files, and what it printed."""
     status: int
     how: str | None
     value: Any
@@ -208,7 +212,8 @@ def in_process(folder: Path, work: Callable, *args, fault: Killed | Failing | No
     return started(folder, work, *args, fault=fault, environment=environment)(kill_after_s)
 
 
-def started(folder: Path, work: Callable, *args, fault: Killed | Failing | None = None, environment: dict[str, str] | None = None) -> Callable[..., Ended]:
+def started(folder: Path, work: Callable, *args, fault: Killed | Failing | None = None,
+            environment: dict[str, str] | None = None) -> Callable[..., Ended]:
     """As `in_process`, at once; the returned function waits for the end (and kills after so many seconds)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -287,7 +292,8 @@ def in_short(error: BaseException) -> str:
 
 def contents(folder: Path, but: tuple[str, ...] = (".lock",)) -> dict[str, str]:
     """A digest of each file below `folder`, by relative path, of what must be the same from run to run: times and speeds are left out."""
-    return {str(path.relative_to(folder)): digest_of(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in but}
+    return {str(path.relative_to(folder)): digest_of(path) for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.suffix not in but}
 
 
 def digest_of(path: Path) -> str:
@@ -333,8 +339,9 @@ def digest(value) -> str:
 
 def difference(found: dict, expected: dict) -> str:
     """What one listing has that another has not, in words; empty where they are equal."""
-    return "; ".join([f"{name}: {'missing' if name not in found else 'there, and should not be' if name not in expected else f'other content ({found[name]})'}"
-                      for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)])
+    def what(name: str) -> str:
+        return "missing" if name not in found else "there, and should not be" if name not in expected else f"other content ({found[name]})"
+    return "; ".join(f"{name}: {what(name)}" for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name))
 
 
 # Trainings, as a trial's work ----------------------------------------------------------------------------------------------
@@ -343,7 +350,7 @@ TINY = dict(figsize=(0.1, 0.1))  # inches: a real picture takes half a second
 
 
 def train(name: str = "toy", cooldown: int | None = None, pictures: bool = False) -> int:
-    """Train the config `<name>.json` of the working folder; the exit status. Pictures are empty, in a colour that shows the curve, unless asked for."""
+    """Train the config `<name>.json` of the working folder; the exit status. Pictures are empty, in the curve's colour, unless asked."""
     import torch
     from matplotlib.figure import Figure
 
@@ -367,7 +374,8 @@ def tokenize() -> None:
     from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
     from modules.tokenizer import get_tokenizer
     folder = create_tokenizer("text.txt", "tokenizers", "toki", vocab_size=400)
-    make_h5(tokenize_folder("text.txt", folder, num_workers=1, chunk_bytes=TEXT_BYTES // 30, out_h5_folder="out"), "out", get_tokenizer(folder))
+    chunks = tokenize_folder("text.txt", folder, num_workers=1, chunk_bytes=TEXT_BYTES // 30, out_h5_folder="out")
+    make_h5(chunks, "out", get_tokenizer(folder))
 
 
 def measure(name: str, tokenizer_path: str | None = None) -> str:
@@ -396,8 +404,8 @@ def write_toy(folder: Path, name: str = "toy", **changes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "toy.h5").exists():
         write_tokens(folder / "toy.h5", n_tokens=6_000)
-    small = dict(training_params__steps_to_train=20, training_params__save_every=5, training_params__backup_every=10, training_params__step_log=4,
-                 training_params__batch_size=8, optim_params__oscil_steps=15, model_params__n_layers=1)
+    small = dict(training_params__steps_to_train=20, training_params__save_every=5, training_params__backup_every=10,
+                 training_params__step_log=4, training_params__batch_size=8, optim_params__oscil_steps=15, model_params__n_layers=1)
     config = config_dict(folder, **small | changes)
     config["training_params"] |= {"dataset_folder": "toy.h5", "state_save_loc": "runs"}
     (folder / f"{name}.json").write_text(json.dumps(config))
@@ -426,6 +434,7 @@ class Trials:
     def settle(self, at_least: int) -> None:
         """Print the counts; fail where a trial went wrong or there were fewer than `at_least`."""
         total = sum(self.counts.values())
-        print(f"\n{self.kind}: {total} trials: {', '.join(f'{count} {outcome}' for outcome, count in sorted(self.counts.items()))}; {len(self.faults)} faults")
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.counts.items()))
+        print(f"\n{self.kind}: {total} trials: {counts}; {len(self.faults)} faults")
         assert not self.faults, f"{len(self.faults)} faults of {total} trials:\n" + "\n".join(self.faults)
         assert total >= at_least, f"{self.kind}: only {total} trials"

@@ -1,8 +1,8 @@
-"""Damaged files: each kind that we read, its content changed at random. Two outcomes are right, one line that names the file or the very result of
-the file as it was, and none may touch another file.
+"""Damaged files: each kind that we read, its content changed at random. Two outcomes are right, one line that names the file or the very
+result of the file as it was, and none may touch another file.
 
-Some kinds cannot know better: in a config, a text or a tokenizer that a person wrote, another digit is another file. There a third outcome counts,
-`another`: a valid file whose difference shows (another config, another fingerprint), checked against what stands in the damaged file.
+Some kinds cannot know better: in a config, a text or a tokenizer that a person wrote, another digit is another file. There a third outcome
+counts, `another`: a valid file whose difference shows (another config, another fingerprint).
 
 `-m slow -s` shows a table; MUTATIONS=400 in the environment tries more. The description of a trial is the seed of its mutation.
 """
@@ -96,13 +96,13 @@ def append(data: bytearray, chance: random.Random, _) -> None:
 
 
 def replace_by_another_kind(data: bytearray, chance: random.Random, others: list[bytes]) -> None:
-    data[:] = chance.choice([*others, b"", b"\n", b"[]", b"{}", b"null", b"1", b'"text"', b"[" * 100_000, b"\xff\xfe", chance.randbytes(5_000),
-                             pickle.dumps({"a": 1}), pickle.dumps(Path("/"))])
+    data[:] = chance.choice([*others, b"", b"\n", b"[]", b"{}", b"null", b"1", b'"text"', b"[" * 100_000, b"\xff\xfe",
+                             chance.randbytes(5_000), pickle.dumps({"a": 1}), pickle.dumps(Path("/"))])
 
 
 BYTES = [flip_bit, flip_bytes, truncate, duplicate, cut_out, zero, move, append, flip_bit, replace_by_another_kind]
-ODD = [None, True, False, 0, -1, 1, -10**30, 10**30, 2**63, 2**64, 1.5, -0.0, 1e300, -1e-300, math.nan, math.inf, -math.inf, "", "text", "\0", "../x",
-       "x" * 5_000, "1", [], {}, [[]], [None], {"": None}, {"a": {"b": []}}]
+ODD = [None, True, False, 0, -1, 1, -10**30, 10**30, 2**63, 2**64, 1.5, -0.0, 1e300, -1e-300, math.nan, math.inf, -math.inf, "", "text",
+       "\0", "../x", "x" * 5_000, "1", [], {}, [[]], [None], {"": None}, {"a": {"b": []}}]
 
 
 def places(value, path=()) -> Iterator[tuple]:
@@ -125,8 +125,9 @@ def odd_entry(value, chance: random.Random):
     key, old = path[-1], holder[path[-1]]
     how = chance.choice(["delete", "add", "nest", "odd", "odd", "odd"])
     if isinstance(old, torch.Tensor):
-        odd = [old.double(), old.long(), old[..., None], old.flatten()[:-1], torch.full(old.shape, math.nan), torch.full(old.shape, -math.inf),
-               old.to(torch.complex64), torch.zeros(0), old.float().to_sparse(), torch.empty(old.shape, device="meta"), old.bool(), {"a": old}, *ODD]
+        odd = [old.double(), old.long(), old[..., None], old.flatten()[:-1], torch.full(old.shape, math.nan),
+               torch.full(old.shape, -math.inf), old.to(torch.complex64), torch.zeros(0), old.float().to_sparse(),
+               torch.empty(old.shape, device="meta"), old.bool(), {"a": old}, *ODD]
     else:
         odd = ODD if not isinstance(old, (int, float)) or isinstance(old, bool) else [*ODD, str(old), [old], -old - 1]
     new = chance.choice(odd)
@@ -184,15 +185,19 @@ def restructured_h5(path: Path, chance: random.Random) -> str:
     def dataset(file, **kwargs):
         data, said = file["tokens"][:], dict(file["tokens"].attrs)
         del file["tokens"]
-        new = file.create_dataset("tokens", **({"data": data} | {key: value(data) if callable(value) else value for key, value in kwargs.items()}))
+        changed = {key: value(data) if callable(value) else value for key, value in kwargs.items()}
+        new = file.create_dataset("tokens", **{"data": data} | changed)
         new.attrs.update(said)
 
     structures = {"chunked": lambda file: dataset(file, chunks=(100,)), "compressed": lambda file: dataset(file, compression="gzip"),
-                  "float": lambda file: dataset(file, data=lambda data: data.astype(float)), "2-D": lambda file: dataset(file, data=lambda data: data[None]),
+                  "float": lambda file: dataset(file, data=lambda data: data.astype(float)),
+                  "2-D": lambda file: dataset(file, data=lambda data: data[None]),
                   "empty": lambda file: dataset(file, data=lambda data: data[:0]), "text": lambda file: dataset(file, data="tokens"),
-                  "negative": lambda file: dataset(file, data=lambda data: -1 - data.astype(np.int64)), "shorter": lambda file: dataset(file, data=lambda data: data[:-1]),
+                  "negative": lambda file: dataset(file, data=lambda data: -1 - data.astype(np.int64)),
+                  "shorter": lambda file: dataset(file, data=lambda data: data[:-1]),
                   "larger ids": lambda file: dataset(file, data=lambda data: data.astype(np.uint32) + 60_000),
-                  "wider": lambda file: dataset(file, data=lambda data: data.astype(np.uint64)), "big-endian": lambda file: dataset(file, data=lambda data: data.astype(">u2")),
+                  "wider": lambda file: dataset(file, data=lambda data: data.astype(np.uint64)),
+                  "big-endian": lambda file: dataset(file, data=lambda data: data.astype(">u2")),
                   "group": lambda file: (file.pop("tokens"), file.create_group("tokens")), "gone": lambda file: file.pop("tokens"),
                   "link": lambda file: (file.move("tokens", "other"), file.__setitem__("tokens", h5py.SoftLink("/nowhere"))),
                   "outside": lambda file: (file.pop("tokens"), file.__setitem__("tokens", h5py.ExternalLink("other.h5", "tokens")))}
@@ -204,8 +209,9 @@ def restructured_h5(path: Path, chance: random.Random) -> str:
         attributes = file["tokens"].attrs
         name = chance.choice(sorted(attributes))
         old = attributes[name]
-        new = chance.choice([None, -1, 2**63, 2**31, 1.5, math.nan, "text", "", [1, 2], np.zeros((2, 2)), [], True, np.bytes_(b"\xff"), h5py.Empty("f"), "x" * 5_000,
-                             str(old), [old], np.float64(0), old + 1 if isinstance(old, np.integer) else old[::-1], 0])
+        new = chance.choice([None, -1, 2**63, 2**31, 1.5, math.nan, "text", "", [1, 2], np.zeros((2, 2)), [], True, np.bytes_(b"\xff"),
+                             h5py.Empty("f"), "x" * 5_000, str(old), [old], np.float64(0), 0,
+                             old[::-1] if isinstance(old, str) else old + 1])
         del attributes[name]
         if new is not None:
             attributes[name] = new
@@ -237,15 +243,16 @@ def used_state(folder: Path) -> dict:
     check_same_run(found, config, data.token_file, files)
     config = schedule_of(found, config, None, False, files)
     training = prepare(config, data, HERE, found, files.state)
-    return {"tensors": digest(checkpoint.snapshot(training.model, training.optimizer)), "step": training.step, "validated": training.validated,
-            "unlogged": digest(torch.stack(training.unlogged)) if training.unlogged else None, "stages": [stage.model_dump() for stage in training.stages]}
+    return {"tensors": digest(checkpoint.snapshot(training.model, training.optimizer)), "step": training.step,
+            "validated": training.validated, "unlogged": digest(torch.stack(training.unlogged)) if training.unlogged else None,
+            "stages": [stage.model_dump() for stage in training.stages]}
 
 
 def measured_state(folder: Path) -> dict:
     """What a measurement reads of the state."""
     read = read_run(folder / "runs/tests/state/toy.state")
-    return {"weights": digest(load_model(read, torch.device("cpu")).state_dict()), "step": read.state["step"], "held out": read.held_out_windows,
-            "stages": [stage.model_dump() for stage in read.stages], "parameters": read.parameters}
+    return {"weights": digest(load_model(read, torch.device("cpu")).state_dict()), "step": read.state["step"],
+            "held out": read.held_out_windows, "stages": [stage.model_dump() for stage in read.stages], "parameters": read.parameters}
 
 
 def shows_another_history(_, result: dict, expected: dict) -> bool:
@@ -260,7 +267,8 @@ def used_metrics(folder: Path) -> list:
     before = path.read_bytes()
     Metrics(path, 10**9, "tests", "toy", folder / "runs", {}).close()
     kept = read_metrics(path)
-    if len(kept) < before.count(b"\n") and before not in [other.read_bytes() for other in path.parent.iterdir()]:  # a last line without an end may go
+    # A last line without an end may go.
+    if len(kept) < before.count(b"\n") and before not in [other.read_bytes() for other in path.parent.iterdir()]:
         raise AssertionError("lines of the user's record are lost: no copy of the file as it was")
     return kept
 
@@ -273,16 +281,16 @@ def are_entries(_, result: list, expected: list) -> bool:
 def used_h5(folder: Path) -> dict:
     token_file = open_tokens(folder / "out.h5")
     token_file.check_ids(token_file.vocab_size or 1_500)
-    return {"tokens": digest(np.asarray(token_file.tokens[:], dtype=np.uint32)), "attributes": [token_file.vocab_size, token_file.tokenizer_fingerprint, token_file.bos_id,
-                                                                                               token_file.text_bytes], "known as": token_file.fingerprint}
+    said = [token_file.vocab_size, token_file.tokenizer_fingerprint, token_file.bos_id, token_file.text_bytes]
+    return {"tokens": digest(np.asarray(token_file.tokens[:], dtype=np.uint32)), "attributes": said, "known as": token_file.fingerprint}
 
 
 def used_tokenizer(folder: Path) -> dict:
     toki = get_tokenizer(folder / "toki")
     slow = why_not_fast(toki)
     ids = Encoder(toki, fast=not slow).encode(sample_text(3_000))
-    return {"ids": digest(np.asarray(ids, dtype=np.int64)), "alone": toki.encode(sample_text(300)), "bos": toki.bos_id, "size": toki.vocab_size,
-            "known as": toki.fingerprint}
+    return {"ids": digest(np.asarray(ids, dtype=np.int64)), "alone": toki.encode(sample_text(300)), "bos": toki.bos_id,
+            "size": toki.vocab_size, "known as": toki.fingerprint}
 
 
 def is_known_as_another(_, result: dict, expected: dict) -> bool:
@@ -314,7 +322,8 @@ def tokenized_again(folder: Path) -> str:
 
 
 def made(folder: Path, text: str) -> Path:
-    return make_h5(tokenize_folder(folder / text, folder / "toki", num_workers=1, chunk_bytes=CHUNK_BYTES), folder / "out", get_tokenizer(folder / "toki"))
+    made_of = tokenize_folder(folder / text, folder / "toki", num_workers=1, chunk_bytes=CHUNK_BYTES)
+    return make_h5(made_of, folder / "out", get_tokenizer(folder / "toki"))
 
 
 def used_text(name: str) -> Callable[[Path], list]:
@@ -332,7 +341,9 @@ def is_that_text(name: str) -> Callable:
             return gzip.decompress(data)
         if path.suffix == ".xz":
             return lzma.decompress(data)
-        return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True).read() if path.suffix == ".zst" else data
+        if path.suffix == ".zst":
+            return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True).read()
+        return data
     return lambda folder, result, expected: result == get_tokenizer(folder / "toki").encode(read(folder / name).decode("utf-8"))
 
 
@@ -371,7 +382,8 @@ class Table:
             how, value = outcome(kind.use, folder)
         counts = self.rows.setdefault(kind.name, Counter())
         after = files_in(folder)
-        touched = [name for name in before if after.get(name) != before[name]] + [name for name in after.keys() - before.keys() if "_tokens/" not in name]
+        touched = [name for name in before if after.get(name) != before[name]]
+        touched += [name for name in after.keys() - before.keys() if "_tokens/" not in name]
         if how == "refused":
             named = Path(kind.file).name in value or Path(kind.file).parent.name not in ("", ".") and Path(kind.file).parent.name in value
             problem = f"the line does not name the file: {value}" if not named else f"refused, but touched {touched}" if touched else ""
@@ -416,7 +428,7 @@ class Table:
     def settle(self) -> None:
         print(f"\n{'kind':28} {'mutations':>9} {'refused':>9} {'identical':>9} {'another':>9} {'faults':>9}")
         for name, counts in self.rows.items():
-            print(f"{name:28} {sum(counts.values()):9} {counts['refused']:9} {counts['identical']:9} {counts['another']:9} {counts['fault']:9}")
+            print(f"{name:28} {sum(counts.values()):9}", *(f"{counts[how]:9}" for how in ("refused", "identical", "another", "fault")))
         assert not self.faults, f"{len(self.faults)} faults:\n" + "\n".join(self.faults)
 
 
@@ -448,8 +460,8 @@ def text_folder(tmp_path_factory):
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS_TOKEN, "eos_token": BOS_TOKEN, "model_max_length": 1024}
     (folder / "toki" / "tokenizer_config.json").write_text(json.dumps(config))
     data = text.encode("utf-8")
-    for name, packed in (("text.txt", data), ("plain.txt", data), ("g.txt.gz", gzip.compress(data, mtime=0)), ("x.txt.xz", lzma.compress(data)),
-                         ("z.txt.zst", zstandard.ZstdCompressor(write_checksum=True).compress(data))):
+    for name, packed in (("text.txt", data), ("plain.txt", data), ("g.txt.gz", gzip.compress(data, mtime=0)),
+                         ("x.txt.xz", lzma.compress(data)), ("z.txt.zst", zstandard.ZstdCompressor(write_checksum=True).compress(data))):
         (folder / name).write_bytes(packed)
     before, chunks.Worker = chunks.Worker, InProcess
     try:
@@ -477,7 +489,8 @@ def kinds_of_texts(folder: Path) -> list[Kind]:
             Kind("chunk, gone on with", folder, chunk, tokenized_again, restructure=restructured_torch),
             Kind("manifest, joined", folder, manifest, joined, restructure=restructured_json),
             Kind("manifest, gone on with", folder, manifest, tokenized_again, restructure=restructured_json),
-            *(Kind(f"text {name.partition('.')[2]}", folder, name, used_text(name), is_that_text(name)) for name in ("plain.txt", "g.txt.gz", "x.txt.xz", "z.txt.zst"))]
+            *(Kind(f"text {name.partition('.')[2]}", folder, name, used_text(name), is_that_text(name))
+              for name in ("plain.txt", "g.txt.gz", "x.txt.xz", "z.txt.zst"))]
 
 
 def all_kinds(run_folder: Path, text_folder: Path) -> tuple[list[Kind], list[bytes]]:
@@ -515,12 +528,13 @@ def test_forty_mutations_of_what_each_kind_says(run_folder, text_folder, tmp_pat
 
 @pytest.mark.slow
 def test_two_files_of_one_kind_in_each_others_place(run_folder, text_folder, tmp_path):
-    """A chunk for another, a state for that of another run, a sharded one's parts among themselves (below)."""
+    """A chunk for another; parts of a sharded state below."""
     table = Table()
     kinds = {kind.name: kind for kind in all_kinds(run_folder, text_folder)[0]}
+    other = text_folder / "text_tokens/chunk_000003.pt"
     for name in ("chunk, joined", "chunk, gone on with"):
-        other = text_folder / "text_tokens/chunk_000003.pt"
-        table.trial(kinds[name], table.undamaged(kinds[name], tmp_path / "t"), tmp_path / "t", lambda path: str(shutil.copy(other, path)), f"{name}, swapped")  # noqa: B023
+        expected = table.undamaged(kinds[name], tmp_path / "t")
+        table.trial(kinds[name], expected, tmp_path / "t", lambda path: str(shutil.copy(other, path)), f"{name}, swapped")
     table.settle()
 
 

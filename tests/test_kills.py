@@ -5,6 +5,7 @@
 import random
 import signal
 import socket
+import time
 from itertools import groupby
 
 import pytest
@@ -28,7 +29,6 @@ from tests.tok_texts import sample_text
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MANY, FEW = 16, 4
-TIME_S = 1.5  # of one training here, about: how late random kills may come
 
 
 def undisturbed(folder, work, *args, **kwargs):
@@ -39,7 +39,7 @@ def undisturbed(folder, work, *args, **kwargs):
 
 
 def aimed(events: list[Moment], most: int | None = None) -> list[Moment]:
-    """The moments to strike at: all of them, but FEW of what happens MANY times to one file (the writes of a state); evenly thinned to `most`."""
+    """The moments to strike at: all, but FEW of what happens MANY times to one file (the writes of a state); evenly thinned to `most`."""
     moments = []
     for _, group in groupby(sorted(events, key=lambda moment: (moment.action, moment.where)), key=lambda moment: moment[:2]):
         group = list(group)
@@ -50,7 +50,7 @@ def aimed(events: list[Moment], most: int | None = None) -> list[Moment]:
 def resumed(trials: Trials, fault, folder, expected: dict, work, *args, killed=None) -> None:
     """Start what was killed in `folder` again, to its end; count the trial."""
     again = in_process(folder, work, *args)
-    problem = difference(contents(folder), expected) if again.how == "ok" else f"resumed, it ended with {again.how} {again.status}: {again.value}"
+    problem = difference(contents(folder), expected) if again.how == "ok" else f"resumed, it ended with {again.how}: {again.value}"
     trials.count("killed" if killed is None or killed.how is None else "ended before", fault, problem)
 
 
@@ -78,7 +78,7 @@ def test_a_kill_between_a_state_and_its_backup_costs_nothing(toy, tmp_path):
 def test_training_killed_at_each_moment(toy, tmp_path):
     base, events, expected = toy
     trials = Trials("training, aimed")
-    for moment in aimed(events):
+    for moment in aimed(events, most=140):
         folder = copied(base, tmp_path / "t")
         killed = in_process(folder, train, fault=Killed(moment))
         resumed(trials, Killed(moment), folder, expected, train, killed=killed)
@@ -89,8 +89,11 @@ def test_training_killed_at_each_moment(toy, tmp_path):
 def test_training_killed_at_random_times(toy, tmp_path):
     base, _, expected = toy
     trials, moments = Trials("training, random times"), random.Random(0)
+    start = time.monotonic()
+    undisturbed(copied(base, tmp_path / "t"), train)
+    takes_s = time.monotonic() - start
     for _ in range(40):
-        folder, after_s = copied(base, tmp_path / "t"), moments.uniform(0, TIME_S)
+        folder, after_s = copied(base, tmp_path / "t"), moments.uniform(0, takes_s)
         killed = in_process(folder, train, kill_after_s=after_s)
         resumed(trials, f"killed after {after_s:.3f} s", folder, expected, train, killed=killed)
     trials.settle(40)
@@ -111,7 +114,7 @@ def test_a_cool_down_killed_at_aimed_moments(tmp_path):
 
 @pytest.mark.slow
 def test_killed_again_and_again_until_it_is_done(toy, tmp_path):
-    """Each attempt is killed at a random one of its events; of those that an attempt has left, at most."""
+    """Each attempt is killed at a random one of its events."""
     base, events, expected = toy
     trials, chance = Trials("chains of kills"), random.Random(1)
     for chain in range(8):
@@ -135,11 +138,11 @@ def test_tokenization_killed_at_aimed_moments(tmp_path):
     (base / "text.txt").write_bytes(sample_text(TEXT_BYTES).encode("utf-8")[:TEXT_BYTES].decode("utf-8", "ignore").encode("utf-8"))
     events, expected = undisturbed(copied(base, tmp_path / "whole"), tokenize)
     trials = Trials("tokenization")
-    for moment in aimed(events, most=60):
+    for moment in aimed(events, most=50):
         folder = copied(base, tmp_path / "t")
         killed = in_process(folder, tokenize, fault=Killed(moment))
         resumed(trials, Killed(moment), folder, expected, tokenize, killed=killed)
-    trials.settle(60)
+    trials.settle(50)
 
 
 @pytest.mark.slow
@@ -160,7 +163,8 @@ def test_a_report_is_old_or_new_whenever_its_writer_is_killed(tmp_path):
     for moment in aimed(events, most=40):
         folder = copied(base, tmp_path / "t")
         killed = in_process(folder, measure, "new", fault=Killed(moment))
-        halves = {name: found for name, found in contents(folder).items() if not name.endswith(".tmp") and found not in (before.get(name), expected.get(name))}
+        halves = {name: found for name, found in contents(folder).items()
+                  if not name.endswith(".tmp") and found not in (before.get(name), expected.get(name))}
         if halves:
             trials.count("killed", Killed(moment), f"neither old nor new: {halves}")
         resumed(trials, Killed(moment), folder, expected, measure, "new", killed=killed)
@@ -195,15 +199,15 @@ def sharded(folder, fault=None):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    first, second = (started(folder, train, fault=fault if rank == 0 else None, environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-                     for rank in (0, 1))
+    first, second = (started(folder, train, fault=fault if rank == 0 else None,
+                             environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1))
     ended = first()
     return ended, second(None if ended.how == "ok" else 10)
 
 
 def plain(listing: dict) -> dict:
     """What is not inside a sharded state: its bytes may differ from run to run."""
-    return {name: found for name, found in listing.items() if ".sharded/" not in name or name.split(".sharded/")[0].rsplit("/")[-1].startswith(".")}
+    return {name: found for name, found in listing.items() if ".sharded/" not in name}
 
 
 @pytest.mark.slow
@@ -219,6 +223,7 @@ def test_a_sharded_run_killed_while_it_saves(tmp_path):
         folder = copied(base, tmp_path / "t")
         killed, _ = sharded(folder, Killed(moment))
         again, _ = sharded(folder)
-        problem = difference(plain(contents(folder)), expected) if again.how == "ok" else f"resumed, it ended with {again.how} {again.status}: {again.value}"
+        left = difference(plain(contents(folder)), expected)
+        problem = left if again.how == "ok" else f"resumed, it ended with {again.how}: {again.value}"
         trials.count("killed" if killed.how is None else "ended before", Killed(moment), problem)
     trials.settle(20)

@@ -175,7 +175,7 @@ def test_a_report_of_nasty_names_shows_them_and_its_pictures_are_there(tmp_path)
     assert sorted(headings) == sorted([one_line(name).strip() for name in NASTY] + ["Made by"])
     pictures = [child.attrs["src"] for token in tokens if token.type == "inline" for child in token.children if child.type == "image"]
     linked = {os.fsdecode(unquote_to_bytes(target)) for target in pictures}
-    assert linked == {path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".png"} and len(linked) == len(drawn) + 3
+    assert linked == {path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".png"} and len(linked) == len(drawn) + 4
     for path in (tmp_path / "out").glob("*.svg"):
         ElementTree.parse(path)
     assert tokens[-1].type == "fence" and tokens[-1].content == command.replace("\udcff", "\\udcff") + "\n"
