@@ -8,7 +8,7 @@ integers), ranges, and the few rules between keys. The error is one line with th
 file, the dotted key, what was expected, what was found and the nearest valid key.
 
 The fields below are the one place where keys, defaults and meanings are written;
-`python -m modules.config` prints them as the table that the README shows.
+`python -m modules.config` prints them as the table in docs/config.md.
 Published configs leave keys out or give null for "the default", so null counts as
 absent for every key that has a default.
 

@@ -6,7 +6,6 @@ can cost what it tells of.
 import contextlib
 import platform
 import time
-from pathlib import Path
 
 import torch
 

@@ -328,9 +328,9 @@ def test_the_table_has_every_key_once():
     assert keys == sum(fields, [])
 
 
-def test_the_readme_shows_the_keys_as_they_are():
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert key_table() in readme, "paste the output of python -m modules.config"
+def test_the_docs_show_the_keys_as_they_are():
+    shown = (Path(__file__).parent.parent / "docs" / "config.md").read_text(encoding="utf-8")
+    assert key_table() in shown, "paste the output of python -m modules.config"
 
 
 # Paths ------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,34 @@
+"""The documentation: what it points at is there, and its tree is the tree."""
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_that_are_there(page):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_tree_names_every_module_and_script_and_nothing_else():
+    tree = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^ *([\w.]+\.py) ", tree, re.MULTILINE))
+    there = {path.name for path in [*ROOT.glob("*.py"), *(ROOT / "modules").rglob("*.py")]} - {"__init__.py"}
+    assert named == there
+
+
+def test_readme_commands_know_their_flags():
+    """Every flag of our scripts that the pages use is one that the script explains."""
+    import subprocess
+    import sys
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES[:2])
+    for script in ("measure_arrow.py", "tokenize_to_h5.py", "train_script.py"):
+        explained = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=120).stdout
+        for line in text.splitlines():
+            if script in line and "python" in line:
+                for flag in re.findall(r"(?<=\s)--?[a-z]\w*", line.partition(script)[2]):
+                    assert flag in explained, f"{script} {flag}"
