@@ -34,7 +34,7 @@ MANY, FEW = 16, 4
 def undisturbed(folder, work, *args, **kwargs):
     """The events of `work` and what it leaves in `folder`."""
     ended = in_process(folder, work, *args, **kwargs)
-    assert ended.how == "ok" and ended.value in (0, None) or isinstance(ended.value, str), ended
+    assert ended.how == "ok" and (ended.value in (0, None) or isinstance(ended.value, str)), ended
     return ended.events, contents(folder)
 
 
