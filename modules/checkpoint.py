@@ -35,6 +35,7 @@ from modules.config import parse_config
 from modules.errors import UserError, describe_os_error
 from modules.files import replacing
 from modules.history import Stage, as_data
+from modules.names import check_name
 from modules.schema import Schema, checked
 
 MOST_STEPS = 10**15
@@ -102,6 +103,8 @@ def check_facts(facts: object, source: str, kind: type[Facts] = Facts) -> dict:
     """`facts`, as read from `source`, in today's form. UserError, one line, where an entry is missing or is not what it should be."""
     if not isinstance(facts, dict) or not {"step", "config"} <= facts.keys():
         raise UserError(f"{source}: a torch file, but not a state of this project (expected the keys model, step, config)")
+    if "run" in facts:
+        check_name(facts["run"], f"{source}: its run")
     facts = with_what_earlier_versions_left_out(facts)
     checked(kind, facts, f"{source}: not a state of this project")
     parse_config(facts["config"], facts["run"], source=source)
@@ -188,7 +191,7 @@ def load_state(path: str | os.PathLike) -> dict:
     except MemoryError:
         raise UserError(f"{path}: the state cannot be read: not enough memory") from None
     except Exception as error:  # zipfile, zlib and pickle each have errors of their own for damage
-        # No permission, a disk that fails: nothing that says that the file is bad. But zipfile seeks before the start of one that is (EINVAL).
+        # No permission, a disk that fails: nothing says that the file is bad. But zipfile seeks before the start of one that is (EINVAL).
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise UserError(f"{path}: the state cannot be read: {describe_os_error(error)}") from None
         damaged = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -26,7 +26,6 @@ from modules.evaluate import held_out_losses, sub_window_losses
 from modules.history import Stage, changes, first_difference
 from modules.metrics import read_metrics
 from modules.models import LanguageModel, build_model
-from modules.names import check_name
 from modules.resume import stages_of
 from modules.tokenizer import Tokenizer
 
@@ -89,7 +88,7 @@ def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
     """
     state = load_state(path)
     parameters = sum(tensor.numel() for tensor in state["model"].values())
-    config = parse_config(state["config"], check_name(state["run"], f"{path}: its run"), source=str(path))
+    config = parse_config(state["config"], state["run"], source=str(path))
     data_path = next((each.path for each in moved if each.matches(state["dataset"]["fingerprint"])), config.dataset_path)
     return Trained(Path(path), config, {key: value for key, value in state.items() if key not in ("model", "optimizer")}, parameters, data_path)
 
@@ -178,7 +177,7 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
     first = pairs[0][0]
     windows = held_out_windows(first)
     if toki is not None:
-        check_tokenizer(first, toki)
+        windows.token_file.check_tokenizer(toki)
     evaluations = {direction: [evaluate(run, device) for run in runs]
                    for direction, runs in zip(("forward", "backward"), zip(*pairs, strict=True), strict=True)}
     losses = {direction: np.stack([each.losses_WT for each in of_seeds]) for direction, of_seeds in evaluations.items()}
@@ -312,13 +311,6 @@ def held_out_windows(run: Trained) -> Windows:
 def held_out_ids(windows: Windows) -> np.ndarray:
     """The held-out tokens in text order. [windows, tokens]"""
     return windows.token_file.gather(windows.first + windows.stride * np.arange(windows.count), windows.length)
-
-
-def check_tokenizer(run: Trained, toki: Tokenizer) -> None:
-    expected = run.state["dataset"]["tokenizer_fingerprint"]
-    if expected is not None and toki.fingerprint != expected:
-        raise UserError(f"{toki.folder}: not the tokenizer of the data that {run.path} was trained on (fingerprint "
-                        f"{toki.fingerprint[:12]}, expected {expected[:12]})")
 
 
 def load_model(run: Trained, device: torch.device) -> LanguageModel:

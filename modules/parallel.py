@@ -98,7 +98,7 @@ def joined(device_name: str | None) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     except UserError:
         if dist.get_rank():
-            time.sleep(5)  # a mistake that all processes find is told by the first, whose end ends the others meanwhile
+            time.sleep(20)  # a mistake that all processes find is told by the first, whose end ends the others meanwhile
         raise
     finally:
         dist.destroy_process_group()

@@ -138,20 +138,16 @@ class Recorder:
 
 def draw_loss(config: Config, files: Files) -> None:
     """Draw the losses logged so far; a warning where that fails."""
-    def draw():
-        from modules import figures  # matplotlib, of which training does not depend
-        figures.save(figures.run_curve(config.name, config.direction, read_metrics(files.metrics)), picture_stem(files))
+    def draw() -> None:
+        from modules import figures  # matplotlib, on which training does not depend
+
+        figures.save(figures.run_curve(config.name, config.direction, read_metrics(files.metrics)), files.picture)
     console.attempt("the picture of the loss", draw)
-
-
-def picture_stem(files: Files) -> Path:
-    """Path of the pictures of the loss, without .png and .svg."""
-    return files.metrics.with_name(files.metrics.name.removesuffix(".jsonl"))
 
 
 def picture_is_behind(files: Files) -> bool:
     """Whether something was logged after the picture was drawn: a kill, or a disk, was in between."""
-    picture = files.metrics.with_name(f"{picture_stem(files).name}.svg")
+    picture = files.picture.with_name(f"{files.picture.name}.svg")
     return files.metrics.exists() and not (picture.exists() and picture.stat().st_mtime_ns >= files.metrics.stat().st_mtime_ns)
 
 

@@ -44,6 +44,11 @@ class Files:
         return self.folder / "metrics" / f"{self.run_name}.jsonl"
 
     @property
+    def picture(self) -> Path:
+        """The curve of the loss, without the suffix of its kind."""
+        return self.folder / "metrics" / self.run_name
+
+    @property
     def validations(self) -> Path:
         return self.folder / "validations" / self.run_name
 

@@ -153,10 +153,10 @@ def prepare(config: Config, data: Data, processes: Processes, found: dict | None
 def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tokenizer:
     """The tokenizer at `path`, as given or relative to the project's folder. UserError where it is not the one that made the data."""
     tokenizer = get_tokenizer(path if Path(path).exists() else PROJECT_FOLDER / path)
-    made_by = token_file.tokenizer_fingerprint
-    if tokenizer.vocab_size > vocab_size or made_by not in (None, tokenizer.fingerprint):
-        raise UserError(f"{path}: not the tokenizer of {token_file.path}: fingerprint {tokenizer.fingerprint[:12]} with {tokenizer.vocab_size:,} ids, "
-                        f"the data has {(made_by or 'none')[:12]} with {token_file.vocab_size or vocab_size:,}; give the one that tokenized it, or leave -t out")
+    token_file.check_tokenizer(tokenizer)
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(f"{path}: not the tokenizer of {token_file.path}: it has {tokenizer.vocab_size:,} ids, and the config's vocab_size is {vocab_size:,}; "
+                        "give the one that tokenized it, or leave -t out")
     return tokenizer
 
 

@@ -387,7 +387,7 @@ def measure(name: str) -> str:
     torch.set_num_threads(1)
 
     def empty(comparisons):
-        names = [f"{comparisons[0]['name']}-loss", "arrow-by-step", "arrow-by-tokens-seen"]
+        names = [f"{comparisons[0]['name']}-loss", "arrow-by-checkpoint", "arrow-by-tokens-seen"]
         return {each: Figure(**TINY, facecolor=f"#{digest(comparisons)[:6]}") for each in names}
     report.draw_all = empty
     states = [Path("runs/tests/state") / f"{name}_{direction}.state" for direction in ("forward", "backward")]

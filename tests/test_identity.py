@@ -330,7 +330,7 @@ def weight_of(state):
     (put("7", "step"), "step: expected an integer"),
     (put(-1, "step"), "step: expected at least 0"),
     (put(10**18, "step"), "step: expected at most"),
-    (put(3, "run"), "run: expected a string"),
+    (put(3, "run"), "its run: expected a name that a file can have"),
     (put([1], "config"), "config: expected a dictionary"),
     (drop("config", "optim_params"), "optim_params: required and missing"),
     (put("fp16", "precision"), "precision: expected"),

@@ -100,10 +100,9 @@ def test_it_trains_both_directions_of_each_seed_and_reports(data, measured):
     assert comparison["compared"]["seeds"] == [0, 1] and comparison["compared"]["steps"] == 30 and comparison["arrow"]["nats"]["seeds"]
     assert comparison["compared"]["tokens_seen"] == 30 * 16 * LINE and comparison["held_out"]["tokens"] == 2 * 16 * LINE
     assert comparison["losses"]["forward"]["bits_per_byte"] == pytest.approx(comparison["losses"]["forward"]["nats_per_token"] / np.log(2))
-    for file in ("report.md", "tiny-loss.png", "tiny-loss.svg", "arrow-by-step.png", "tiny-page.html"):
+    for file in ("report.md", "tiny-loss.png", "tiny-loss.svg", "arrow-by-checkpoint.png", "tiny-page.html"):
         assert (report / file).stat().st_size > 0
-    for words in (f"forward {comparison['losses']['forward']['nats_per_token']:.4f}", f"({comparison['arrow']['percent']['value']:+.2f} %)",
-                  "paired standard error", comparison["arrow"]["verdict"], "forward snippet: '", "backward snippet: '",
+    for words in (f"forward {comparison['losses']['forward']['nats_per_token']:.4f}", f"{comparison['arrow']['percent']['value']:+.2f} %, standard error", comparison["arrow"]["verdict"], "forward snippet: '", "backward snippet: '",
                   str(report / "tiny-loss.png")):
         assert words in measured.stdout
 

@@ -175,7 +175,7 @@ def test_a_report_of_nasty_names_shows_them_and_its_pictures_are_there(tmp_path)
     assert sorted(headings) == sorted([one_line(name).strip() for name in NASTY] + ["Made by"])
     pictures = [child.attrs["src"] for token in tokens if token.type == "inline" for child in token.children if child.type == "image"]
     linked = {os.fsdecode(unquote_to_bytes(target)) for target in pictures}
-    assert linked == {path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".png"} and len(linked) == len(drawn) + 3
+    assert linked == {path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".png"} and len(linked) == len(drawn) + 4
     for path in (tmp_path / "out").glob("*.svg"):
         ElementTree.parse(path)
     assert tokens[-1].type == "fence" and tokens[-1].content == command.replace("\udcff", "\\udcff") + "\n"
@@ -186,14 +186,14 @@ def test_a_picture_shows_names_as_they_are():
     comparisons = [comparison(name, text=name, context=context, n_seeds=1)
                    for name, context in (("_a $x$", 16), ("中\n", 32), ("x" * 200 + "1", 64), ("x" * 200 + "2", 8))]
     wanted = ["_a $x$", r"\u4e2d\n", "x" * 19 + "…" + "x" * 18 + "1", "x" * 19 + "…" + "x" * 18 + "2"]
-    for draw in (figures.arrow_by_step, figures.arrow_by_tokens_seen):
+    for draw in (figures.arrow_by_checkpoint, figures.arrow_by_tokens_seen):
         assert [text.get_text() for text in draw(comparisons).axes[0].get_legend().get_texts()] == wanted
     by_context = figures.arrow_by_context_length(comparisons).axes[0].get_legend().get_texts()
     assert sorted(text.get_text() for text in by_context) == sorted(f"{name}, 2 layers, width 64" for name in wanted)
     assert sorted(text.get_text() for text in figures.arrow_by_text(comparisons).axes[0].get_xticklabels()) == sorted(wanted)
     assert figures.run_curve("a $x$", "forward", []).axes[0].get_title() == "a $x$"
     alike = [comparison("x" * 30 + middle + "x" * 30, n_seeds=1) for middle in "ab"]
-    shown = [text.get_text() for text in figures.arrow_by_step(alike).axes[0].get_legend().get_texts()]
+    shown = [text.get_text() for text in figures.arrow_by_checkpoint(alike).axes[0].get_legend().get_texts()]
     assert len(set(shown)) == 2, "told apart though cut"
 
 

@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from modules import arrow, figures, report
+from modules.convergence import Convergence, Point, in_words
+
+
+CONVERGED = Convergence([Point(step, percent, (percent - 0.2, percent + 0.2), 3.3) for step, percent in ((1, 1.0), (2, 1.1), (3, 1.2))],
+                        0.1, 0.05, 1.2, {"forward": 0.1, "backward": 0.1}, [])
 
 
 def comparison(name="small", context=16, parameters=120_000, width=64, text="english", n_seeds=3, gap=0.05) -> dict:
@@ -22,9 +27,11 @@ def comparison(name="small", context=16, parameters=120_000, width=64, text="eng
     return {
         "name": name, "losses": {direction: {"nats_per_token": loss, "bits_per_byte": None, "perplexity": arrow.perplexity(loss)}
                                  for direction, loss in (("forward", found.forward), ("backward", found.backward))},
-        "arrow": asdict(found) | {"verdict": found.verdict},
+        "order": "backward", "arrow": asdict(found) | {"verdict": found.verdict, "outlook": found.outlook()},
         "held_out": {"windows": found.n_windows, "context": context, "tokens": found.n_tokens, "block": found.block},
         "by_context": {key: values.tolist() for key, values in arrow.by_context(forward, backward).items()}, "by_class": None,
+        "by_length": [{"length": length, "forward": 3.2, "backward": 3.25, "percent": 1.5, "interval": (1.0, 2.0), "windows": 60} for length in (2, 4, context)],
+        "convergence": asdict(CONVERGED) | {"moving": False, "verdict": in_words(CONVERGED)}, "control": None,
         "curves": [{"forward": curve, "backward": curve}] * n_seeds,
         "compared": {"text": text, "parameters": parameters, "seeds": list(range(n_seeds)), "changed_on_the_way": [],
                      "config": {"model_params": {"n_layers": 2, "embed_dim": width}}}}
@@ -33,13 +40,13 @@ def comparison(name="small", context=16, parameters=120_000, width=64, text="eng
 def test_report_json_and_pictures_hold_the_numbers(tmp_path):
     one, command = comparison(), "python measure_arrow.py a.json"
     paths = report.write_report(tmp_path / "new" / "folder", [one], command=command)
-    assert json.loads(paths["json"].read_text()) == json.loads(json.dumps({"command": command, "comparisons": [one]}))
+    assert json.loads(paths["json"].read_text()) == json.loads(json.dumps({"command": command, "comparisons": [one], "contrasts": []}))
     text = paths["report"].read_text()
     percent = one["arrow"]["percent"]
     low, high = percent["both"]
     assert f"| {one['arrow']['nats']['value']:+.4f} | {percent['value']:+.2f} % | {low:+.2f} to {high:+.2f} |" in text
     assert one["arrow"]["verdict"] in text and "config.model_params.n_layers: 2" in text and command in text
-    for name in ("small-loss", "arrow-by-step", "arrow-by-tokens-seen"):
+    for name in ("small-loss", "arrow-by-checkpoint", "arrow-by-context", "arrow-by-tokens-seen"):
         assert f"({name}.png)" in text
         assert imread(paths[name]).shape[:2] == (630, 960)
         assert ElementTree.parse(paths[name].with_suffix(".svg")).getroot().tag.endswith("svg")
@@ -83,6 +90,22 @@ def test_groups_of_positions_partition_them_and_grow(n):
     assert [i for start, stop in groups for i in range(start, stop)] == list(range(n))
     sizes = [stop - start for start, stop in groups]
     assert sizes[:-1] == sorted(sizes[:-1]) and len(groups) <= 2 + 2 * n.bit_length()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_the_report_nothing_else(tmp_path, monkeypatch, capsys):
+    def broken(_):
+        raise RuntimeError("no font")
+    monkeypatch.setattr(figures, "arrow_by_length", broken)
+    paths = report.write_report(tmp_path, [comparison()])
+    assert paths["report"].exists() and json.loads(paths["json"].read_text())["comparisons"]
+    assert "no font" in capsys.readouterr().err
+
+
+def test_a_longer_context_with_the_higher_loss_is_still_moving():
+    short, long = comparison("short", context=16), comparison("long", context=32)
+    long["losses"]["forward"]["nats_per_token"] = short["losses"]["forward"]["nats_per_token"] + 0.1
+    marked = {each["name"]: each["convergence"]["warnings"] for each in report.marked_for_longer_contexts([short, long])}
+    assert not marked["short"] and "with less context (16) the same model has the lower loss" in marked["long"][0]
 
 
 def test_cells_cannot_break_a_table():

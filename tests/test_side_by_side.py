@@ -18,8 +18,8 @@ from tests.toy import config_dict
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
-name = Path(sys.argv[1]).stem
-here = Path(json.loads(Path(sys.argv[1]).read_text())["training_params"]["state_save_loc"])
+name = Path(sys.argv[-1]).stem
+here = Path(json.loads(Path(sys.argv[-1]).read_text())["training_params"]["state_save_loc"])
 (here / f"{name}.pid").write_text(str(os.getpid()))
 """
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, pre_tokenizers
 
@@ -203,6 +203,7 @@ def test_a_text_without_blanks_trains_in_bounded_pieces_and_says_so_once(tmp_pat
     assert toki.vocab_size == 2000 and capfd.readouterr().err.count("are cut at that length for training") == 1
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from("aé1. \u0301"), st.integers(1, 2 * LONGEST_RUN + 5)), max_size=6))
 def test_only_runs_beyond_the_bound_are_cut(runs):
     line = "".join(character * length for character, length in runs)
@@ -217,6 +218,7 @@ def test_only_runs_beyond_the_bound_are_cut(runs):
 
 # Checksums
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000), st.binary(max_size=3000))
 def test_checksums_of_two_parts_join(first, second):
     assert joined_crc32(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
