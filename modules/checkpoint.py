@@ -17,6 +17,7 @@ appears under its name whole (written beside, flushed, renamed) or not at all. E
 byte is covered by the CRC-32 of the zip file that torch writes, and is checked
 before it is trusted. The states of sharded models are folders: see sharded.py.
 """
+import errno
 import os
 import re
 import threading
@@ -187,9 +188,12 @@ def load_state(path: str | os.PathLike) -> dict:
             damaged = archive.testzip()
         if damaged is None:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError) as error:  # no permission, no memory, a disk that fails: nothing that says the file is bad
-        raise UserError(f"{path}: the state cannot be read: {describe_os_error(error) if isinstance(error, OSError) else 'not enough memory'}") from None
+    except MemoryError:
+        raise UserError(f"{path}: the state cannot be read: not enough memory") from None
     except Exception as error:  # zipfile, zlib and pickle each have errors of their own for damage
+        # No permission, a disk that fails: nothing says that the file is bad. But zipfile seeks before the start of one that is (EINVAL).
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise UserError(f"{path}: the state cannot be read: {describe_os_error(error)}") from None
         damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
     if damaged is not None:
         raise DamagedState(f"{path}: a truncated or damaged state ({damaged})")

@@ -1,7 +1,7 @@
 """Faults on purpose: processes killed, signalled or refused at a chosen moment of what they do to files.
 
 Every change that a process makes to files below one folder passes a `Watch`: each creation, each write that reaches the system, fsync,
-rename, removal, each record that torch writes. A *moment* is one of them, named by what it does to which file and how many times it did so: a trial
+rename, removal, each record that torch writes. A *moment* is one of them, named by what it does to which file for which time: a trial
 can be repeated alone although threads take turns as they like. Writes are struck when half of their bytes are out.
 
 Trials run in processes that multiprocessing's fork server forks from one that has imported everything: tens of milliseconds each.
@@ -378,11 +378,8 @@ def tokenize() -> None:
     make_h5(chunks, "out", get_tokenizer(folder))
 
 
-def measure(name: str, tokenizer_path: str | None = None) -> str:
-    """Measure `<name>_forward` and `<name>_backward` of the working folder, into `report/`.
-
-    Pictures are empty, in a colour of their own.
-    """
+def measure(name: str) -> str:
+    """Measure `<name>_forward` and `<name>_backward` of the working folder, into `report/`; pictures are empty, in colours."""
     import torch
     from matplotlib.figure import Figure
 
@@ -394,8 +391,8 @@ def measure(name: str, tokenizer_path: str | None = None) -> str:
         return {each: Figure(**TINY, facecolor=f"#{digest(comparisons)[:6]}") for each in names}
     report.draw_all = empty
     states = [Path("runs/tests/state") / f"{name}_{direction}.state" for direction in ("forward", "backward")]
-    compared = measure.compared_states(states, torch.device("cpu"), tokenizer_path)
-    return measure.report_on(compared, torch.device("cpu"), measure.Wish(Path("report"), tokenizer_path, "the command"))
+    device, wish = torch.device("cpu"), measure.Wish(Path("report"), command="the command", save_losses=True)
+    return measure.report_on(measure.compared_states(states, device, None), device, wish)
 
 
 def write_toy(folder: Path, name: str = "toy", **changes) -> Path:

@@ -30,11 +30,12 @@ import pytest
 import torch
 import zstandard
 
-from modules import checkpoint
+from modules import checkpoint, report
 from modules.comparison import curve, load_model, read_run
 from modules.config import load_config, parse_config
 from modules.dataset import open_tokens
 from modules.errors import UserError
+from modules.measure import Wish, report_on_losses
 from modules.metrics import Metrics, read_metrics
 from modules.parallel import Processes
 from modules.resume import check_same_run, files_of, find_state, schedule_of
@@ -297,6 +298,25 @@ def is_known_as_another(_, result: dict, expected: dict) -> bool:
     return result["known as"] != expected["known as"]
 
 
+def restructured_npz(path: Path, chance: random.Random) -> str:
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    name = chance.choice(sorted(arrays))
+    old = arrays.pop(name)
+    new = chance.choice([None, old * math.nan, old + math.inf, old[0, 0], old[:0], old.astype(str), old.astype(complex), old[..., :-1],
+                         old[None], old.astype(object), old > 0, np.array("losses"), np.zeros((0, 0)), -old])
+    if new is not None:
+        arrays[name] = new
+    np.savez(path, **arrays)
+    return f"{name} <- {'nothing' if new is None else f'{new.dtype} {new.shape}'}"
+
+
+def used_losses(folder: Path) -> str:
+    """The numbers of the report on losses that somebody else measured."""
+    report_on_losses(str(folder / "losses.npz"), Wish(folder / "report"))
+    return json.dumps(json.loads((folder / "report" / "arrow.json").read_text())["comparisons"])
+
+
 class InProcess:
     """In the place of a worker process, which takes a second to start."""
 
@@ -433,8 +453,9 @@ class Table:
 
 
 @pytest.fixture(autouse=True)
-def no_worker_processes(monkeypatch):
+def only_what_reads(monkeypatch):
     monkeypatch.setattr(chunks, "Worker", InProcess)
+    monkeypatch.setattr(report, "draw_all", lambda comparisons: {})  # pictures: seconds, and nothing is read from them
 
 
 @pytest.fixture(scope="module")
@@ -447,6 +468,8 @@ def run_folder(tmp_path_factory):
         assert train() == 0
     finally:
         os.chdir(here)
+    losses = np.random.default_rng(0).gamma(2.0, size=(2, 1, 20, 16))
+    np.savez(folder / "losses.npz", forward_x=losses[0], backward_x=losses[1])
     return folder
 
 
@@ -477,6 +500,7 @@ def kinds_of_runs(folder: Path) -> list[Kind]:
     return [Kind("config", folder, "toy.json", used_config, is_a_config, restructured_json),
             Kind("state, to train on", folder, state, used_state, restructure=restructured_torch),
             Kind("state, to measure", folder, state, measured_state, shows_another_history, restructured_torch),
+            Kind("losses", folder, "losses.npz", used_losses, restructure=restructured_npz),
             Kind("metrics", folder, "runs/tests/metrics/toy.jsonl", used_metrics, are_entries, restructured_line)]
 
 
@@ -586,3 +610,13 @@ def test_a_refusal_is_told_from_a_fault():
     assert of(UserError("one line")) == "refused" and of(UserError("two\nlines")) == "fault"
     assert of(OSError(28, "No space left on device", "/a")) == "refused" and of(OSError(28, "No space left on device")) == "fault"
     assert of(KeyError("key")) == "fault" and of(SystemExit(1)) == "fault"
+
+
+def test_a_state_with_bytes_cut_out_is_damaged_and_not_unreadable(run_folder, tmp_path):
+    """So that its user is led to a backup: Python's zipfile has an error of the system's for it."""
+    folder = copied(run_folder, tmp_path / "t")
+    state = folder / "runs/tests/state/toy.state"
+    data = state.read_bytes()
+    state.write_bytes(data[:1000] + data[1100:])
+    with pytest.raises(checkpoint.DamagedState):
+        checkpoint.load_state(state)

@@ -28,13 +28,14 @@ from tests.faults import (
 from tests.tok_texts import sample_text
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPPED = tuple(128 + number for number in SIGNALS)  # exit statuses
 MANY, FEW = 16, 4
 
 
 def undisturbed(folder, work, *args, **kwargs):
     """The events of `work` and what it leaves in `folder`."""
     ended = in_process(folder, work, *args, **kwargs)
-    assert ended.how == "ok" and ended.value in (0, None) or isinstance(ended.value, str), ended
+    assert ended.how == "ok" and (ended.value in (0, None) or isinstance(ended.value, str)), ended
     return ended.events, contents(folder)
 
 
@@ -47,11 +48,12 @@ def aimed(events: list[Moment], most: int | None = None) -> list[Moment]:
     return moments if most is None or len(moments) <= most else [moments[len(moments) * i // most] for i in range(most)]
 
 
-def resumed(trials: Trials, fault, folder, expected: dict, work, *args, killed=None) -> None:
-    """Start what was killed in `folder` again, to its end; count the trial."""
+def resumed(trials: Trials, fault, folder, expected: dict, work, *args, killed) -> None:
+    """Start what was `killed` in `folder` again, to its end; count the trial."""
     again = in_process(folder, work, *args)
     problem = difference(contents(folder), expected) if again.how == "ok" else f"resumed, it ended with {again.how}: {again.value}"
-    trials.count("killed" if killed is None or killed.how is None else "ended before", fault, problem)
+    how = "killed" if killed.how is None else "stopped" if killed.value in STOPPED else "ended before"
+    trials.count(how, fault, problem)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_a_kill_between_a_state_and_its_backup_costs_nothing(toy, tmp_path):
     folder = copied(base, tmp_path / "t")
     killed = in_process(folder, train, fault=fault)
     assert killed.status == -signal.SIGKILL and not any("backups/toy" in name for name in contents(folder))
-    resumed(trials, fault, folder, expected, train)
+    resumed(trials, fault, folder, expected, train, killed=killed)
     trials.settle(1)
 
 
@@ -187,7 +189,7 @@ def test_signals_at_aimed_moments_save_and_stop(toy, tmp_path):
             saved = "runs/tests/state/toy.state" in contents(folder)
             if saved != ("saved in" in ended.output):
                 trials.count("stopped", fault, f"a state is {'there' if saved else 'not there'}, and it said {ended.output[-200:]!r}")
-            resumed(trials, fault, folder, expected, train)
+            resumed(trials, fault, folder, expected, train, killed=ended)
         else:
             trials.count("other", fault, f"ended with {ended.how} {ended.status}: {ended.value}")
     trials.settle(50)
