@@ -5,7 +5,7 @@
 [windows], the document of each window. Seeds of two orders belong together by their place.
 """
 import csv
-import io
+import errno
 import os
 import zipfile
 import zlib
@@ -55,7 +55,11 @@ def read_losses(path: str | os.PathLike) -> dict[str, Losses]:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of losses") from None
-    except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, io.UnsupportedOperation) as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # zipfile seeks before the start of a file that is cut
+            raise
+        raise UserError(f"{path}: not a .npz of losses, or a damaged one") from None
+    except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a .npz of losses, or a damaged one ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
 
     found: dict[str, Losses] = {}
@@ -79,6 +83,8 @@ def losses_in(array: np.ndarray, source: str) -> np.ndarray:
         raise UserError(f"{source}: expected losses [seeds, windows] or [seeds, windows, tokens], found {array.dtype} {list(array.shape)}")
     if not np.isfinite(array).all():
         raise UserError(f"{source}: holds losses that are not finite")
+    if array.min() < 0:
+        raise UserError(f"{source}: holds losses below zero; expected nats per token, not log-probabilities")
     return np.asarray(array if array.ndim == 3 else array[..., None], dtype=np.float64)
 
 

@@ -30,7 +30,7 @@ from modules.resume import (
     stages_of,
     wanted_precision,
 )
-from modules.sharded import restore_sharded, sharded_path
+from modules.sharded import put_in_order, restore_sharded, sharded_path
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.trainer import Training
 
@@ -69,6 +69,9 @@ def run(config: Config, request: Request, processes: Processes) -> int:
     files = files_of(config, request.project)
     with only_run(files.state, processes), stopping_on_signals(processes) as stop:
         data = data_of(config, request.tokenizer_path, processes)
+        if processes.is_main:
+            put_in_order(sharded_path(files.state))
+        processes.wait_for_all()
         found = find_state(files)
         if found is not None:
             check_same_run(found, config, data.token_file, files)

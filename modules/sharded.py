@@ -184,13 +184,18 @@ def gathered(value: Any) -> list:
 def new_folder(folder: Path) -> Path:
     """A new, empty folder beside `folder`, under a name that nobody can have known; what killed saves left is put in order."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    whole = whole_at(folder)
-    if whole not in (None, folder):
-        os.replace(whole, folder)  # the end of a save that was killed
-    remove_leftovers(folder)
+    put_in_order(folder)
     fresh = beside(folder, "tmp")
     fresh.mkdir()  # fails where anything has this name, be it a link
     return fresh
+
+
+def put_in_order(folder: Path) -> None:
+    """End a save of `folder` that was killed, and remove what killed saves left. Call where no save is under way."""
+    whole = whole_at(folder)
+    if whole not in (None, folder):
+        os.replace(whole, folder)
+    remove_leftovers(folder)
 
 
 def beside(folder: Path, kind: str) -> Path:
@@ -287,8 +292,7 @@ def restore_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: 
             rows, first = targets[name]
             saved = sharded.tensors[name]
             rows.copy_(saved[first:first + len(rows)] if rows.dim() else saved)
-    for group, saved in zip(moments["param_groups"], sharded.param_groups, strict=True):
-        group.update(saved.model_dump(include=set(Settings.model_fields)))
+    # The optimizer's settings stay its own: they are the config's and this program's, not what a file says.
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
 
 

@@ -23,6 +23,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -359,14 +360,15 @@ def train(name: str = "toy", cooldown: int | None = None, pictures: bool = False
     from modules.parallel import Processes, joined
     from modules.run import Request, run
     torch.set_num_threads(1)
-    if not pictures:
-        figures.run_curve = lambda name, direction, entries, *_: Figure(
-            **TINY, facecolor=f"#{digest([(entry['step'], entry['split'], entry['loss']) for entry in entries])[:6]}")
+
+    def empty(name, direction, entries, *_):
+        return Figure(**TINY, facecolor=f"#{digest([(entry['step'], entry['split'], entry['loss']) for entry in entries])[:6]}")
     request, config = Request("tests", cooldown=cooldown), load_config(f"{name}.json").with_model("gpt")
-    if "RANK" in os.environ:
-        with joined("cpu") as processes:
-            return run(config, request, processes)
-    return run(config, request, Processes(0, 1, torch.device("cpu")))
+    with patch.object(figures, "run_curve", figures.run_curve if pictures else empty):
+        if "RANK" in os.environ:
+            with joined("cpu") as processes:
+                return run(config, request, processes)
+        return run(config, request, Processes(0, 1, torch.device("cpu")))
 
 
 def tokenize() -> None:
@@ -389,10 +391,10 @@ def measure(name: str) -> str:
     def empty(comparisons):
         names = [f"{comparisons[0]['name']}-loss", "arrow-by-checkpoint", "arrow-by-tokens-seen"]
         return {each: Figure(**TINY, facecolor=f"#{digest(comparisons)[:6]}") for each in names}
-    report.draw_all = empty
     states = [Path("runs/tests/state") / f"{name}_{direction}.state" for direction in ("forward", "backward")]
     device, wish = torch.device("cpu"), measure.Wish(Path("report"), command="the command", save_losses=True)
-    return measure.report_on(measure.compared_states(states, device, None), device, wish)
+    with patch.object(report, "draw_all", empty):
+        return measure.report_on(measure.compared_states(states, device, None), device, wish)
 
 
 def write_toy(folder: Path, name: str = "toy", **changes) -> Path:

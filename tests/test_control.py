@@ -191,6 +191,7 @@ def test_published_losses_give_the_expected_arrows(tmp_path):
     ({"forward": np.ones((2, 5)), "backward": np.ones((2, 6))}, r"equal shapes in all orders, found forward \(2, 5, 1\)|equal shapes"),
     ({"forward": np.ones((2, 1)), "backward": np.ones((2, 1))}, "at least two windows"),
     ({"forward": np.ones((2, 5)), "backward": np.full((2, 5), np.nan)}, "backward: holds losses that are not finite"),
+    ({"forward": -np.ones((2, 5)), "backward": -np.ones((2, 5))}, "forward: holds losses below zero"),
     ({"forward": np.ones(5), "backward": np.ones(5)}, r"forward: expected losses \[seeds, windows\]"),
     ({"forward": np.ones((2, 5), dtype=int), "backward": np.ones((2, 5), dtype=int)}, "forward: expected losses"),
     ({"forward": np.array([[object()]]), "backward": np.ones((1, 1))}, "not a .npz of losses"),

@@ -7,6 +7,7 @@ ids: there is no second record that a kill could leave at odds with them.
 A text counts as unchanged if its size, its fingerprint (`text_source.py`) and its time are as they were. If only the time
 differs (a copy, a `touch`), the chunks that are done are compared with the text by checksum, which costs reading that much of it.
 """
+import errno
 import hashlib
 import io
 import json
@@ -30,6 +31,7 @@ from modules.tokenizer import MOST_IDS, Tokenizer
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+MOST_EXPANSION = 32  # tokens, or bytes after replacements, of a byte of text: Unicode's normal forms make at most 18 characters of one
 
 Count = Annotated[int, Field(ge=0)]
 Crc32 = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -43,6 +45,13 @@ class Row(Schema):
     tokens: Count
     text_bytes: Count
     tokens_crc32: Crc32
+
+    @model_validator(mode="after")
+    def _can_be_of_its_bytes(self):
+        most = MOST_EXPANSION * max(0, self.stop - self.start)
+        if max(self.tokens, self.text_bytes) > most:
+            raise ValueError(f"{self.tokens:,} tokens and {self.text_bytes:,} bytes of bytes {self.start:,} to {self.stop:,}: expected at most {most:,}")
+        return self
 
 
 class Text(Schema):
@@ -272,7 +281,7 @@ def read_chunk(path: Path, mapped: bool) -> Contents:
     except MemoryError:
         raise
     except OSError as error:
-        if error.errno:
+        if error.errno not in (None, errno.EINVAL):  # zipfile seeks before the start of a file that is cut (EINVAL)
             raise
         raise _damaged(path) from error
     except (UserError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
