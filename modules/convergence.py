@@ -84,6 +84,6 @@ def in_words(found: Convergence) -> str:
     """The verdict on convergence, in one or two sentences."""
     if found.change is None:
         return "Whether the arrow still moves is not known: it takes a validation at or before two thirds of the training (save_every)."
-    state = "Still moving" if found.moving else "Converged"
+    state = "Still moving" if found.moving else "Not seen to move any more"
     return (f"{state}: over the last third of the training the arrow changed by {found.change:+.2f} percentage points "
             f"(half-width of its interval {(found.points[-1].interval[1] - found.points[-1].interval[0]) / 2:.2f}) while the loss fell by {found.fall:.4f} nats.")
