@@ -13,16 +13,17 @@ from modules.errors import UserError, one_line_errors
 @one_line_errors
 def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_name: str) -> None:
     """The four arguments are defaults: flags of the same names go before them."""
-    from modules import tokenizer  # seconds of imports, in which Ctrl-C is one line as well
+    from modules import tokenizer  # imports in which Ctrl-C is one line as well
+    from modules.cli import Parser, path
     from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
     from modules.tok_utils.create_custom_tokenizer import SPLITS
     from modules.tok_utils.h5 import summary
     from modules.tok_utils.processes import this_process
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--txt_path", default=txt_path, help="text to tokenize: .txt, .txt.gz, .txt.xz, .txt.zst, or a folder of them")
-    parser.add_argument("--out_h5_folder", default=out_h5_folder, help="folder that will contain the .h5")
-    parser.add_argument("--tokenizer_folder", default=tokenizer_folder, help="folder in which the tokenizer is saved")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--txt_path", type=path, default=txt_path or None, help="text to tokenize: .txt, .txt.gz, .txt.xz, .txt.zst, or a folder of them")
+    parser.add_argument("--out_h5_folder", type=path, default=out_h5_folder or None, help="folder that will contain the .h5")
+    parser.add_argument("--tokenizer_folder", type=path, default=tokenizer_folder or None, help="folder in which the tokenizer is saved")
     parser.add_argument("--tokenizer_name", default=tokenizer_name, help="name of the tokenizer; one that is there already is used as it is")
     parser.add_argument("--vocab_size", type=int, default=50257, help="number of ids of a new tokenizer (default: %(default)s)")
     parser.add_argument("--sample_bytes", type=int, help="train the tokenizer on about so many bytes, taken evenly from the text (default: all)")
@@ -32,14 +33,14 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     parser.add_argument("--num_workers", type=int, help="processes that encode, at most four a core (default: one a core)")
     parser.add_argument("--errors", choices=("strict", "replace"), default="strict",
                         help="text that is not UTF-8: refuse it and say where, or replace it by U+FFFD (default: %(default)s)")
-    parser.add_argument("--check", nargs="+", metavar="FILE.h5", help="make nothing: read these .h5 through, and compare all their tokens with the "
+    parser.add_argument("--check", nargs="+", type=path, metavar="FILE.h5", help="make nothing: read these .h5 through, and compare all their tokens with the "
                         "checksum and the vocabulary that they carry (files of up to 128 MB are checked whenever they are opened)")
     args = parser.parse_args()
     if args.check:
         from modules.dataset import check_file  # torch, which --help need not wait for
 
-        for path in args.check:
-            tell(check_file(path))
+        for h5_path in args.check:
+            tell(check_file(h5_path))
         return
     for name in ("txt_path", "out_h5_folder", "tokenizer_folder", "tokenizer_name"):
         if not getattr(args, name):

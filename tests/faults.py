@@ -23,8 +23,8 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest.mock import patch
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from tqdm import tqdm
 

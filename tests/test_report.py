@@ -12,7 +12,6 @@ from matplotlib.image import imread
 from modules import arrow, figures, report
 from modules.convergence import Convergence, Point, in_words
 
-
 CONVERGED = Convergence([Point(step, percent, (percent - 0.2, percent + 0.2), 3.3) for step, percent in ((1, 1.0), (2, 1.1), (3, 1.2))],
                         0.1, 0.05, 1.2, {"forward": 0.1, "backward": 0.1}, [])
 

@@ -1,12 +1,10 @@
 """Processes and cores: which of several processes this is, and how much of the machine it may use. Imports nothing heavy."""
-import functools
 import math
 import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from modules.console import tell
+from modules.console import warn_once
 from modules.errors import UserError
 
 
@@ -28,7 +26,7 @@ def this_process() -> Process:
     if "RANK" not in os.environ:
         return Process()
     if "WORLD_SIZE" not in os.environ:
-        _tell_once(f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process that nobody "
+        warn_once(f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process that nobody "
                    "launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does")
         return Process()
     rank, world_size, local_world_size, local_rank = (
@@ -48,11 +46,6 @@ def integer_variable(name: str, default: int | None = None, most: int = 2**31 - 
     if not 0 <= value <= most:
         raise UserError(f"environment: expected {name} to be an integer of 0 to {most:,}, found {'none' if text is None else repr(text)[:40]}")
     return value
-
-
-@functools.cache
-def _tell_once(line: str) -> None:
-    tell(f"warning: {line}", sys.stderr)
 
 
 def available_cores() -> int:
