@@ -244,7 +244,7 @@ def test_changed_data_and_a_wrong_tokenizer_are_refused(data, measured, tmp_path
 @pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_interrupted_it_saves_and_goes_on(data, jobs):
     write_config(data, f"long{jobs}", steps=200, save_every=100)
-    arguments = [str(data / f"long{jobs}.json"), "-p", "test", "-d", "cpu", "--jobs", str(jobs)]
+    arguments = [str(data / f"long{jobs}.json"), "--seeds", "1", "-p", "test", "-d", "cpu", "--jobs", str(jobs)]
     command = [sys.executable, str(PROJECT / "measure_arrow.py"), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                                env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -262,7 +262,7 @@ def test_interrupted_it_saves_and_goes_on(data, jobs):
 
 def test_a_run_that_fails_side_by_side_is_named_with_its_error(data):
     path = write_config(data, "broken", attn_length=5_000)  # no text is that long
-    failed = measure(path, "-p", "test", "--jobs", 2)
+    failed = measure(path, "--seeds", 1, "-p", "test", "--jobs", 2)
     assert failed.returncode == 1
     assert re.search(r"broken_\w+_seed0 failed: error: .*circuit\.h5.*holds 3,200 tokens", failed.stderr.splitlines()[-1])
 

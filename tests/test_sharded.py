@@ -88,6 +88,7 @@ def started(rank, work, count, port, *arguments):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with joined("cpu") as processes:
         work(processes, *arguments)
+    os._exit(0)  # as modules.parallel.leave: what torch keeps of a process group may abort a process that is ending
 
 
 def free_port():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from modules import console
 from modules.errors import UserError
 from modules.tok_utils import processes
 from modules.tok_utils.processes import Process, available_cores, control_groups, cores_of_quota, this_process
@@ -20,7 +21,7 @@ def environment(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        processes._tell_once.cache_clear()
+        console._warned.clear()
     return set_to
 
 

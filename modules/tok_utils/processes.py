@@ -27,7 +27,7 @@ def this_process() -> Process:
         return Process()
     if "WORLD_SIZE" not in os.environ:
         warn_once(f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process that nobody "
-                   "launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does")
+                  "launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does")
         return Process()
     rank, world_size, local_world_size, local_rank = (
         integer_variable(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
