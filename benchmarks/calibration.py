@@ -146,7 +146,7 @@ def do(job: Job, steps: int | None = None) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         text = text_of(job)
         toki = get_tokenizer(job.folder / ("docstrings" if job.source == "real" else "characters"))
-        config = config_of(job.source, write_tokens(Path(folder) / f"{job.source}.h5", text, toki), toki.vocab_size, steps)
+        config = config_of(job.source, write_tokens(Path(folder) / f"{job.source}.h5", text, toki), steps)
         start = time.process_time()
         forward, backward = measure(config, job.seeds)
     found = {"forward": forward.mean(axis=2), "backward": backward.mean(axis=2), "seconds": np.array(time.process_time() - start),
@@ -156,11 +156,12 @@ def do(job: Job, steps: int | None = None) -> dict[str, np.ndarray]:
     return found
 
 
-def config_of(source: str, data: Path, vocab_size: int, steps: int | None = None) -> Config:
+def config_of(source: str, data: Path, steps: int | None = None) -> Config:
     if source in STRONG:
         config = parse_config({"model": "gpt"} | synthetic()[f"synthetic/{source.removesuffix('_mirrored')}"], source)
         return config.with_training(dataset_folder=str(data))
-    return small_config(data, context=16, width=16, batch_size=32, steps=steps or 150, valid_steps=20, vocab_size=vocab_size)
+    return small_config(data, context=16, width=16, batch_size=32, steps=steps or 150, valid_steps=20,
+                        vocab_size=REAL_VOCAB if source == "real" else 257)
 
 
 def settings_of(config: Config) -> str:
@@ -174,7 +175,7 @@ def kept(job: Job) -> dict[str, np.ndarray] | None:
         return None
     with np.load(job.path) as file:
         found = dict(file)
-    if str(found["settings"]) != settings_of(config_of(job.source, Path("x.h5"), json.loads(str(found["settings"]))["model_params"]["vocab_size"])):
+    if str(found["settings"]) != settings_of(config_of(job.source, Path("any.h5"))):
         raise UserError(f"{job.path}: expected losses of the settings that this program trains with, found others; name another --folder")
     return found
 
