@@ -258,8 +258,8 @@ def covers(found: arrow.Arrow, kind: str = "both") -> bool:
     return low <= 0 <= high
 
 
-def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+def share(part: int, whole: int) -> str:
+    return f"{part} of {whole}, {100 * part / whole:.0f} %"
 
 
 def null(runs: int, folder: Path) -> str:
@@ -269,16 +269,15 @@ def null(runs: int, folder: Path) -> str:
         if len(measurements) < 2:
             continue
         for n_seeds in (1, 2, 3, 5, 8):
-            all_found = [arrows(losses, n_seeds) for losses in measurements]
-            width = np.median([(high - low) / 2 for found in all_found for low, high in (each.percent.both for each in found)])
-            shares = {kind: mean_and_se([np.mean([covers(each, kind) for each in found]) for found in all_found])
-                      for kind in (("both", "seeds", "windows") if n_seeds > 1 else ())}  # one seed has no verdict
-            cells = [f"{100 * share:.1f} ± {100 * se:.1f} %" for share, se in shares.values()] or ["no verdict", "", ""]
-            rows.append([title, n_seeds, sum(map(len, all_found)), *cells, f"{width:.3f} %"])
-        mean, se = mean_and_se([arrows(losses, SEEDS)[0].percent.value for losses in measurements])
+            found = [each for losses in measurements for each in arrows(losses, n_seeds)]
+            kinds = ("both", "seeds", "windows") if n_seeds > 1 else ()  # one seed has no verdict
+            cells = [share(sum(covers(each, kind) for each in found), len(found)) for kind in kinds] or ["no verdict", "", ""]
+            width = np.median([(high - low) / 2 for low, high in (each.percent.both for each in found)])
+            rows.append([title, n_seeds, *cells, f"{width:.3f} %"])
+        values = [arrows(losses, SEEDS)[0].percent.value for losses in measurements]
         seconds = sum(float(losses["seconds"]) for losses in measurements)
-        means.append(f"- {title}: {mean:+.4f} ± {se:.4f} % ({len(measurements)} measurements, {seconds:.0f} s of CPU time)")
-    header = ["source", "seeds", "arrows", "both cover 0", "seeds alone", "windows alone", "median half-width (both)"]
+        means.append(f"- {title}: {np.mean(values):+.4f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f} % ({len(measurements)} measurements, {seconds:.0f} s of CPU time)")
+    header = ["source", "seeds", "both cover 0", "seeds alone", "windows alone", "median half-width (both)"]
     return "\n\n".join(["## No false arrows", table(header, rows), "Mean arrow of all measurements, with its standard error:", "\n".join(means)])
 
 

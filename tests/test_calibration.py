@@ -1,4 +1,5 @@
 """Small versions of benchmarks/calibration.py: the instrument shown sources whose answer is known."""
+import re
 import subprocess
 import sys
 from itertools import combinations
@@ -98,11 +99,10 @@ def test_tables_count_what_is_there_and_train_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if line.startswith("| ")]
     of_iid = {row[1]: row for row in rows if row[0] == "independent tokens"}
-    assert {n: row[2] for n, row in of_iid.items()} == {"1": "80", "2": "40", "3": "20", "5": "10", "8": "10"}
-    assert of_iid["1"][3] == "no verdict"
-    for n in ("2", "3", "5", "8"):
-        share = float(of_iid[n][3].split(" ")[0])
-        assert 60 <= share <= 80  # two of ten have an arrow of 50 %; of the others one of ten may miss zero by chance
+    assert of_iid["1"][2] == "no verdict"
+    for n, total in (("2", 40), ("3", 20), ("5", 10), ("8", 10)):
+        count, whole = re.match(r"(\d+) of (\d+), ", of_iid[n][2]).groups()
+        assert int(whole) == total and 0.6 <= int(count) / total <= 0.8  # two of ten have an arrow; one of ten may miss zero by chance
     assert not any("reversible" in row[0] for row in rows)
     circuit, mirrored = (next(row for row in rows if row[0] == title and row[1] == "3") for title in ("circuit over F2, 10 bits", "the same, mirrored"))
     assert float(circuit[5]) == pytest.approx(0.25, abs=0.01) and float(mirrored[5]) == pytest.approx(-0.25, abs=0.01)
