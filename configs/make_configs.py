@@ -100,10 +100,14 @@ def languages() -> dict[str, dict]:
 
 
 def synthetic() -> dict[str, dict]:
-    """Sources with a strong arrow (see modules/sources.py), tokenized a character a token, an example a window."""
+    """Sources with a strong arrow (see modules/sources.py), tokenized a character a token, an example a window.
+
+    Steps of half as many windows cost half and give primes as large an arrow, but do not teach the circuit (benchmarks/RESULTS.md).
+    """
     return {f"synthetic/{name}": small_gpt(
-        f"data/{name}/{name}.h5", 257, 64, line, 64, 3000, 750, 8, 1.5e-3, stride=line, valid_steps=40, state_save_loc="runs")
-        for name, line in (("primes", 15), ("circuit", 22))}
+        f"data/{name}/{name}.h5", 257, 64, line, batch_size, 3000, 750, 8, 1.5e-3, stride=line, valid_steps=2560 // batch_size,
+        state_save_loc="runs")
+        for name, line, batch_size in (("primes", 15, 32), ("circuit", 22, 64))}
 
 
 def grid() -> dict[str, dict]:

@@ -8,6 +8,7 @@ where the answer is known:
     markov_chain      detailed balance holds: the text and its reversal have the same law. No arrow, known entropy.
     iid               independent symbols: no arrow, known entropy.
     with_mirror_image any text, each block followed by its own mirror image: no arrow.
+    turned_by_coin    any tokenized documents, each forward or mirrored as a coin says: no arrow, and real text otherwise.
 
 Each is a generator of pieces of text, so a file of any size takes no memory, and
 the same arguments always give the same text. `seed` decides both the rule (the
@@ -27,7 +28,7 @@ knows the period.
 import codecs
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -232,6 +233,27 @@ def with_mirror_image(text: Iterable[str], block: int = MIRROR_BLOCK) -> Iterato
         rest = rest[whole:]
     if rest:
         yield rest + rest[::-1]
+
+
+def turned_by_coin(documents: Sequence[np.ndarray], separator: int, tokens: int, seed: int = 0) -> np.ndarray:
+    """`tokens` ids of `documents` (arrays of ids), each forward or mirrored as a fair coin says, and `separator` between two.
+
+    The documents stand in a circle, in random order, and the text is an arc of it that begins anywhere. Coins, order and beginning of an
+    arc are as likely as those of its mirror image, so the law of the text has exactly no arrow; and all else is as in the
+    documents: how often tokens occur, how far they depend on each other, that windows of one document are alike, and that documents
+    differ. Ids are mirrored, not characters: so it holds for every tokenizer.
+
+    Raises UserError where the documents have fewer ids.
+    """
+    sample = stream(seed, "sample")
+    between = np.array([separator], dtype=documents[0].dtype)
+    circle = []
+    for index, mirrored in zip(sample.permutation(len(documents)), sample.integers(2, size=len(documents)), strict=True):
+        circle += [documents[index][::-1] if mirrored else documents[index], between]
+    ids = np.concatenate(circle)
+    if tokens > len(ids):
+        raise UserError(f"expected documents of at least {tokens:,} tokens, found {len(ids):,}")
+    return np.roll(ids, -sample.integers(len(ids)))[:tokens]
 
 
 # Files ------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 import math
 import subprocess
 import sys
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +157,35 @@ def test_a_text_that_does_not_fit_the_disk_is_refused_before_it_is_begun(tmp_pat
         sources.write_text(tmp_path / "new" / "x.txt", never(), 10**18)
     assert not list(tmp_path.iterdir())
     sources.check_room(Path("/dev/null"), 10**18)  # takes no room
+
+
+# Documents turned by a coin ---------------------------------------------------------------------------------------------
+
+DOCUMENTS = [np.array(ids, dtype=np.uint16) for ids in ([1, 2], [3, 1, 1], [2])]
+
+
+def test_a_text_turned_by_coins_is_exactly_as_likely_as_its_mirror_image():
+    """Every circle, coin and beginning of three small documents, counted one by one: the law of an arc is that of its mirror image."""
+    counts: dict[tuple, int] = {}
+    for order in permutations(range(3)):
+        for coins in product((1, -1), repeat=3):
+            circle = [token for index, coin in zip(order, coins, strict=True) for token in (*DOCUMENTS[index][::coin].tolist(), 0)]
+            for start in range(len(circle)):
+                arc = tuple((circle + circle)[start:start + 5])
+                counts[arc] = counts.get(arc, 0) + 1
+    assert counts == {arc[::-1]: n for arc, n in counts.items()}
+    total, runs, seen = sum(counts.values()), 20_000, dict.fromkeys(counts, 0)
+    for seed in range(runs):
+        seen[tuple(sources.turned_by_coin(DOCUMENTS, 0, 5, seed).tolist())] += 1  # KeyError: an arc that cannot be
+    expected = np.array([runs * n / total for n in counts.values()])
+    squares = (np.array([*seen.values()]) - expected) ** 2 / expected
+    freedom = len(counts) - 1
+    assert squares.sum() < freedom + 4 * math.sqrt(2 * freedom)  # chi-squared, four standard deviations; these seeds always the same
+
+
+def test_coins_turn_whole_documents_and_keep_their_tokens():
+    whole = sources.turned_by_coin(DOCUMENTS, 0, 9, seed=3)
+    assert np.array_equal(np.sort(whole), np.sort(np.concatenate([*DOCUMENTS, np.zeros(3, np.uint16)]))) and whole.dtype == np.uint16
+    assert np.array_equal(whole, sources.turned_by_coin(DOCUMENTS, 0, 9, seed=3))
+    with pytest.raises(UserError, match="expected documents of at least 10 tokens, found 9"):
+        sources.turned_by_coin(DOCUMENTS, 0, 10)
