@@ -35,6 +35,7 @@ def test_both_directions_come_within_one_percent_of_the_true_entropy_from_above(
             assert row["exact"] < row[direction] < 1.01 * row["exact"]
 
 
+@pytest.mark.slow
 def test_a_circuit_has_a_strong_arrow_which_its_mirror_image_turns_round(tmp_path):
     line, toki = sources.linear_circuit_line(5), calibration.character_tokenizer(tmp_path)
     text = "".join(sources.linear_circuit(20_000, bits=5))
