@@ -187,13 +187,7 @@ def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki
     pieces = token_classes.pieces_of(toki) if toki else None
     bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if pieces else average_bytes_per_token(windows)
     classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if pieces else None
-    comparison = {
-        "name": first.name, "order": "backward",
-        "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss),
-                               "bits_per_byte": None if bytes_per_token is None else float(arrow.bits_per_byte(loss, bytes_per_token))}
-                   for direction, loss in (("forward", found.forward), ("backward", found.backward))},
-        "arrow": asdict(found) | {"verdict": found.verdict, "outlook": found.outlook()},
-        "held_out": {"windows": found.n_windows, "context": windows.length, "tokens": found.n_tokens, "block": found.block},
+    comparison = known_of_losses(first.name, "backward", found, windows.length, bytes_per_token) | {
         "by_length": by_length(evaluations, found),
         "convergence": asdict(converged) | {"moving": converged.moving, "verdict": in_words(converged)},
         "by_context": {key: values.tolist() for key, values in arrow.by_context(losses["forward"], losses["backward"]).items()},
@@ -210,14 +204,21 @@ def compare_losses(name: str, order: str, forward: np.ndarray, other: np.ndarray
     compared = {"text": text, "dataset": {}, "model": None, "parameters": None, "steps": None, "tokens_seen": None, "seeds": list(range(len(forward))),
                 "runs": [], "changed_on_the_way": [], "config": {}}
     by_context = arrow.by_context(forward, other) if forward.shape[2] > 1 else None
-    comparison = {
-        "name": name, "order": order, "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss), "bits_per_byte": None}
-                                 for direction, loss in (("forward", found.forward), ("backward", found.backward))},
-        "arrow": asdict(found) | {"verdict": found.verdict.replace("Backward", order.capitalize()), "outlook": found.outlook()},
-        "held_out": {"windows": found.n_windows, "context": forward.shape[2], "tokens": found.n_tokens, "block": found.block},
+    comparison = known_of_losses(name, order, found, forward.shape[2], None) | {
         "by_length": [], "convergence": None, "by_context": {key: values.tolist() for key, values in by_context.items()} if by_context else None,
         "by_class": None, "curves": [], "control": None, "compared": compared}
     return Compared([], comparison, {"forward": forward, "backward": other}, arrow.sample(forward, other, documents), found.percent, None)
+
+
+def known_of_losses(name: str, order: str, found: arrow.Arrow, context: int, bytes_per_token: float | None) -> dict:
+    """The part of a comparison that losses alone tell."""
+    return {
+        "name": name, "order": order,
+        "losses": {direction: {"nats_per_token": loss, "perplexity": arrow.perplexity(loss),
+                               "bits_per_byte": None if bytes_per_token is None else float(arrow.bits_per_byte(loss, bytes_per_token))}
+                   for direction, loss in (("forward", found.forward), ("backward", found.backward))},
+        "arrow": asdict(found) | {"verdict": found.verdict.replace("Backward", order.capitalize()), "outlook": found.outlook()},
+        "held_out": {"windows": found.n_windows, "context": context, "tokens": found.n_tokens, "block": found.block}}
 
 
 # Several comparisons ----------------------------------------------------------------------------------------------------

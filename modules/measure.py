@@ -163,7 +163,8 @@ def report_on(compared: Sequence[Compared], device: torch.device, wish: Wish) ->
     if wish.save_losses:
         written |= write_losses(out, {each.comparison["name"]: each.losses for each in compared})
     suffixes = ["", *(f"-{text.stem}" for text in wish.texts)]
-    page_stems = iter(distinct([f"{comparison['name']}{suffix}" for comparison in comparisons for suffix in suffixes], as_file_systems_see))
+    pages = [(comparison["name"], suffix) for comparison in comparisons for suffix in suffixes]
+    stem_of = dict(zip(pages, distinct(map("".join, pages), as_file_systems_see), strict=True))
     told = []
     for each, comparison in zip(compared, comparisons, strict=True):
         told.append(in_words(comparison))
@@ -174,8 +175,8 @@ def report_on(compared: Sequence[Compared], device: torch.device, wish: Wish) ->
             held_out = held_out_ids(held_out_windows(each.pairs[0][0])).ravel()[:HELD_OUT_PAGE_TOKENS]
             shown = [("held-out text", held_out), *((str(text), ids) for text, ids in wish.texts.items())]
             losses = losses_of_texts([ids for *_, ids in shown], each.pairs, toki.bos_id, device)
-            for (what, ids), (forward, backward) in zip(shown, losses, strict=True):
-                page = write_arrow_page(out / file_name(next(page_stems), "-page.html"), token_bytes, ids, forward, backward,
+            for suffix, (what, ids), (forward, backward) in zip(suffixes, shown, losses, strict=True):
+                page = write_arrow_page(out / file_name(stem_of[comparison["name"], suffix], "-page.html"), token_bytes, ids, forward, backward,
                                         title=f"Where the arrow lives: {comparison['name']}, {what}")
                 told.append(f"coloured {what}: {page}")
         if (picture := written.get(f"{comparison['name']}-loss")) is not None:

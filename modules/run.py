@@ -96,7 +96,7 @@ def run(config: Config, request: Request, processes: Processes) -> int:
         try:
             finished = record(training, last_step, files, request.project, data.tokenizer, stop)
         except torch.OutOfMemoryError as error:
-            raise UserError(f"{processes.device} is out of memory ({str(error).splitlines()[0]}); a smaller batch_size with a larger aggregate, or "
+            raise UserError(f"{processes.device} is out of memory ({console.reason(error)}); a smaller batch_size with a larger aggregate, or "
                             "checkpoint_activations, needs less") from None
         saved = sharded_path(files.state) if config.training_params.parallel == "fsdp" else files.state
         kept = f"saved in {saved}; the same command goes on from there" if saved.exists() else "nothing to save yet"
@@ -146,8 +146,6 @@ def prepare(config: Config, data: Data, processes: Processes, found: dict | None
             restore_sharded(model, optimizer, found["folder"])
         else:
             checkpoint.restore(model, optimizer, found, str(source))
-        for group in optimizer.param_groups:
-            group["weight_decay"] = optim.weight_decay  # the state's came with it
         training.validated, training.early_stages_unknown = found["validated"], found["early_stages_unknown"]
         training.unlogged = list(found["unlogged"].to(processes.device))
     return training

@@ -151,6 +151,16 @@ def test_seeds_are_added_until_the_interval_is_short_enough(measured):
     assert "do not give" not in enough.stdout or "going on to 3" in enough.stdout  # never before there are a few
 
 
+def test_pages_have_the_names_of_their_comparisons_beside_controls(measured, tmp_path):
+    folder, data, _ = measured
+    told = measure(config(tmp_path, data, "a"), config(tmp_path, data, "b", embed_dim=8), "--seeds", 1, "-p", "test", "-d", "cpu",
+                   "-t", folder / "prose_tokenizer")
+    assert told.returncode == 0, told.stderr
+    pages = {path.name: path.read_text() for path in (tmp_path / "runs" / "test" / "report").glob("*-page.html")}
+    assert set(pages) == {"a-page.html", "b-page.html"}, "controls have a tokenizer of their own, and no page"
+    assert all(f"Where the arrow lives: {name[0]}, held-out text" in page for name, page in pages.items())
+
+
 def test_contrasts_of_a_sweep_are_paired_and_corrected(measured, tmp_path):
     folder, data, _ = measured
     paths = [config(tmp_path, data, f"context{length}", attn_length=length) for length in (8, 16, 32)]
