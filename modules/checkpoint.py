@@ -24,7 +24,7 @@ import threading
 import zipfile
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import BinaryIO, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -175,6 +175,27 @@ def save_state(state: dict, path: Path) -> None:
         raise UserError(f"cannot save the state {reason}; {before}. Then run the same command again") from None
 
 
+def unpacked(file: Path | BinaryIO) -> tuple[object, str | None]:
+    """What a file of torch.save holds, every byte compared with its CRC-32 first, and None; or None and what is wrong with its bytes.
+
+    Raises OSError and MemoryError where it cannot be read for another reason: nothing says then that the file is bad.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            flaw = archive.testzip()
+        if flaw is not None:
+            return None, flaw
+        if not isinstance(file, Path):
+            file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True), None
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, zlib and pickle each have errors of their own for damage
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # zipfile seeks before the start of a file that is cut (EINVAL)
+            raise
+        return None, str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def load_state(path: str | os.PathLike) -> dict:
     """Read a `.state` into CPU memory, every byte and every entry checked.
 
@@ -184,19 +205,12 @@ def load_state(path: str | os.PathLike) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such state")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise UserError(f"{path}: the state cannot be read: not enough memory") from None
-    except Exception as error:  # zipfile, zlib and pickle each have errors of their own for damage
-        # No permission, a disk that fails: nothing says that the file is bad. But zipfile seeks before the start of one that is (EINVAL).
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise UserError(f"{path}: the state cannot be read: {describe_os_error(error)}") from None
-        damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if damaged is not None:
-        raise DamagedState(f"{path}: a truncated or damaged state ({damaged})")
+        state, flaw = unpacked(path)
+    except (OSError, MemoryError) as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else "not enough memory"
+        raise UserError(f"{path}: the state cannot be read: {reason}") from None
+    if flaw is not None:
+        raise DamagedState(f"{path}: a truncated or damaged state ({flaw})")
     return check_facts(state, str(path), State)
 
 

@@ -23,7 +23,6 @@ import re
 import secrets
 import shutil
 import stat
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,7 +37,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor, Shard
 
-from modules.checkpoint import save_state
+from modules.checkpoint import save_state, unpacked
 from modules.errors import UserError, describe_os_error
 from modules.files import replacing, sync_folder
 from modules.schema import Schema, checked
@@ -331,15 +330,7 @@ def read_facts(folder: Path) -> tuple[dict, Sharded]:
             raise UserError(f"{folder}: a sharded state of an earlier version, not read any more, as that could run code; {WAY_OUT}")
         if FACTS not in names:
             raise damaged(folder, f"{FACTS} is missing")
-        packed = (folder / FACTS).read_bytes()
-        try:
-            with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-                flaw = archive.testzip()
-            facts = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True) if flaw is None else None
-        except MemoryError:
-            raise
-        except Exception as error:  # zipfile, zlib and pickle each have errors of their own for damage
-            flaw = str(error).splitlines()[0] if str(error) else type(error).__name__
+        facts, flaw = unpacked(io.BytesIO((folder / FACTS).read_bytes()))
         if flaw is not None:
             raise damaged(folder, f"{FACTS}: {flaw}")
         sharded = checked(Facts, facts, f"{folder}: a damaged sharded state ({FACTS})", WAY_OUT).sharded
