@@ -1,4 +1,5 @@
-"""Measure the arrow of time: train both directions of each config, compare them on the same held-out text, write a report.
+"""Measure the arrow of time: train both directions of each config, compare them on the same held-out text, write a
+report.
 
     python measure_arrow.py configs/sweep/*.json --jobs 2
     python measure_arrow.py config.json --until 0.2
@@ -9,6 +10,7 @@
 
 Interrupted, the same command goes on where it was. What is finished is used as it is.
 """
+
 import argparse
 import shlex
 import sys
@@ -22,27 +24,89 @@ def parse_arguments() -> argparse.Namespace:
     from modules.cli import Parser, integer, number_above_zero, path, processes_here
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="*", type=path, help="JSON config files; of a forward and backward pair one is enough")
-    parser.add_argument("--states", nargs="+", type=path, metavar="STATE", help="compare runs that exist, by their .state files, and train nothing")
-    parser.add_argument("--data", nargs="+", type=path, default=[], metavar="H5", help="where the datasets of --states lie now, if they were moved")
-    parser.add_argument("--losses", type=path, metavar="NPZ", help="report on held-out losses that somebody measured (as --save_losses writes them)")
-    parser.add_argument("--seeds", type=integer(1, 1000), default=5, help="train each config for so many seeds (default %(default)s)")
-    parser.add_argument("--until", type=number_above_zero(100, "percent"), metavar="PERCENT",
-                        help="go on with more seeds until the interval of the arrow reaches no further than this to either side")
-    parser.add_argument("--max_seeds", type=integer(1, 1000), default=20, help="with --until: at most so many (default %(default)s)")
-    parser.add_argument("--control", action="store_true", default=None, help="also train each run on the reversed text, tokenized afresh, to tell what "
-                        "turns round with the text from what does not (default: where the text is at hand)")
-    parser.add_argument("--no_control", dest="control", action="store_false", help="leave the control out: half the time")
-    parser.add_argument("--save_losses", action="store_true", help="write every held-out loss to losses.npz, and the means of windows to losses.csv")
-    parser.add_argument("-d", "--device", help="device, e.g. 'cuda:0' or 'cpu' (default: the first GPU, or else the CPU)")
-    parser.add_argument("-t", "--tokenizer_path", type=path, help="tokenizer folder: adds snippets, classes of tokens and a coloured page")
-    parser.add_argument("--text", nargs="+", type=path, default=[], metavar="FILE",
-                        help="plain texts of yours, each to be shown as a coloured page too; needs -t")
-    parser.add_argument("-p", "--project_name", default="BackPerplexityResilient", help="project of the runs (default %(default)s)")
-    parser.add_argument("-o", "--out", type=lambda text: Path(path(text)),
-                        help="folder of the report (default: report/ in the project's folder of runs)")
-    parser.add_argument("--jobs", type=processes_here, default=1,
-                        help="train so many runs side by side, in processes that share the CPU's cores")
+    parser.add_argument(
+        "configs", nargs="*", type=path, help="JSON config files; of a forward and backward pair one is enough"
+    )
+    parser.add_argument(
+        "--states",
+        nargs="+",
+        type=path,
+        metavar="STATE",
+        help="compare runs that exist, by their .state files, and train nothing",
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=path,
+        default=[],
+        metavar="H5",
+        help="where the datasets of --states lie now, if they were moved",
+    )
+    parser.add_argument(
+        "--losses",
+        type=path,
+        metavar="NPZ",
+        help="report on held-out losses that somebody measured (as --save_losses writes them)",
+    )
+    parser.add_argument(
+        "--seeds", type=integer(1, 1000), default=5, help="train each config for so many seeds (default %(default)s)"
+    )
+    parser.add_argument(
+        "--until",
+        type=number_above_zero(100, "percent"),
+        metavar="PERCENT",
+        help="go on with more seeds until the interval of the arrow reaches no further than this to either side",
+    )
+    parser.add_argument(
+        "--max_seeds", type=integer(1, 1000), default=20, help="with --until: at most so many (default %(default)s)"
+    )
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        default=None,
+        help="also train each run on the reversed text, tokenized afresh, to tell what "
+        "turns round with the text from what does not (default: where the text is at hand)",
+    )
+    parser.add_argument(
+        "--no_control", dest="control", action="store_false", help="leave the control out: half the time"
+    )
+    parser.add_argument(
+        "--save_losses",
+        action="store_true",
+        help="write every held-out loss to losses.npz, and the means of windows to losses.csv",
+    )
+    parser.add_argument(
+        "-d", "--device", help="device, e.g. 'cuda:0' or 'cpu' (default: the first GPU, or else the CPU)"
+    )
+    parser.add_argument(
+        "-t",
+        "--tokenizer_path",
+        type=path,
+        help="tokenizer folder: adds snippets, classes of tokens and a coloured page",
+    )
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        type=path,
+        default=[],
+        metavar="FILE",
+        help="plain texts of yours, each to be shown as a coloured page too; needs -t",
+    )
+    parser.add_argument(
+        "-p", "--project_name", default="BackPerplexityResilient", help="project of the runs (default %(default)s)"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=lambda text: Path(path(text)),
+        help="folder of the report (default: report/ in the project's folder of runs)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=processes_here,
+        default=1,
+        help="train so many runs side by side, in processes that share the CPU's cores",
+    )
     arguments = parser.parse_args()
     if sum(map(bool, (arguments.configs, arguments.states, arguments.losses))) != 1:
         parser.error("give config files, --states or --losses: one of the three")
@@ -57,6 +121,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     from modules.parallel import leave  # seconds of imports, in which Ctrl-C is one line as well
+
     leave(measured(arguments))
 
 
@@ -67,12 +132,16 @@ def measured(arguments: argparse.Namespace) -> int:
     from modules.tok_utils.processes import this_process
 
     texts = read_texts(arguments.text, arguments.tokenizer_path)  # a mistake in them is told before hours of training
-    wish = Wish(arguments.out, arguments.tokenizer_path, shlex.join(["python", *sys.argv]), texts, arguments.save_losses)
+    wish = Wish(
+        arguments.out, arguments.tokenizer_path, shlex.join(["python", *sys.argv]), texts, arguments.save_losses
+    )
     if arguments.losses:
         tell(report_on_losses(arguments.losses, wish))
         return 0
     if this_process().launched and (arguments.jobs > 1 or arguments.until):
-        raise UserError("--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work itself")
+        raise UserError(
+            "--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work itself"
+        )
     states, seeds, device = arguments.states, arguments.seeds, pick_device(arguments.device)
     while True:
         if arguments.configs:
@@ -80,7 +149,11 @@ def measured(arguments: argparse.Namespace) -> int:
             if status or not states:
                 return status
         compared = compared_states(states, device, arguments.tokenizer_path, arguments.data)
-        more = seeds_after(compared, arguments.until, arguments.max_seeds) if arguments.until and arguments.configs else seeds
+        more = (
+            seeds_after(compared, arguments.until, arguments.max_seeds)
+            if arguments.until and arguments.configs
+            else seeds
+        )
         if more <= seeds:
             break
         tell(report_on(compared, device, wish))
@@ -91,7 +164,8 @@ def measured(arguments: argparse.Namespace) -> int:
 
 
 def train(arguments: argparse.Namespace, seeds: int) -> tuple[int, list[Path]]:
-    """Train what is missing for so many seeds; the exit status, and the states: none where this process is not the one to report."""
+    """Train what is missing for so many seeds; the exit status, and the states: none where this process is not the one
+    to report."""
     from modules.measure import planned_runs, train_in_turn, with_controls_of
     from modules.resume import files_of
     from modules.run import Request

@@ -1,8 +1,10 @@
 """Text to a dataset ready for training: trains a tokenizer on a text, tokenizes the text with it, writes one .h5.
 
-Edit the four names at the end of this file and run `python tokenize_to_h5.py`, or give them as flags. Run again after an
-interruption, it goes on from where it was. On several machines with a shared folder: `torchrun ... tokenize_to_h5.py`.
+Edit the four names at the end of this file and run `python tokenize_to_h5.py`, or give them as flags. Run again after
+an interruption, it goes on from where it was. On several machines with a shared folder: `torchrun ...
+tokenize_to_h5.py`.
 """
+
 import argparse
 import os
 
@@ -21,20 +23,55 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     from modules.tok_utils.processes import this_process
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--txt_path", type=path, default=txt_path or None, help="text to tokenize: .txt, .txt.gz, .txt.xz, .txt.zst, or a folder of them")
-    parser.add_argument("--out_h5_folder", type=path, default=out_h5_folder or None, help="folder that will contain the .h5")
-    parser.add_argument("--tokenizer_folder", type=path, default=tokenizer_folder or None, help="folder in which the tokenizer is saved")
-    parser.add_argument("--tokenizer_name", default=tokenizer_name, help="name of the tokenizer; one that is there already is used as it is")
-    parser.add_argument("--vocab_size", type=int, default=50257, help="number of ids of a new tokenizer (default: %(default)s)")
-    parser.add_argument("--sample_bytes", type=int, help="train the tokenizer on about so many bytes, taken evenly from the text (default: all)")
-    parser.add_argument("--split", choices=SPLITS, default="gpt2",
-                        help="how a new tokenizer splits a text: gpt2, or symmetric: the tokens of the reversed text are the reversed tokens "
-                        "(default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, help="processes that encode, at most four a core (default: one a core)")
-    parser.add_argument("--errors", choices=("strict", "replace"), default="strict",
-                        help="text that is not UTF-8: refuse it and say where, or replace it by U+FFFD (default: %(default)s)")
-    parser.add_argument("--check", nargs="+", type=path, metavar="FILE.h5", help="make nothing: read these .h5 through, and compare all their tokens with the "
-                        "checksum and the vocabulary that they carry (files of up to 128 MB are checked whenever they are opened)")
+    parser.add_argument(
+        "--txt_path",
+        type=path,
+        default=txt_path or None,
+        help="text to tokenize: .txt, .txt.gz, .txt.xz, .txt.zst, or a folder of them",
+    )
+    parser.add_argument(
+        "--out_h5_folder", type=path, default=out_h5_folder or None, help="folder that will contain the .h5"
+    )
+    parser.add_argument(
+        "--tokenizer_folder", type=path, default=tokenizer_folder or None, help="folder in which the tokenizer is saved"
+    )
+    parser.add_argument(
+        "--tokenizer_name",
+        default=tokenizer_name,
+        help="name of the tokenizer; one that is there already is used as it is",
+    )
+    parser.add_argument(
+        "--vocab_size", type=int, default=50257, help="number of ids of a new tokenizer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sample_bytes",
+        type=int,
+        help="train the tokenizer on about so many bytes, taken evenly from the text (default: all)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="gpt2",
+        help="how a new tokenizer splits a text: gpt2, or symmetric: the tokens of the reversed text are the reversed tokens "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num_workers", type=int, help="processes that encode, at most four a core (default: one a core)"
+    )
+    parser.add_argument(
+        "--errors",
+        choices=("strict", "replace"),
+        default="strict",
+        help="text that is not UTF-8: refuse it and say where, or replace it by U+FFFD (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--check",
+        nargs="+",
+        type=path,
+        metavar="FILE.h5",
+        help="make nothing: read these .h5 through, and compare all their tokens with the "
+        "checksum and the vocabulary that they carry (files of up to 128 MB are checked whenever they are opened)",
+    )
     args = parser.parse_args()
     if args.check:
         from modules.dataset import check_file  # torch, which --help need not wait for
@@ -44,11 +81,26 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         return
     for name in ("txt_path", "out_h5_folder", "tokenizer_folder", "tokenizer_name"):
         if not getattr(args, name):
-            raise UserError(f"{name} is empty: edit the four names at the end of {os.path.basename(__file__)}, or give --{name}")
+            raise UserError(
+                f"{name} is empty: edit the four names at the end of {os.path.basename(__file__)}, or give --{name}"
+            )
 
-    tokenizer_path = create_tokenizer(args.txt_path, args.tokenizer_folder, tokenizer_name=args.tokenizer_name, vocab_size=args.vocab_size,
-                                      sample_bytes=args.sample_bytes, errors=args.errors, split=args.split)
-    chunks = tokenize_folder(args.txt_path, tokenizer_path, num_workers=args.num_workers, errors=args.errors, out_h5_folder=args.out_h5_folder)
+    tokenizer_path = create_tokenizer(
+        args.txt_path,
+        args.tokenizer_folder,
+        tokenizer_name=args.tokenizer_name,
+        vocab_size=args.vocab_size,
+        sample_bytes=args.sample_bytes,
+        errors=args.errors,
+        split=args.split,
+    )
+    chunks = tokenize_folder(
+        args.txt_path,
+        tokenizer_path,
+        num_workers=args.num_workers,
+        errors=args.errors,
+        out_h5_folder=args.out_h5_folder,
+    )
     toki = tokenizer.get_tokenizer(m_path=tokenizer_path)
     h5_path = make_h5(chunks, args.out_h5_folder, toki)
     if this_process().rank == 0:
@@ -56,9 +108,9 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         tell(f"  {chunks} is no longer needed once you are content with the .h5")
 
 
-if __name__=='__main__':
-    txt_path = ''  # Path to the .txt file to be tokenized
-    out_h5_folder = ''  # Folder that will contain the output .h5 file
-    tokenizer_folder = ''  # Folder where the tokenizer will be saved
-    tokenizer_name = ''  # Name of the tokenizer that will be saved
+if __name__ == "__main__":
+    txt_path = ""  # Path to the .txt file to be tokenized
+    out_h5_folder = ""  # Folder that will contain the output .h5 file
+    tokenizer_folder = ""  # Folder where the tokenizer will be saved
+    tokenizer_name = ""  # Name of the tokenizer that will be saved
     main(txt_path, out_h5_folder, tokenizer_folder, tokenizer_name)

@@ -1,4 +1,5 @@
 """Train an LSTM, forward or backward, on one device:  python train_lstm.py config.json -d cuda:0"""
+
 from modules.errors import one_line_errors
 
 
@@ -6,7 +7,10 @@ from modules.errors import one_line_errors
 def main() -> None:
     from modules.cli import train_on_one_device  # seconds of imports, in which Ctrl-C is one line as well
 
-    train_on_one_device("lstm", "Starts training of an LSTM on one device, given a JSON config file; run again, it goes on from its last state.")
+    train_on_one_device(
+        "lstm",
+        "Starts training of an LSTM on one device, given a JSON config file; run again, it goes on from its last state.",
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Every process gets a part of each batch, so a config means the same run on any number of devices.
 """
+
 from modules.errors import one_line_errors
 
 
@@ -12,9 +13,16 @@ def main() -> None:
     end_with_launcher()
     from modules.cli import config_of, processes_here, train_from_arguments, training_parser
 
-    parser = training_parser("Starts training on all visible GPUs of this machine (or on N processes on the CPU), given a JSON config file. "
-                             "Launched by torchrun, on all of its machines.")
-    parser.add_argument("--nproc", type=processes_here, metavar="N", help="Number of processes, one a device. Default: the number of GPUs, or 1 without any.")
+    parser = training_parser(
+        "Starts training on all visible GPUs of this machine (or on N processes on the CPU), given a JSON config file. "
+        "Launched by torchrun, on all of its machines."
+    )
+    parser.add_argument(
+        "--nproc",
+        type=processes_here,
+        metavar="N",
+        help="Number of processes, one a device. Default: the number of GPUs, or 1 without any.",
+    )
     args = parser.parse_args()
     config = config_of(args, model=None)  # a mistake in it is told once, before there are many processes
     import torch  # seconds, which --help and a mistake need not wait for
@@ -24,7 +32,9 @@ def main() -> None:
 
     if this_process().launched:  # by this script or by torchrun
         leave(train_from_arguments(args, config))
-    raise SystemExit(launch(args.nproc or (max(1, torch.cuda.device_count()) if args.device in (None, "cuda") else 1), args.device))
+    raise SystemExit(
+        launch(args.nproc or (max(1, torch.cuda.device_count()) if args.device in (None, "cuda") else 1), args.device)
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Reading windows: one gather from a memory map of the contiguous .h5, beside one h5py slice an item as usual data sets do it.
+"""Reading windows: one gather from a memory map of the contiguous .h5, beside one h5py slice an item as usual data sets
+do it.
 
     python benchmarks/bench_data.py
 
 Prints Markdown rows: tokens/s, and what the order of windows and the whole batch cost. The two ways take turns.
 """
+
 import argparse
 import statistics
 import sys
@@ -62,21 +64,30 @@ def main() -> None:
 
             def one_by_one(step: int) -> np.ndarray:
                 starts = ordered[step % len(ordered)] * training.stride
-                return np.stack([slices[start:start + length] for start in starts])
+                return np.stack([slices[start : start + length] for start in starts])
 
             ordered = [order(step) for step in range(200)]
             ways = {
                 "one h5py slice an item (chunked int32)": one_by_one,
-                "one gather a batch from the memory map": lambda step: token_file.gather(ordered[step % 200] * training.stride, length),
+                "one gather a batch from the memory map": lambda step: token_file.gather(
+                    ordered[step % 200] * training.stride, length
+                ),
                 "the same, whole batch: order, gather, BOS, tensors": lambda step: training.batch(order(step)),
                 "order of windows alone": order,
             }
-            turns = [[tokens_per_s(way, batch * length, options.seconds) for way in ways.values()] for _ in range(options.rounds)]
+            turns = [
+                [tokens_per_s(way, batch * length, options.seconds) for way in ways.values()]
+                for _ in range(options.rounds)
+            ]
 
-    print(f"{options.tokens:,} tokens, batches of {batch} windows of {length}, {options.rounds} turns of {options.seconds:g} s\n")
+    print(
+        f"{options.tokens:,} tokens, batches of {batch} windows of {length}, {options.rounds} turns of {options.seconds:g} s\n"
+    )
     print("| way | M tokens/s | times the first |\n|---|---|---|")
     for i, name in enumerate(ways):
-        speed, ratio = (statistics.median(column) for column in zip(*((turn[i], turn[i] / turn[0]) for turn in turns), strict=True))
+        speed, ratio = (
+            statistics.median(column) for column in zip(*((turn[i], turn[i] / turn[0]) for turn in turns), strict=True)
+        )
         print(f"| {name} | {speed / 1e6:,.1f} | {ratio:,.0f} |")
 
 

@@ -3,16 +3,17 @@
     python benchmarks/bench_training.py                                # mini and gpt1, fp32 and bf16, GRU and LSTM
     python benchmarks/bench_training.py --models gpt1 medium --precision bf16 --batch 90 --device cuda
 
-Contenders train the same model (layers, heads, width, vocabulary, dropout, untied head) with the same optimizer (fused AdamW,
-gradient norm clipped) on the same windows:
+Contenders train the same model (layers, heads, width, vocabulary, dropout, untied head) with the same optimizer (fused
+AdamW, gradient norm clipped) on the same windows:
   ours            the trainer's own step, built from a config as a run builds it: on a CPU a batch goes through in pieces
   transformers    GPT2LMHeadModel, logits then cross-entropy, the batch as a whole; eager, and with the whole forward compiled
   plain           our model's logits then cross-entropy: on CUDA compiled as a whole, as nanoGPT does it, with the vocabulary padded to a
                   multiple of 64; for GRU and LSTM, eager, the only peer
-Each contender lives in a process of its own, so that peak memory is its own, and the processes take turns: a machine that slows down
-slows all of them. Speeds are medians over the turns, ratios medians of the ratios within a turn. With --clock cpu they are tokens
-a second of CPU time on one thread, for a machine that others are using.
+Each contender lives in a process of its own, so that peak memory is its own, and the processes take turns: a machine
+that slows down slows all of them. Speeds are medians over the turns, ratios medians of the ratios within a turn. With
+--clock cpu they are tokens a second of CPU time on one thread, for a machine that others are using.
 """
+
 import argparse
 import dataclasses
 import functools
@@ -51,6 +52,7 @@ WARM_UP = 3  # steps
 @dataclass(frozen=True)
 class Task:
     """What one process trains, and how."""
+
     contender: str
     model: str  # "gpt", "gru" or "lstm"
     size: str
@@ -66,28 +68,54 @@ class Task:
     def model_params(self) -> dict:
         if self.model == "gpt":
             layers, heads, width = SIZES[self.size][:3]
-            return {"vocab_size": VOCAB_SIZE, "n_layers": layers, "n_heads": heads, "embed_dim": width, "attn_length": self.context,
-                    "dropout": self.dropout}
+            return {
+                "vocab_size": VOCAB_SIZE,
+                "n_layers": layers,
+                "n_heads": heads,
+                "embed_dim": width,
+                "attn_length": self.context,
+                "dropout": self.dropout,
+            }
         layers, width = RECURRENT[self.size][:2]
         return {"vocab_size": VOCAB_SIZE, "n_layers": layers, "embed_dim": width, "desired_attn_length": self.context}
-
 
     @property
     def config(self) -> Config:
         """The config that our run would have."""
-        return parse_config({
-            "model": self.model, "model_params": self.model_params, "optim_params": {"lr": 1e-4},
-            "training_params": {"dataset_folder": self.data, "batch_size": self.batch, "valid_steps": 1, "precision": self.precision},
-        }, self.size)
+        return parse_config(
+            {
+                "model": self.model,
+                "model_params": self.model_params,
+                "optim_params": {"lr": 1e-4},
+                "training_params": {
+                    "dataset_folder": self.data,
+                    "batch_size": self.batch,
+                    "valid_steps": 1,
+                    "precision": self.precision,
+                },
+            },
+            self.size,
+        )
 
 
 def transformers_gpt2(params: dict) -> torch.nn.Module:
     """The same model from transformers."""
     from transformers import GPT2Config, GPT2LMHeadModel
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=params["vocab_size"], n_positions=params["attn_length"], n_embd=params["embed_dim"], n_layer=params["n_layers"],
-        n_head=params["n_heads"], resid_pdrop=params["dropout"], attn_pdrop=params["dropout"], embd_pdrop=0.0, use_cache=False,
-        tie_word_embeddings=False))
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=params["vocab_size"],
+            n_positions=params["attn_length"],
+            n_embd=params["embed_dim"],
+            n_layer=params["n_layers"],
+            n_head=params["n_heads"],
+            resid_pdrop=params["dropout"],
+            attn_pdrop=params["dropout"],
+            embd_pdrop=0.0,
+            use_cache=False,
+            tie_word_embeddings=False,
+        )
+    )
 
 
 def whole_batch(batches, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,8 +139,10 @@ class Ours:
     def passes(self) -> dict:
         """Passes over a batch without gradients: to the logits, and the per-token losses that validation takes."""
         pieces = list(itertools.islice(self.batches, self.pieces))
-        return {"logits": lambda: [self.model(inputs_BT) for inputs_BT, _ in pieces],
-                "losses": lambda: [self.model.losses(inputs_BT, targets_BT) for inputs_BT, targets_BT in pieces]}
+        return {
+            "logits": lambda: [self.model(inputs_BT) for inputs_BT, _ in pieces],
+            "losses": lambda: [self.model.losses(inputs_BT, targets_BT) for inputs_BT, targets_BT in pieces],
+        }
 
 
 class Peer:
@@ -182,7 +212,8 @@ class Measured:
         return steps * self.task.batch * self.task.context / (self.clock() - start)
 
     def phases(self, seconds: float) -> dict[str, float]:
-        """Share of our step that each phase takes, the device waited for after each; "optimizer" is all but the other three."""
+        """Share of our step that each phase takes, the device waited for after each; "optimizer" is all but the other
+        three."""
         spent = dict.fromkeys(PHASES, 0.0)
 
         def clocked(phase: str, function):
@@ -193,6 +224,7 @@ class Measured:
                 self.wait()
                 spent[phase] += self.clock() - start
                 return result
+
             return wrapped
 
         ours, start = self.contender, self.clock()
@@ -224,7 +256,9 @@ class Measured:
                     spent[name] += self.clock() - before
                 passes += 1
         self.contender.model.train()
-        return {name: passes * self.task.batch * self.task.context / seconds_spent for name, seconds_spent in spent.items()}
+        return {
+            name: passes * self.task.batch * self.task.context / seconds_spent for name, seconds_spent in spent.items()
+        }
 
     def peak_memory(self) -> float:
         """MiB: of the device on CUDA, of the process on the CPU."""
@@ -270,7 +304,11 @@ def flops_per_token(task: Task) -> float:
     params = task.model_params
     with torch.device("meta"):
         model = GPT(**params)
-    weights = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name not in ("embedding.weight", "position.weight"))
+    weights = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.dim() == 2 and name not in ("embedding.weight", "position.weight")
+    )
     return 6 * weights + 12 * params["n_layers"] * params["embed_dim"] * task.context
 
 
@@ -295,16 +333,30 @@ def compare(task: Task, rounds: int, seconds: float, eager: bool) -> str:
     validation = contenders[0].do("validation", seconds) | contenders[best].do("validation", seconds)
     for one in contenders:
         one.end()
-    others = ", ".join(f"{one.task.contender} {speed:,.0f} tokens/s {peak:,.0f} MiB"
-                       for one, speed, peak in list(zip(contenders, speeds, memory, strict=True))[1:])
+    others = ", ".join(
+        f"{one.task.contender} {speed:,.0f} tokens/s {peak:,.0f} MiB"
+        for one, speed, peak in list(zip(contenders, speeds, memory, strict=True))[1:]
+    )
     name = task.size if task.model == "gpt" else f"{task.model} {task.size}"
-    cells = [name, task.precision, f"{speeds[0]:,.0f}", f"{speeds[best]:,.0f} ({contenders[best].task.contender})", f"{ratios[best]:.2f}",
-             f"{memory[0]:,.0f}", f"{memory[best]:,.0f}", f"{memory[0] / memory[best]:.2f}",
-             " / ".join(f"{100 * shares[phase]:.1f}" for phase in PHASES),
-             " / ".join(f"{validation['losses'] / validation[other]:.2f}" for other in ("logits", "mean"))]
+    cells = [
+        name,
+        task.precision,
+        f"{speeds[0]:,.0f}",
+        f"{speeds[best]:,.0f} ({contenders[best].task.contender})",
+        f"{ratios[best]:.2f}",
+        f"{memory[0]:,.0f}",
+        f"{memory[best]:,.0f}",
+        f"{memory[0] / memory[best]:.2f}",
+        " / ".join(f"{100 * shares[phase]:.1f}" for phase in PHASES),
+        " / ".join(f"{validation['losses'] / validation[other]:.2f}" for other in ("logits", "mean")),
+    ]
     if task.device.startswith("cuda"):
         cells.append(mfu(task, speeds[0]) + " / " + mfu(task, speeds[best]) if task.model == "gpt" else "")
-    print(f"  {name} {task.precision}: ours {speeds[0]:,.0f} tokens/s {memory[0]:,.0f} MiB, {others}", file=sys.stderr, flush=True)
+    print(
+        f"  {name} {task.precision}: ours {speeds[0]:,.0f} tokens/s {memory[0]:,.0f} MiB, {others}",
+        file=sys.stderr,
+        flush=True,
+    )
     return "| " + " | ".join(cells) + " |"
 
 
@@ -313,7 +365,9 @@ def mfu(task: Task, tokens_per_s: float) -> str:
     peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
     if not peaks:
         return "?"
-    return f"{100 * flops_per_token(task) * tokens_per_s / (peaks[0] if task.precision == 'bf16' else peaks[0] / 2):.1f}"
+    return (
+        f"{100 * flops_per_token(task) * tokens_per_s / (peaks[0] if task.precision == 'bf16' else peaks[0] / 2):.1f}"
+    )
 
 
 def write_tokens(path: Path, count: int = 4_000_000) -> None:
@@ -325,25 +379,51 @@ def write_tokens(path: Path, count: int = 4_000_000) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=["mini", "gpt1", "gru:small", "lstm:small"],
-                        help=f"GPT sizes ({', '.join(SIZES)}), or gru:SIZE, lstm:SIZE ({', '.join(RECURRENT)})")
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=["mini", "gpt1", "gru:small", "lstm:small"],
+        help=f"GPT sizes ({', '.join(SIZES)}), or gru:SIZE, lstm:SIZE ({', '.join(RECURRENT)})",
+    )
     parser.add_argument("--precision", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, default=16, help="windows in a step (default %(default)s)")
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--dropout", type=float, default=0.0, help="the paper trains with 0.1, for which torch has no fused attention on a CPU")
+    parser.add_argument(
+        "--dropout",
+        type=float,
+        default=0.0,
+        help="the paper trains with 0.1, for which torch has no fused attention on a CPU",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--no_eager", action="store_true", help="without transformers' eager step, which is slower than the compiled one and needs twice "
-                        "its memory")
+    parser.add_argument(
+        "--no_eager",
+        action="store_true",
+        help="without transformers' eager step, which is slower than the compiled one and needs twice its memory",
+    )
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of a turn")
     options = parser.parse_args()
 
-    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{device}, torch {torch.__version__}, batch {options.batch}, context {options.context}, dropout {options.dropout}, "
-          f"vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s of {options.clock} time\n")
-    columns = ["model", "precision", "ours, tokens/s", "best peer, tokens/s", "ratio", "ours, peak MiB", "peer, peak MiB", "ratio",
-               "loading / forward / backward / optimizer, % of our step", "validation's tokens/s over our pass to the logits / the peer's to its loss"]
+    device = (
+        torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{device}, torch {torch.__version__}, batch {options.batch}, context {options.context}, dropout {options.dropout}, "
+        f"vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s of {options.clock} time\n"
+    )
+    columns = [
+        "model",
+        "precision",
+        "ours, tokens/s",
+        "best peer, tokens/s",
+        "ratio",
+        "ours, peak MiB",
+        "peer, peak MiB",
+        "ratio",
+        "loading / forward / backward / optimizer, % of our step",
+        "validation's tokens/s over our pass to the logits / the peer's to its loss",
+    ]
     if options.device.startswith("cuda"):
         columns.append("MFU of a GPT, %: ours / peer")
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
@@ -353,8 +433,18 @@ def main() -> None:
         for name in options.models:
             model, size = name.split(":") if ":" in name else ("gpt", name)
             for precision in options.precision:
-                task = Task("ours", model, size, precision, options.batch, options.context, options.dropout, options.device, str(data),
-                            options.clock)
+                task = Task(
+                    "ours",
+                    model,
+                    size,
+                    precision,
+                    options.batch,
+                    options.context,
+                    options.dropout,
+                    options.device,
+                    str(data),
+                    options.clock,
+                )
                 print(compare(task, options.rounds, options.seconds, not options.no_eager), flush=True)
 
 

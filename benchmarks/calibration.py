@@ -1,19 +1,22 @@
-"""The instrument shown sources whose answer is known:  python -m benchmarks.calibration [null entropy strong] [--runs 80]
+"""The instrument shown sources whose answer is known:  python -m benchmarks.calibration [null entropy strong] [--runs
+80]
 
     null     time-symmetric sources: 95 % intervals must cover zero in about 95 % of simulated measurements, whatever the number of seeds
     entropy  sources of known entropy: both directions must come within 1 % of it, from above
     strong   circuits over F2 and products of primes (configs/synthetic): the arrow must be told from zero; and with the text
              written backward, it must change its sign and nothing else
 
-Every measurement goes through the project's own tokenizer, .h5, windows, trainer and statistics; only states and metrics are
-not written. A simulated measurement of `null` is a new source, a new text, eight seeds and both directions: sixteen trainings
-of a model so small that they take some ten seconds together. Fewer seeds are parts of the same eight that share none: eight times one,
-four times two, twice three, once five. No number is a seed twice, in whichever part, source and measurement (`numbers_of`).
+Every measurement goes through the project's own tokenizer, .h5, windows, trainer and statistics; only states and
+metrics are not written. A simulated measurement of `null` is a new source, a new text, eight seeds and both directions:
+sixteen trainings of a model so small that they take some ten seconds together. Fewer seeds are parts of the same eight
+that share none: eight times one, four times two, twice three, once five. No number is a seed twice, in whichever part,
+source and measurement (`numbers_of`).
 
-The losses of each measurement (of each seed, in `strong`) stay in --folder, so a run that was ended goes on where it was, --runs can
-grow later, and --show prints the tables of what is there and trains nothing. After a change of what is measured,
-name another folder. It prints Markdown, and tests/test_calibration.py runs a small version.
+The losses of each measurement (of each seed, in `strong`) stay in --folder, so a run that was ended goes on where it
+was, --runs can grow later, and --show prints the tables of what is there and trains nothing. After a change of what is
+measured, name another folder. It prints Markdown, and tests/test_calibration.py runs a small version.
 """
+
 import argparse
 import collections
 import json
@@ -52,12 +55,16 @@ from modules.trainer import Training, steps
 CPU = Processes(0, 1, torch.device("cpu"))
 
 
-# One measurement --------------------------------------------------------------------------------------------------------
+# One measurement
+# --------------------------------------------------------------------------------------------------------
+
 
 def character_tokenizer(folder: Path) -> Tokenizer:
     """A byte-level tokenizer without merges: a character of ASCII text is a token."""
     (folder / "any.txt").write_text("any text will do: there is nothing to learn")
-    return get_tokenizer(create_tokenizer(str(folder / "any.txt"), str(folder), tokenizer_name="characters", vocab_size=257))
+    return get_tokenizer(
+        create_tokenizer(str(folder / "any.txt"), str(folder), tokenizer_name="characters", vocab_size=257)
+    )
 
 
 def write_tokens(path: Path, text: str | np.ndarray, toki: Tokenizer) -> Path:
@@ -65,19 +72,46 @@ def write_tokens(path: Path, text: str | np.ndarray, toki: Tokenizer) -> Path:
     ids = Encoder(toki, fast=True).encode(text) if isinstance(text, str) else text
     with h5py.File(path, "w") as file:
         tokens = file.create_dataset("tokens", data=ids.astype(id_dtype(toki.vocab_size)))
-        tokens.attrs.update({"vocab_size": toki.vocab_size, "tokenizer_fingerprint": toki.fingerprint, "bos_id": toki.bos_id})
+        tokens.attrs.update(
+            {"vocab_size": toki.vocab_size, "tokenizer_fingerprint": toki.fingerprint, "bos_id": toki.bos_id}
+        )
     return path
 
 
-def small_config(data: Path, context: int, width: int, batch_size: int, steps: int, valid_steps: int, vocab_size: int = 257) -> Config:
+def small_config(
+    data: Path, context: int, width: int, batch_size: int, steps: int, valid_steps: int, vocab_size: int = 257
+) -> Config:
     """One layer, two heads, trained fast."""
-    return parse_config({
-        "model": "gpt",
-        "model_params": {"vocab_size": vocab_size, "n_layers": 1, "n_heads": 2, "embed_dim": width, "attn_length": context, "dropout": 0.0},
-        "training_params": {"dataset_folder": str(data), "batch_size": batch_size, "steps_to_train": steps, "valid_steps": valid_steps,
-                            "save_every": steps, "backup_every": steps, "precision": "fp32"},
-        "optim_params": {"lr": 0.01, "warmup_steps": steps // 10, "oscil_steps": steps - steps // 10, "lr_init": 1e-4, "lr_min": 3e-4}},
-        data.stem)
+    return parse_config(
+        {
+            "model": "gpt",
+            "model_params": {
+                "vocab_size": vocab_size,
+                "n_layers": 1,
+                "n_heads": 2,
+                "embed_dim": width,
+                "attn_length": context,
+                "dropout": 0.0,
+            },
+            "training_params": {
+                "dataset_folder": str(data),
+                "batch_size": batch_size,
+                "steps_to_train": steps,
+                "valid_steps": valid_steps,
+                "save_every": steps,
+                "backup_every": steps,
+                "precision": "fp32",
+            },
+            "optim_params": {
+                "lr": 0.01,
+                "warmup_steps": steps // 10,
+                "oscil_steps": steps - steps // 10,
+                "lr_init": 1e-4,
+                "lr_min": 3e-4,
+            },
+        },
+        data.stem,
+    )
 
 
 def trained(config: Config) -> Training:
@@ -88,21 +122,33 @@ def trained(config: Config) -> Training:
 
 
 def measure(config: Config, seeds: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Forward and backward held-out losses, nats [seeds, windows, tokens] in text order, of models trained from these seeds."""
+    """Forward and backward held-out losses, nats [seeds, windows, tokens] in text order, of models trained from these
+    seeds."""
     losses = {False: [], True: []}
     for seed in seeds:
         for backwards, collected in losses.items():
             training = trained(config.with_training(seed=seed, backwards=backwards))
-            collected.append(held_out_losses(training.model, training.held_out, config.valid_batch_size, CPU.device, progress=False))
+            collected.append(
+                held_out_losses(training.model, training.held_out, config.valid_batch_size, CPU.device, progress=False)
+            )
     return np.stack(losses[False]), np.stack(losses[True])
 
 
-# Measurements that stay -------------------------------------------------------------------------------------------------
+# Measurements that stay
+# -------------------------------------------------------------------------------------------------
 
-NULLS = {"markov": "reversible Markov chain", "iid": "independent tokens", "mirrored": "a text and its mirror image",
-         "real": "real documents, half of them mirrored"}
-STRONG = {"circuit": "circuit over F2, 10 bits", "circuit_mirrored": "the same, mirrored",
-          "primes": "products of primes of 3 digits", "primes_mirrored": "the same, mirrored"}
+NULLS = {
+    "markov": "reversible Markov chain",
+    "iid": "independent tokens",
+    "mirrored": "a text and its mirror image",
+    "real": "real documents, half of them mirrored",
+}
+STRONG = {
+    "circuit": "circuit over F2, 10 bits",
+    "circuit_mirrored": "the same, mirrored",
+    "primes": "products of primes of 3 digits",
+    "primes_mirrored": "the same, mirrored",
+}
 ENTROPIES = ("entropy_markov", "entropy_iid")
 NUMBERS = 10**7  # of a source
 NUMBERS_A_RUN = 10  # one for the text, and up to nine seeds
@@ -110,14 +156,20 @@ SEEDS = 8  # of a measurement of `null`
 
 
 def numbers_of(source: str, run: int = 0) -> range:
-    """The numbers of a measurement, which no other has: the text's, and then the seeds of its trainings. `strong` has one run."""
+    """The numbers of a measurement, which no other has: the text's, and then the seeds of its trainings. `strong` has
+    one run."""
     first = NUMBERS * [*NULLS, *STRONG, *ENTROPIES].index(source)
-    return range(first, first + NUMBERS) if source in STRONG else range(first + run * NUMBERS_A_RUN, first + (run + 1) * NUMBERS_A_RUN)
+    return (
+        range(first, first + NUMBERS)
+        if source in STRONG
+        else range(first + run * NUMBERS_A_RUN, first + (run + 1) * NUMBERS_A_RUN)
+    )
 
 
 @dataclass(frozen=True)
 class Job:
     """Trainings in both directions from some seeds on one text, and the file that keeps their losses."""
+
     source: str
     text_number: int
     seeds: range
@@ -130,12 +182,12 @@ class Job:
 
 def null_job(source: str, run: int, folder: Path, n_seeds: int = SEEDS) -> Job:
     numbers = numbers_of(source, run)
-    return Job(source, numbers[0], numbers[1:n_seeds + 1], folder)
+    return Job(source, numbers[0], numbers[1 : n_seeds + 1], folder)
 
 
 def strong_job(source: str, seed: int, folder: Path) -> Job:
     """The `seed`th of a strong source, from 0. The text is that of configs/README.md."""
-    return Job(source, 0, numbers_of(source)[seed:seed + 1], folder)
+    return Job(source, 0, numbers_of(source)[seed : seed + 1], folder)
 
 
 def do(job: Job, steps: int | None = None) -> dict[str, np.ndarray]:
@@ -149,8 +201,12 @@ def do(job: Job, steps: int | None = None) -> dict[str, np.ndarray]:
         config = config_of(job.source, write_tokens(Path(folder) / f"{job.source}.h5", text, toki), steps)
         start = time.process_time()
         forward, backward = measure(config, job.seeds)
-    found = {"forward": forward.mean(axis=2), "backward": backward.mean(axis=2), "seconds": np.array(time.process_time() - start),
-             "settings": np.array(settings_of(config))}
+    found = {
+        "forward": forward.mean(axis=2),
+        "backward": backward.mean(axis=2),
+        "seconds": np.array(time.process_time() - start),
+        "settings": np.array(settings_of(config)),
+    }
     with replacing(job.path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **found)
     return found
@@ -160,13 +216,22 @@ def config_of(source: str, data: Path, steps: int | None = None) -> Config:
     if source in STRONG:
         config = parse_config({"model": "gpt"} | synthetic()[f"synthetic/{source.removesuffix('_mirrored')}"], source)
         return config.with_training(dataset_folder=str(data))
-    return small_config(data, context=16, width=16, batch_size=32, steps=steps or 150, valid_steps=20,
-                        vocab_size=REAL_VOCAB if source == "real" else 257)
+    return small_config(
+        data,
+        context=16,
+        width=16,
+        batch_size=32,
+        steps=steps or 150,
+        valid_steps=20,
+        vocab_size=REAL_VOCAB if source == "real" else 257,
+    )
 
 
 def settings_of(config: Config) -> str:
     """What decides the losses, beside text, seed and direction."""
-    return json.dumps(config.with_training(dataset_folder="any.h5", seed=0, backwards=False).model_dump(mode="json"), sort_keys=True)
+    return json.dumps(
+        config.with_training(dataset_folder="any.h5", seed=0, backwards=False).model_dump(mode="json"), sort_keys=True
+    )
 
 
 def kept(job: Job) -> dict[str, np.ndarray] | None:
@@ -176,7 +241,9 @@ def kept(job: Job) -> dict[str, np.ndarray] | None:
     with np.load(job.path) as file:
         found = dict(file)
     if str(found["settings"]) != settings_of(config_of(job.source, Path("any.h5"))):
-        raise UserError(f"{job.path}: expected losses of the settings that this program trains with, found others; name another --folder")
+        raise UserError(
+            f"{job.path}: expected losses of the settings that this program trains with, found others; name another --folder"
+        )
     return found
 
 
@@ -186,15 +253,23 @@ def do_all(jobs: Sequence[Job], processes: int) -> None:
     if not pending:
         return
     materials(pending[0].folder, real=any(job.source == "real" for job in pending))
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
     try:
-        for future in bar(as_completed([pool.submit(do, job) for job in pending]), total=len(pending), unit=" measurements", desc="calibration"):
+        for future in bar(
+            as_completed([pool.submit(do, job) for job in pending]),
+            total=len(pending),
+            unit=" measurements",
+            desc="calibration",
+        ):
             future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-# No false arrows --------------------------------------------------------------------------------------------------------
+# No false arrows
+# --------------------------------------------------------------------------------------------------------
 
 CHARACTERS = 60_000  # of a simulated text; a training of 150 steps sees 77,000 tokens of its half-overlapping windows
 REAL_MB, REAL_VOCAB = 6, 512
@@ -215,7 +290,12 @@ def materials(folder: Path, real: bool) -> None:
         encode = Encoder(toki, fast=True).encode
         ids_of = [encode(each) for each in documents]
         with replacing(ids) as temporary, open(temporary, "wb") as file:
-            np.savez(file, ids=np.concatenate(ids_of), ends=np.cumsum([len(each) for each in ids_of]), separator=encode(SEPARATOR))
+            np.savez(
+                file,
+                ids=np.concatenate(ids_of),
+                ends=np.cumsum([len(each) for each in ids_of]),
+                separator=encode(SEPARATOR),
+            )
 
 
 @cache
@@ -248,8 +328,10 @@ def text_of(job: Job) -> str | np.ndarray:
 def arrows(losses: dict[str, np.ndarray], n_seeds: int) -> list[arrow.Arrow]:
     """The arrows that as many of a measurement's seeds find, each with seeds of its own."""
     forward_SW, backward_SW = losses["forward"], losses["backward"]
-    return [arrow.measure(forward_SW[first:first + n_seeds, :, None], backward_SW[first:first + n_seeds, :, None])
-            for first in range(0, len(forward_SW) - n_seeds + 1, n_seeds)]
+    return [
+        arrow.measure(forward_SW[first : first + n_seeds, :, None], backward_SW[first : first + n_seeds, :, None])
+        for first in range(0, len(forward_SW) - n_seeds + 1, n_seeds)
+    ]
 
 
 def covers(found: arrow.Arrow, kind: str = "both") -> bool:
@@ -271,21 +353,43 @@ def null(runs: int, folder: Path) -> str:
         for n_seeds in (1, 2, 3, 5, 8):
             found = [each for losses in measurements for each in arrows(losses, n_seeds)]
             kinds = ("both", "seeds", "windows") if n_seeds > 1 else ()  # one seed has no verdict
-            cells = [share(sum(covers(each, kind) for each in found), len(found)) for kind in kinds] or ["no verdict", "", ""]
+            cells = [share(sum(covers(each, kind) for each in found), len(found)) for kind in kinds] or [
+                "no verdict",
+                "",
+                "",
+            ]
             width = np.median([(high - low) / 2 for low, high in (each.percent.both for each in found)])
             rows.append([title, n_seeds, *cells, f"{width:.3f} %"])
         values = [arrows(losses, SEEDS)[0].percent.value for losses in measurements]
         seconds = sum(float(losses["seconds"]) for losses in measurements)
-        means.append(f"- {title}: {np.mean(values):+.4f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f} % ({len(measurements)} measurements, {seconds:.0f} s of CPU time)")
+        means.append(
+            f"- {title}: {np.mean(values):+.4f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f} % ({len(measurements)} measurements, {seconds:.0f} s of CPU time)"
+        )
     header = ["source", "seeds", "both cover 0", "seeds alone", "windows alone", "median half-width (both)"]
-    return "\n\n".join(["## No false arrows", table(header, rows), "Mean arrow of all measurements, with its standard error:", "\n".join(means)])
+    return "\n\n".join(
+        [
+            "## No false arrows",
+            table(header, rows),
+            "Mean arrow of all measurements, with its standard error:",
+            "\n".join(means),
+        ]
+    )
 
 
-# True entropies ---------------------------------------------------------------------------------------------------------
+# True entropies
+# ---------------------------------------------------------------------------------------------------------
 
-def entropy_row(name: str, seed: int, text: str, floor: float, config_of: Callable[[Path], Config],
-                law: Callable[[np.ndarray], np.ndarray]) -> dict:
-    """Losses of both directions against the true entropy `floor`, and against what the exact `law` loses on the same held-out text."""
+
+def entropy_row(
+    name: str,
+    seed: int,
+    text: str,
+    floor: float,
+    config_of: Callable[[Path], Config],
+    law: Callable[[np.ndarray], np.ndarray],
+) -> dict:
+    """Losses of both directions against the true entropy `floor`, and against what the exact `law` loses on the same
+    held-out text."""
     with tempfile.TemporaryDirectory() as folder:
         toki = character_tokenizer(Path(folder))
         config = config_of(write_tokens(Path(folder) / "entropy.h5", text, toki))
@@ -295,8 +399,13 @@ def entropy_row(name: str, seed: int, text: str, floor: float, config_of: Callab
         for number, letter in enumerate(sources.SYMBOLS):
             symbol_of_id[toki.encode(letter)[0]] = number
         exact = law(symbol_of_id[held_out_ids(held_out)])
-    return {"name": name, "entropy": floor, "exact": float(exact.mean()),
-            "forward": float(forward.mean()), "backward": float(backward.mean())}
+    return {
+        "name": name,
+        "entropy": floor,
+        "exact": float(exact.mean()),
+        "forward": float(forward.mean()),
+        "backward": float(backward.mean()),
+    }
 
 
 def entropy_rows(characters: int = 1_500_000, steps: int = 800) -> list[dict]:
@@ -312,30 +421,58 @@ def entropy_rows(characters: int = 1_500_000, steps: int = 800) -> list[dict]:
     law = sources.iid_rule(8, iid_number)
 
     def chain_losses(states_WT: np.ndarray) -> np.ndarray:
-        return -np.concatenate([np.log(stationary)[states_WT[:, :1]], np.log(transitions)[states_WT[:, :-1], states_WT[:, 1:]]], axis=1)
+        return -np.concatenate(
+            [np.log(stationary)[states_WT[:, :1]], np.log(transitions)[states_WT[:, :-1], states_WT[:, 1:]]], axis=1
+        )
 
-    return [entropy_row("reversible Markov chain", chain_seed, "".join(sources.markov_chain(characters, 8, chain_number)),
-                        sources.markov_chain_entropy(8, chain_number, window=context), config_of, chain_losses),
-            entropy_row("independent tokens", iid_seed, "".join(sources.iid(characters, 8, iid_number)),
-                        sources.iid_entropy(8, iid_number), config_of, lambda symbols_WT: -np.log(law)[symbols_WT])]
+    return [
+        entropy_row(
+            "reversible Markov chain",
+            chain_seed,
+            "".join(sources.markov_chain(characters, 8, chain_number)),
+            sources.markov_chain_entropy(8, chain_number, window=context),
+            config_of,
+            chain_losses,
+        ),
+        entropy_row(
+            "independent tokens",
+            iid_seed,
+            "".join(sources.iid(characters, 8, iid_number)),
+            sources.iid_entropy(8, iid_number),
+            config_of,
+            lambda symbols_WT: -np.log(law)[symbols_WT],
+        ),
+    ]
 
 
 def entropy() -> str:
-    rows = [[row["name"], f"{row['entropy']:.5f}", f"{row['exact']:.5f}",
-             *(f"{row[way]:.5f} ({100 * (row[way] / row['exact'] - 1):+.3f} %)" for way in ("forward", "backward"))]
-            for row in entropy_rows()]
+    rows = [
+        [
+            row["name"],
+            f"{row['entropy']:.5f}",
+            f"{row['exact']:.5f}",
+            *(f"{row[way]:.5f} ({100 * (row[way] / row['exact'] - 1):+.3f} %)" for way in ("forward", "backward")),
+        ]
+        for row in entropy_rows()
+    ]
     header = ["source", "true entropy", "the exact law on this held-out text", "forward", "backward"]
-    return ("## True entropies (nats per token)\n\n" + table(header, rows) + "\n\nPercentages are against the exact law on the same held-out "
-            "text, which leaves out the chance of the text itself.")
+    return (
+        "## True entropies (nats per token)\n\n"
+        + table(header, rows)
+        + "\n\nPercentages are against the exact law on the same held-out "
+        "text, which leaves out the chance of the text itself."
+    )
 
 
-# Strong arrows and mirrors ----------------------------------------------------------------------------------------------
+# Strong arrows and mirrors
+# ----------------------------------------------------------------------------------------------
 
 LINES = 200_000  # of a synthetic text: more than a training reads
 
 
 def nats_sample(losses: dict[str, np.ndarray]) -> arrow.Sample:
-    """An arrow in nats for contrasts: of arrows so large, percents of two different forward losses do not add up to zero."""
+    """An arrow in nats for contrasts: of arrows so large, percents of two different forward losses do not add up to
+    zero."""
     difference_SW = losses["backward"] - losses["forward"]
     return arrow.Sample(float(difference_SW.mean()), difference_SW - difference_SW.mean())
 
@@ -346,23 +483,54 @@ def strong(n_seeds: int, folder: Path) -> str:
     for name, floor in (("circuit", sources.linear_circuit_entropy(10)), ("primes", sources.prime_products_entropy(3))):
         both_ways = []
         for source in (name, f"{name}_mirrored"):
-            measured = [found for seed in range(n_seeds) if (found := kept(strong_job(source, seed, folder))) is not None]
+            measured = [
+                found for seed in range(n_seeds) if (found := kept(strong_job(source, seed, folder))) is not None
+            ]
             if len(measured) < 2:
                 break
             losses = {way: np.concatenate([each[way] for each in measured]) for way in ("forward", "backward")}
             found = arrow.measure(losses["forward"][..., None], losses["backward"][..., None])
             both_ways.append(nats_sample(losses))
-            rows.append([STRONG[source], len(measured), *(f"{loss:.4f}" for loss in (floor, found.forward, found.backward)),
-                         *in_nats(found.nats), f"{found.percent.value:+.1f} %",
-                         f"{sum(float(each['seconds']) for each in measured) / (2 * len(measured)):.0f} s"])
+            rows.append(
+                [
+                    STRONG[source],
+                    len(measured),
+                    *(f"{loss:.4f}" for loss in (floor, found.forward, found.backward)),
+                    *in_nats(found.nats),
+                    f"{found.percent.value:+.1f} %",
+                    f"{sum(float(each['seconds']) for each in measured) / (2 * len(measured)):.0f} s",
+                ]
+            )
         if len(both_ways) == 2:
             n = min(len(each.parts) for each in both_ways)
-            halves += [[STRONG[name], half, *in_nats(estimate)] for half, estimate in zip(
-                ("turns round with the text", "does not"), contrast.turning(*(first_seeds(each, n) for each in both_ways)), strict=True)]
-    header = ["source", "seeds", "true entropy", "forward", "backward", "arrow", "95 % (both)", "p", "in percent", "a training, one core"]
-    return "\n\n".join(["## No missed arrows, and mirrors (nats per token)", table(header, rows),
-                        "The half of each arrow that turns round with the text, and the half that does not:",
-                        table(["source", "half", "nats per token", "95 % (both)", "p"], halves)])
+            halves += [
+                [STRONG[name], half, *in_nats(estimate)]
+                for half, estimate in zip(
+                    ("turns round with the text", "does not"),
+                    contrast.turning(*(first_seeds(each, n) for each in both_ways)),
+                    strict=True,
+                )
+            ]
+    header = [
+        "source",
+        "seeds",
+        "true entropy",
+        "forward",
+        "backward",
+        "arrow",
+        "95 % (both)",
+        "p",
+        "in percent",
+        "a training, one core",
+    ]
+    return "\n\n".join(
+        [
+            "## No missed arrows, and mirrors (nats per token)",
+            table(header, rows),
+            "The half of each arrow that turns round with the text, and the half that does not:",
+            table(["source", "half", "nats per token", "95 % (both)", "p"], halves),
+        ]
+    )
 
 
 def first_seeds(sample: arrow.Sample, n: int) -> arrow.Sample:
@@ -379,10 +547,14 @@ def in_nats(estimate: Estimate) -> tuple[str, str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="null, entropy or strong (default: all)")
-    parser.add_argument("--runs", type=int, default=80, help="measurements of each time-symmetric source (default %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=80, help="measurements of each time-symmetric source (default %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each strong source (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/calibration"), help="where losses stay (default %(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/calibration"), help="where losses stay (default %(default)s)"
+    )
     parser.add_argument("--show", action="store_true", help="train nothing: the tables of what the folder holds")
     args = parser.parse_args()
     if unknown := set(args.parts) - {"null", "entropy", "strong"}:
@@ -390,9 +562,16 @@ def main() -> None:
     if args.runs < 2 or not 2 <= args.seeds <= NUMBERS or args.jobs < 1:
         parser.error("expected at least two runs, two seeds and one process")
     torch.set_num_threads(1)
-    jobs = {"null": [null_job(source, run, args.folder) for run in range(args.runs) for source in NULLS],
-            "strong": [strong_job(source, seed, args.folder) for seed in range(args.seeds) for source in STRONG], "entropy": []}
-    tables = {"null": lambda: null(args.runs, args.folder), "strong": lambda: strong(args.seeds, args.folder), "entropy": entropy}
+    jobs = {
+        "null": [null_job(source, run, args.folder) for run in range(args.runs) for source in NULLS],
+        "strong": [strong_job(source, seed, args.folder) for seed in range(args.seeds) for source in STRONG],
+        "entropy": [],
+    }
+    tables = {
+        "null": lambda: null(args.runs, args.folder),
+        "strong": lambda: strong(args.seeds, args.folder),
+        "entropy": entropy,
+    }
     for part in args.parts or tables:
         start = time.perf_counter()
         if not args.show:

@@ -1,13 +1,16 @@
-"""How often the 95 % intervals of modules/noise.py hold the truth, in simulation:  python -m benchmarks.coverage [--runs 4000]
+"""How often the 95 % intervals of modules/noise.py hold the truth, in simulation:  python -m benchmarks.coverage
+[--runs 4000]
 
-A simulated measurement is seeds x 3,840 windows: what all seeds lose at a window (correlated over the length given,
-as exp(-distance / length)), what a seed loses everywhere (normal, or exponential: as skewed as it gets), and what a seed loses at a
-window (the interaction, correlated like the windows). Their strengths are those of their means, so that the length changes nothing else.
+A simulated measurement is seeds x 3,840 windows: what all seeds lose at a window (correlated over the length given, as
+exp(-distance / length)), what a seed loses everywhere (normal, or exponential: as skewed as it gets), and what a seed
+loses at a window (the interaction, correlated like the windows). Their strengths are those of their means, so that the
+length changes nothing else.
 
-The first table gives the share of intervals that hold the truth and their mean half-width by the true standard error (1.96 would
-do if all variances were known). One seed's interval is over windows alone: that is why one seed has no verdict. In the second, seeds
-are added until the interval is as short as was asked for (`next_seeds`).
+The first table gives the share of intervals that hold the truth and their mean half-width by the true standard error
+(1.96 would do if all variances were known). One seed's interval is over windows alone: that is why one seed has no
+verdict. In the second, seeds are added until the interval is as short as was asked for (`next_seeds`).
 """
+
 import argparse
 import math
 import time
@@ -22,10 +25,16 @@ WINDOWS = 3_840
 LENGTHS = (0, 25, 200)
 SEEDS = (1, 2, 3, 5, 8)
 # Standard deviations of the means: of windows, of a seed and its law, of a seed's interaction.
-MODELS = {"windows": (1, 0, "normal", 0), "seeds": (0.1, 1, "normal", 0), "skewed seeds": (0.1, 1, "exponential", 0),
-          "windows and seeds": (1, 2, "normal", 0), "windows and skewed seeds": (1, 2, "exponential", 0),
-          "all, most of it interaction": (1, 1, "normal", 2), "the same, skewed seeds": (1, 1, "exponential", 2),
-          "windows and interaction": (1, 0, "normal", 2)}
+MODELS = {
+    "windows": (1, 0, "normal", 0),
+    "seeds": (0.1, 1, "normal", 0),
+    "skewed seeds": (0.1, 1, "exponential", 0),
+    "windows and seeds": (1, 2, "normal", 0),
+    "windows and skewed seeds": (1, 2, "exponential", 0),
+    "all, most of it interaction": (1, 1, "normal", 2),
+    "the same, skewed seeds": (1, 1, "exponential", 2),
+    "windows and interaction": (1, 0, "normal", 2),
+}
 STOPPED = ("seeds", "skewed seeds", "windows and seeds", "windows and skewed seeds")
 ENOUGH = (6, 10, 16)  # seeds that the half-widths asked for take, with known variances
 MOST, STOPPED_WINDOWS = 40, 480
@@ -50,10 +59,14 @@ def simulated(model: str, length: float, n_seeds: int, runs: int, windows: int =
     random = np.random.default_rng([list(MODELS).index(model), length, n_seeds])
     for start in range(0, runs, AT_ONCE):
         n = min(AT_ONCE, runs - start)
-        of_seeds = random.standard_normal((n, n_seeds, 1)) if law == "normal" else random.exponential(size=(n, n_seeds, 1)) - 1
+        of_seeds = (
+            random.standard_normal((n, n_seeds, 1)) if law == "normal" else random.exponential(size=(n, n_seeds, 1)) - 1
+        )
         parts = windows_sd * correlated(random, n, length, windows)[:, None] + seeds_sd * of_seeds
         if interaction_sd:
-            parts = parts + interaction_sd * correlated(random, n * n_seeds, length, windows).reshape(n, n_seeds, windows)
+            parts = parts + interaction_sd * correlated(random, n * n_seeds, length, windows).reshape(
+                n, n_seeds, windows
+            )
         yield from parts
 
 
@@ -64,13 +77,16 @@ def true_se(model: str, n_seeds: int) -> float:
 
 def coverage(model: str, length: float, n_seeds: int, runs: int, windows: int = WINDOWS) -> tuple[float, float]:
     """Share of intervals that hold the truth, and their mean half-width by the true standard error."""
-    reached = [(abs(parts.mean()), noise_of(parts).half_width) for parts in simulated(model, length, n_seeds, runs, windows)]
+    reached = [
+        (abs(parts.mean()), noise_of(parts).half_width) for parts in simulated(model, length, n_seeds, runs, windows)
+    ]
     values, half_widths = np.array(reached).T
     return float(np.mean(values <= half_widths)), float(half_widths.mean() / true_se(model, n_seeds))
 
 
 def stopped(model: str, half_width: float, runs: int) -> tuple[float, float]:
-    """Share of intervals that hold the truth where seeds are added until they are that short, and the mean number of seeds."""
+    """Share of intervals that hold the truth where seeds are added until they are that short, and the mean number of
+    seeds."""
     found = []
     for parts in simulated(model, 0, MOST, runs, STOPPED_WINDOWS):
         n, following = 0, 2
@@ -103,8 +119,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=4_000, help="simulated measurements a cell (default %(default)s)")
     args = parser.parse_args()
-    for title, of in (("Coverage of the truth (half-width by the true standard error)", coverage_table),
-                      ("Seeds until the interval is short enough", stopping_table)):
+    for title, of in (
+        ("Coverage of the truth (half-width by the true standard error)", coverage_table),
+        ("Seeds until the interval is short enough", stopping_table),
+    ):
         start = time.process_time()
         print(f"## {title}\n\n{of(args.runs)}\n\n{time.process_time() - start:.0f} s on one core.\n", flush=True)
 

@@ -1,8 +1,10 @@
-"""Write every config of this folder from one description of the paper's grid, so that two configs differ only where they should.
+"""Write every config of this folder from one description of the paper's grid, so that two configs differ only where
+they should.
 
 Edit here, not there: `python -m configs.make_configs` (from the top folder) rewrites
 the files, and a test holds that they are what this script writes.
 """
+
 import json
 from pathlib import Path
 
@@ -10,9 +12,13 @@ from modules.files import replacing
 
 LANGUAGES = ["en", "fr", "de", "fi", "el", "tr", "vi", "id", "ar", "he", "tl"]
 FULL_GRID = ["en", "fr"]  # all sizes, contexts and recurrent models; the others have gpt1 and medium
-REVERSED_TEXT = ["el_reversed", "fr_reversed"]  # controls: the characters of the text in reverse order, tokenized afresh
+REVERSED_TEXT = [
+    "el_reversed",
+    "fr_reversed",
+]  # controls: the characters of the text in reverse order, tokenized afresh
 
-# layers, heads, width, batch, aggregate. All are the paper's, but for the batch of large, of which it says only "smaller, aggregated".
+# layers, heads, width, batch, aggregate. All are the paper's, but for the batch of large, of which it says only
+# "smaller, aggregated".
 SIZES = {
     "nano": (3, 3, 48, 250, 1),
     "micro": (4, 4, 128, 250, 1),
@@ -23,7 +29,13 @@ SIZES = {
     "large": (36, 20, 1280, 45, 4),
     "xl": (48, 25, 1600, 25, 7),
 }
-MEDIUM_CONTEXTS = {16: (500, 1), 32: (500, 1), 64: (250, 2), 128: (200, 2), 512: (78, 2)}  # batch, aggregate; 256 is among the sizes
+MEDIUM_CONTEXTS = {
+    16: (500, 1),
+    32: (500, 1),
+    64: (250, 2),
+    128: (200, 2),
+    512: (78, 2),
+}  # batch, aggregate; 256 is among the sizes
 # layers, width, batch, embd_dropout: the last two the paper gives as ranges (200-250, 0.05-0.1)
 RECURRENT = {"small": (1, 256, 250, 0.05), "med": (3, 512, 250, 0.05), "big": (5, 768, 200, 0.1)}
 
@@ -35,79 +47,192 @@ XL_SCHEDULE = {"warmup_steps": 8000, "oscil_steps": 540000}
 
 
 def optim_params(**changes) -> dict:
-    return {"lr": 1e-4, "warmup_steps": 4000, "oscil_steps": 300000, "lr_shrink": 0.85, "lr_init": 1e-7, "lr_min": 1e-6} | changes
+    return {
+        "lr": 1e-4,
+        "warmup_steps": 4000,
+        "oscil_steps": 300000,
+        "lr_shrink": 0.85,
+        "lr_init": 1e-7,
+        "lr_min": 1e-6,
+    } | changes
 
 
 def training_params(data: str, batch_size: int, aggregate: int) -> dict:
     """The loop of a run of the grid."""
-    return {"dataset_folder": f"data/{data}/{data}.h5", "batch_size": batch_size, "aggregate": aggregate, "backwards": False,
-            "steps_to_train": None, "save_every": 3000, "backup_every": 15000, "step_log": 400,
-            "held_out_tokens": HELD_OUT_TOKENS, "state_save_loc": "runs"}
+    return {
+        "dataset_folder": f"data/{data}/{data}.h5",
+        "batch_size": batch_size,
+        "aggregate": aggregate,
+        "backwards": False,
+        "steps_to_train": None,
+        "save_every": 3000,
+        "backup_every": 15000,
+        "step_log": 400,
+        "held_out_tokens": HELD_OUT_TOKENS,
+        "state_save_loc": "runs",
+    }
 
 
 def gpt(data: str, size: str, context: int = CONTEXT, batch: tuple[int, int] | None = None) -> dict:
     layers, heads, width, *usual_batch = SIZES[size]
-    model = {"vocab_size": VOCAB_SIZE, "n_layers": layers, "n_heads": heads, "embed_dim": width, "attn_length": context,
-             "mlp_ratio": 4.0, "dropout": 0.1, "embd_dropout": None}
-    return {"model_params": model, "training_params": training_params(data, *(batch or usual_batch)),
-            "optim_params": optim_params(**XL_SCHEDULE if size == "xl" else {})}
+    model = {
+        "vocab_size": VOCAB_SIZE,
+        "n_layers": layers,
+        "n_heads": heads,
+        "embed_dim": width,
+        "attn_length": context,
+        "mlp_ratio": 4.0,
+        "dropout": 0.1,
+        "embd_dropout": None,
+    }
+    return {
+        "model_params": model,
+        "training_params": training_params(data, *(batch or usual_batch)),
+        "optim_params": optim_params(**XL_SCHEDULE if size == "xl" else {}),
+    }
 
 
 def recurrent(data: str, model: str, size: str) -> dict:
     layers, width, batch_size, embd_dropout = RECURRENT[size]
-    params = {"vocab_size": VOCAB_SIZE, "n_layers": layers, "embed_dim": width, "desired_attn_length": CONTEXT, "dropout": 0.0,
-              "embd_dropout": embd_dropout}
-    return {"model": model, "model_params": params, "training_params": training_params(data, batch_size, 1),
-            "optim_params": optim_params()}
+    params = {
+        "vocab_size": VOCAB_SIZE,
+        "n_layers": layers,
+        "embed_dim": width,
+        "desired_attn_length": CONTEXT,
+        "dropout": 0.0,
+        "embd_dropout": embd_dropout,
+    }
+    return {
+        "model": model,
+        "model_params": params,
+        "training_params": training_params(data, batch_size, 1),
+        "optim_params": optim_params(),
+    }
 
 
-def small_gpt(dataset: str, vocab_size: int, width: int, context: int, batch_size: int, steps: int, save_every: int,
-              heads: int = 2, lr: float = 3e-3, **training) -> dict:
+def small_gpt(
+    dataset: str,
+    vocab_size: int,
+    width: int,
+    context: int,
+    batch_size: int,
+    steps: int,
+    save_every: int,
+    heads: int = 2,
+    lr: float = 3e-3,
+    **training,
+) -> dict:
     """Two layers without dropout, trained fast: minutes on a CPU."""
     return {
-        "model_params": {"vocab_size": vocab_size, "n_layers": 2, "n_heads": heads, "embed_dim": width, "attn_length": context,
-                         "mlp_ratio": 4.0, "dropout": 0.0, "embd_dropout": None},
-        "training_params": {"dataset_folder": dataset, "batch_size": batch_size, "aggregate": 1, "backwards": False,
-                            "steps_to_train": steps, "save_every": save_every, "backup_every": steps, "step_log": 20} | training,
-        "optim_params": optim_params(lr=lr, warmup_steps=100, oscil_steps=steps - 100, lr_init=round(lr / 100, 9),
-                                     lr_min=round(lr / 10, 9)),
+        "model_params": {
+            "vocab_size": vocab_size,
+            "n_layers": 2,
+            "n_heads": heads,
+            "embed_dim": width,
+            "attn_length": context,
+            "mlp_ratio": 4.0,
+            "dropout": 0.0,
+            "embd_dropout": None,
+        },
+        "training_params": {
+            "dataset_folder": dataset,
+            "batch_size": batch_size,
+            "aggregate": 1,
+            "backwards": False,
+            "steps_to_train": steps,
+            "save_every": save_every,
+            "backup_every": steps,
+            "step_log": 20,
+        }
+        | training,
+        "optim_params": optim_params(
+            lr=lr, warmup_steps=100, oscil_steps=steps - 100, lr_init=round(lr / 100, 9), lr_min=round(lr / 10, 9)
+        ),
     }
 
 
 def demo() -> dict:
     """A small GPT on some 10 MB of text, in minutes on two cores.
 
-    Many steps of few windows: with 1,000 steps of 64, as many tokens, the loss is 0.06 nats higher and the arrow of docstrings +0.64 %
-    in place of +0.05 % (five seeds), since the model is still learning.
+    Many steps of few windows: with 1,000 steps of 64, as many tokens, the loss is 0.06 nats higher and the arrow of
+    docstrings +0.64 % in place of +0.05 % (five seeds), since the model is still learning.
     """
-    return small_gpt("demo/data/docstrings.h5", 1024, 64, 64, 32, 2000, 500, held_out_tokens=SMALL_HELD_OUT_TOKENS, state_save_loc="demo/runs")
+    return small_gpt(
+        "demo/data/docstrings.h5",
+        1024,
+        64,
+        64,
+        32,
+        2000,
+        500,
+        held_out_tokens=SMALL_HELD_OUT_TOKENS,
+        state_save_loc="demo/runs",
+    )
 
 
 def sweep() -> dict[str, dict]:
-    """The paper's two trends at a laptop's scale: the demo's text, and the same tokens a step and held-out text everywhere."""
-    return {f"sweep/docstrings_width{width}_context{context}": small_gpt(
-        "demo/data/docstrings.h5", 1024, width, context, 2048 // context, 2000, 500, held_out_tokens=SMALL_HELD_OUT_TOKENS, state_save_loc="runs",
-        precision="fp32")
-        for width in (64, 128) for context in (16, 64, 128)}
+    """The paper's two trends at a laptop's scale: the demo's text, and the same tokens a step and held-out text
+    everywhere."""
+    return {
+        f"sweep/docstrings_width{width}_context{context}": small_gpt(
+            "demo/data/docstrings.h5",
+            1024,
+            width,
+            context,
+            2048 // context,
+            2000,
+            500,
+            held_out_tokens=SMALL_HELD_OUT_TOKENS,
+            state_save_loc="runs",
+            precision="fp32",
+        )
+        for width in (64, 128)
+        for context in (16, 64, 128)
+    }
 
 
 def languages() -> dict[str, dict]:
     """The same manual pages in three languages (collect_manpages.py), 1.5 passes over each, and the demo's model."""
-    return {f"languages/manpages_{language}": small_gpt(
-        f"data/manpages_{language}/manpages_{language}.h5", 1024, 64, 64, 16, steps, steps // 4, held_out_tokens=102_400, state_save_loc="runs",
-        precision="fp32")
-        for language, steps in (("en", 1600), ("fr", 2300), ("de", 2200))}
+    return {
+        f"languages/manpages_{language}": small_gpt(
+            f"data/manpages_{language}/manpages_{language}.h5",
+            1024,
+            64,
+            64,
+            16,
+            steps,
+            steps // 4,
+            held_out_tokens=102_400,
+            state_save_loc="runs",
+            precision="fp32",
+        )
+        for language, steps in (("en", 1600), ("fr", 2300), ("de", 2200))
+    }
 
 
 def synthetic() -> dict[str, dict]:
     """Sources with a strong arrow (see modules/sources.py), tokenized a character a token, an example a window.
 
-    Steps of half as many windows cost half and give primes as large an arrow, but do not teach the circuit (benchmarks/RESULTS.md).
+    Steps of half as many windows cost half and give primes as large an arrow, but do not teach the circuit
+    (benchmarks/RESULTS.md).
     """
-    return {f"synthetic/{name}": small_gpt(
-        f"data/{name}/{name}.h5", 257, 64, line, batch_size, 3000, 750, 8, 1.5e-3, stride=line, valid_steps=2560 // batch_size,
-        state_save_loc="runs")
-        for name, line, batch_size in (("primes", 15, 32), ("circuit", 22, 64))}
+    return {
+        f"synthetic/{name}": small_gpt(
+            f"data/{name}/{name}.h5",
+            257,
+            64,
+            line,
+            batch_size,
+            3000,
+            750,
+            8,
+            1.5e-3,
+            stride=line,
+            valid_steps=2560 // batch_size,
+            state_save_loc="runs",
+        )
+        for name, line, batch_size in (("primes", 15, 32), ("circuit", 22, 64))
+    }
 
 
 def grid() -> dict[str, dict]:

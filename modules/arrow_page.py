@@ -1,9 +1,10 @@
 """A text as an HTML page whose words are coloured by the direction that predicts them better.
 
-The page is one file without scripts and without anything to fetch: it can be mailed, and opened in ten years. A word is the tokens from
-one that starts it to the next; its losses are the sums of theirs. Blue words are cheaper forward, vermilion ones backward,
-deeper with the difference; pointing at a word shows its losses and those of its tokens.
+The page is one file without scripts and without anything to fetch: it can be mailed, and opened in ten years. A word is
+the tokens from one that starts it to the next; its losses are the sums of theirs. Blue words are cheaper forward,
+vermilion ones backward, deeper with the difference; pointing at a word shows its losses and those of its tokens.
 """
+
 import html
 import math
 import os
@@ -66,8 +67,14 @@ $rows
 """)
 
 
-def write_arrow_page(path: str | os.PathLike, pieces: Sequence[bytes], ids: np.ndarray, forward: np.ndarray, backward: np.ndarray,
-                     title: str = "Where the arrow of time lives") -> Path:
+def write_arrow_page(
+    path: str | os.PathLike,
+    pieces: Sequence[bytes],
+    ids: np.ndarray,
+    forward: np.ndarray,
+    backward: np.ndarray,
+    title: str = "Where the arrow of time lives",
+) -> Path:
     """Write the page of the text `ids` [n] with its `forward` and `backward` losses [n], nats in text order.
 
     `pieces[id]` are the bytes of a token.
@@ -80,15 +87,27 @@ def write_arrow_page(path: str | os.PathLike, pieces: Sequence[bytes], ids: np.n
 def page(pieces: Sequence[bytes], ids: np.ndarray, forward: np.ndarray, backward: np.ndarray, title: str) -> str:
     """The page as one string."""
     classes = token_classes.classify(ids, pieces)
-    summary = "No text." if not len(ids) else (
-        f"{len(ids):,} tokens: forward {forward.mean():.3f}, backward {backward.mean():.3f} nats per token, "
-        f"arrow {backward.mean() - forward.mean():+.3f} ({100 * (backward.mean() / forward.mean() - 1):+.2f} %).")
+    summary = (
+        "No text."
+        if not len(ids)
+        else (
+            f"{len(ids):,} tokens: forward {forward.mean():.3f}, backward {backward.mean():.3f} nats per token, "
+            f"arrow {backward.mean() - forward.mean():+.3f} ({100 * (backward.mean() / forward.mean() - 1):+.2f} %)."
+        )
+    )
     # Single tokens stand for windows here: the class table wants two or more, in text order.
     rows = by_class(forward[:, None], backward[:, None], classes[:, None], token_classes.NAMES) if len(ids) > 1 else []
     return PAGE.substitute(
-        title=visible(one_line(title)), summary=summary, deepest=DEEPEST, forward_rgb=rgb(DIRECTION_COLOURS["forward"]),
-        backward_rgb=rgb(DIRECTION_COLOURS["backward"]), rows="\n".join(table_row(row) for row in rows),
-        words="".join(word_span([pieces[i] for i in ids[word]], forward[word], backward[word]) for word in words_of(classes)))
+        title=visible(one_line(title)),
+        summary=summary,
+        deepest=DEEPEST,
+        forward_rgb=rgb(DIRECTION_COLOURS["forward"]),
+        backward_rgb=rgb(DIRECTION_COLOURS["backward"]),
+        rows="\n".join(table_row(row) for row in rows),
+        words="".join(
+            word_span([pieces[i] for i in ids[word]], forward[word], backward[word]) for word in words_of(classes)
+        ),
+    )
 
 
 def words_of(classes: np.ndarray) -> list[slice]:
@@ -103,10 +122,15 @@ def word_span(pieces: Sequence[bytes], forward: np.ndarray, backward: np.ndarray
     depth = DEEPEST * math.tanh(abs(difference) / FULL_COLOUR)
     lines = [f"forward {forward.sum():.2f}   backward {backward.sum():.2f}   backward - forward {difference:+.2f}"]
     if len(pieces) > 1:
-        lines += [f"{decode([piece])!r}   {f:.2f}   {b:.2f}   {b - f:+.2f}" for piece, f, b in zip(pieces, forward, backward, strict=True)]
+        lines += [
+            f"{decode([piece])!r}   {f:.2f}   {b:.2f}   {b - f:+.2f}"
+            for piece, f, b in zip(pieces, forward, backward, strict=True)
+        ]
     losses = visible("\n".join(lines)).replace("\n", "&#10;")
-    return (f'<span class="w {"f" if difference > 0 else "b"}" style="--a:{depth:.2f}" tabindex="0" data-losses="{losses}">'
-            f"{visible(mark_line_ends(decode(pieces)))}</span>")
+    return (
+        f'<span class="w {"f" if difference > 0 else "b"}" style="--a:{depth:.2f}" tabindex="0" data-losses="{losses}">'
+        f"{visible(mark_line_ends(decode(pieces)))}</span>"
+    )
 
 
 def mark_line_ends(text: str) -> str:
@@ -120,15 +144,24 @@ def decode(pieces: Sequence[bytes]) -> str:
 
 def visible(text: str) -> str:
     """Escaped for text and attributes; control characters, which HTML forbids, as their Unicode pictures."""
-    return html.escape("".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in text), quote=True)
+    return html.escape(
+        "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in text), quote=True
+    )
 
 
 def table_row(row: dict) -> str:
-    cells = [html.escape(row["name"]), f"{row['tokens']:,}", f"{row['forward']:.3f}", f"{row['backward']:.3f}", f"{row['arrow']:+.3f}",
-             f"{row['arrow_se']:.3f}", "unknown" if row["share"] is None else f"{100 * row['share']:.0f} %"]
+    cells = [
+        html.escape(row["name"]),
+        f"{row['tokens']:,}",
+        f"{row['forward']:.3f}",
+        f"{row['backward']:.3f}",
+        f"{row['arrow']:+.3f}",
+        f"{row['arrow_se']:.3f}",
+        "unknown" if row["share"] is None else f"{100 * row['share']:.0f} %",
+    ]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def rgb(colour: str) -> str:
-    """"#0072B2" as "0, 114, 178"."""
-    return ", ".join(str(int(colour[i:i + 2], 16)) for i in (1, 3, 5))
+    """ "#0072B2" as "0, 114, 178"."""
+    return ", ".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))

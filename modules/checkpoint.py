@@ -17,6 +17,7 @@ appears under its name whole (written beside, flushed, renamed) or not at all. E
 byte is covered by the CRC-32 of the zip file that torch writes, and is checked
 before it is trusted. The states of sharded models are folders: see sharded.py.
 """
+
 import errno
 import os
 import re
@@ -47,6 +48,7 @@ class DamagedState(UserError):
 
 class Dataset(Schema):
     """What a state says of the data that it was trained on."""
+
     fingerprint: str
     n_tokens: int = Field(ge=0)
     text_bytes: int | None = Field(None, ge=0)
@@ -57,9 +59,11 @@ class Dataset(Schema):
 class Facts(Schema):
     """All of a state but its model and optimizer.
 
-    tokens: predicted in training so far. validated: the step of the last validation. unlogged: the mean loss of each step since the last
-    log. early_stages_unknown: a state of an earlier version, which kept no history: its one stage is what its config said last.
+    tokens: predicted in training so far. validated: the step of the last validation. unlogged: the mean loss of each
+    step since the last log. early_stages_unknown: a state of an earlier version, which kept no history: its one stage
+    is what its config said last.
     """
+
     step: int = Field(ge=0, le=MOST_STEPS)
     tokens: int = Field(ge=0)
     run: str = Field(min_length=1)
@@ -79,12 +83,15 @@ class Facts(Schema):
         if firsts[0] != 0 or any(later <= earlier for earlier, later in pairwise(firsts)):
             raise ValueError(f"stages: expected first steps that rise from 0, found {firsts}")
         if self.unlogged.ndim != 1 or not self.unlogged.is_floating_point():
-            raise ValueError(f"unlogged: expected a list of losses, found {self.unlogged.dtype} {list(self.unlogged.shape)}")
+            raise ValueError(
+                f"unlogged: expected a list of losses, found {self.unlogged.dtype} {list(self.unlogged.shape)}"
+            )
         return self
 
 
 class State(Facts):
     """A plain state. One without an optimizer can be evaluated, and not be gone on with."""
+
     model: dict[str, torch.Tensor] = Field(min_length=1)
     optimizer: dict | None = None
 
@@ -96,13 +103,21 @@ def with_what_earlier_versions_left_out(state: dict) -> dict:
     config = parse_config(state["config"], str(state.get("run")))
     windows = config.training_params.valid_steps * config.valid_batch_size  # how it was counted then
     stages = as_data([Stage(first_step=0, optim_params=config.optim_params, precision=state["precision"])])
-    return {"held_out_tokens": windows * config.model_params.context, "stages": stages, "early_stages_unknown": True, **state}
+    return {
+        "held_out_tokens": windows * config.model_params.context,
+        "stages": stages,
+        "early_stages_unknown": True,
+        **state,
+    }
 
 
 def check_facts(facts: object, source: str, kind: type[Facts] = Facts) -> dict:
-    """`facts`, as read from `source`, in today's form. UserError, one line, where an entry is missing or is not what it should be."""
+    """`facts`, as read from `source`, in today's form. UserError, one line, where an entry is missing or is not what it
+    should be."""
     if not isinstance(facts, dict) or not {"step", "config"} <= facts.keys():
-        raise UserError(f"{source}: a torch file, but not a state of this project (expected the keys model, step, config)")
+        raise UserError(
+            f"{source}: a torch file, but not a state of this project (expected the keys model, step, config)"
+        )
     if "run" in facts:
         check_name(facts["run"], f"{source}: its run")
     facts = with_what_earlier_versions_left_out(facts)
@@ -129,16 +144,27 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, sou
     check_tensors(state["model"], shapes, f"{source}: model")
     moments = (state.get("optimizer") or {}).get("state")
     if not isinstance(moments, dict):
-        raise UserError(f"{source}: has no optimizer: it can be evaluated, but not be trained on; start anew under another name (--run_name)")
+        raise UserError(
+            f"{source}: has no optimizer: it can be evaluated, but not be trained on; start anew under another name (--run_name)"
+        )
     for moment in ("exp_avg", "exp_avg_sq"):
         of_each = {name: entry.get(moment) if isinstance(entry, dict) else entry for name, entry in moments.items()}
         check_tensors(of_each, shapes, f"{source}: optimizer {moment}")
-    check_tensors({name: entry.get("step") for name, entry in moments.items()}, dict.fromkeys(shapes, torch.Size([])), f"{source}: optimizer step")
+    check_tensors(
+        {name: entry.get("step") for name, entry in moments.items()},
+        dict.fromkeys(shapes, torch.Size([])),
+        f"{source}: optimizer step",
+    )
     # The optimizer's settings are the config's and this program's, not what a file says.
     settings = get_state_dict(model, optimizer)[1]["param_groups"]
     moments = {name: {key: entry[key] for key in ("step", "exp_avg", "exp_avg_sq")} for name, entry in moments.items()}
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict={"state": moments, "param_groups": settings},
-                   options=StateDictOptions(full_state_dict=True))
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict={"state": moments, "param_groups": settings},
+        options=StateDictOptions(full_state_dict=True),
+    )
 
 
 def check_tensors(tensors: dict, shapes: dict[str, torch.Size], source: str) -> None:
@@ -146,10 +172,20 @@ def check_tensors(tensors: dict, shapes: dict[str, torch.Size], source: str) -> 
     for name in sorted(shapes.keys() | tensors.keys()):
         tensor, shape = tensors.get(name), shapes.get(name)
         if shape is None or not isinstance(tensor, torch.Tensor):
-            found = f"{list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else "nothing" if tensor is None else type(tensor).__name__
-            raise UserError(f"{source}: {name}: expected {list(shape) if shape is not None else 'no such tensor'}, found {found}")
+            found = (
+                f"{list(tensor.shape)}"
+                if isinstance(tensor, torch.Tensor)
+                else "nothing"
+                if tensor is None
+                else type(tensor).__name__
+            )
+            raise UserError(
+                f"{source}: {name}: expected {list(shape) if shape is not None else 'no such tensor'}, found {found}"
+            )
         if tensor.shape != shape or not tensor.is_floating_point() or tensor.is_meta or tensor.layout != torch.strided:
-            raise UserError(f"{source}: {name}: expected numbers {list(shape)}, found {tensor.dtype} {list(tensor.shape)}")
+            raise UserError(
+                f"{source}: {name}: expected numbers {list(shape)}, found {tensor.dtype} {list(tensor.shape)}"
+            )
         if not tensor.isfinite().all():
             raise UserError(f"{source}: {name}: holds numbers that are not finite")
 
@@ -165,7 +201,8 @@ def _copied(value):
 
 
 def save_state(state: dict, path: Path) -> None:
-    """Write a state so that `path` is the old one or the whole new one at any instant. UserError where it cannot be written."""
+    """Write a state so that `path` is the old one or the whole new one at any instant. UserError where it cannot be
+    written."""
     try:
         with replacing(path) as temporary, open(temporary, "wb") as file:  # given a path, torch hides why it failed
             torch.save(state, file)
@@ -176,7 +213,8 @@ def save_state(state: dict, path: Path) -> None:
 
 
 def unpacked(file: Path | BinaryIO) -> tuple[object, str | None]:
-    """What a file of torch.save holds, every byte compared with its CRC-32 first, and None; or None and what is wrong with its bytes.
+    """What a file of torch.save holds, every byte compared with its CRC-32 first, and None; or None and what is wrong
+    with its bytes.
 
     Raises OSError and MemoryError where it cannot be read for another reason: nothing says then that the file is bad.
     """
@@ -191,7 +229,9 @@ def unpacked(file: Path | BinaryIO) -> tuple[object, str | None]:
     except MemoryError:
         raise
     except Exception as error:  # zipfile, zlib and pickle each have errors of their own for damage
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # zipfile seeks before the start of a file that is cut (EINVAL)
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # zipfile seeks before the start of a file that is cut (EINVAL)
             raise
         return None, str(error).splitlines()[0] if str(error) else type(error).__name__
 
@@ -218,7 +258,9 @@ def backups_of(path: Path) -> list[Path]:
     """The backups of the run whose state is `path`, newest first."""
     name = re.compile(re.escape(path.name.removesuffix(".state")) + r"_step([0-9]+)\.state")
     folder = path.parent / "backups"
-    steps = {int(found[1]) for entry in (os.listdir(folder) if folder.is_dir() else []) if (found := name.fullmatch(entry))}
+    steps = {
+        int(found[1]) for entry in (os.listdir(folder) if folder.is_dir() else []) if (found := name.fullmatch(entry))
+    }
     return [backup for step in sorted(steps, reverse=True) if (backup := backup_path(path, step)).is_file()]
 
 
@@ -244,6 +286,7 @@ class StateWriter:
                     save_state(state, path)
             except Exception as error:
                 self._error = error
+
         self._thread = threading.Thread(target=work, name="state writer")
         self._thread.start()
 

@@ -1,11 +1,13 @@
 """Processes that this program starts, and that end with it: a run that nobody watches any more must not go on.
 
-A child is told by an environment variable who started it. Under Linux it asks the kernel, as the first thing it does, for a SIGTERM
-at the death of that process; elsewhere a run asks between steps whether it has lost its launcher. Either way it saves and stops, which can
-take some seconds: who finds a run's lock held by such an orphan waits for it (`awaited`).
+A child is told by an environment variable who started it. Under Linux it asks the kernel, as the first thing it does,
+for a SIGTERM at the death of that process; elsewhere a run asks between steps whether it has lost its launcher. Either
+way it saves and stops, which can take some seconds: who finds a run's lock held by such an orphan waits for it
+(`awaited`).
 
 Nothing heavy is imported here: a child asks before it spends seconds on imports.
 """
+
 import contextlib
 import ctypes
 import os
@@ -26,7 +28,8 @@ def start_child(command: Sequence[str], environment: dict[str, str], **options) 
 
 
 def end_with_launcher() -> None:
-    """In a child: let the death of its launcher be a SIGTERM. Call it first; it returns at once in processes that nobody launched."""
+    """In a child: let the death of its launcher be a SIGTERM. Call it first; it returns at once in processes that
+    nobody launched."""
     if LAUNCHER not in os.environ:
         return
     if sys.platform == "linux":
@@ -68,7 +71,9 @@ def signals_kept(*numbers: signal.Signals) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-# Who holds a lock -------------------------------------------------------------------------------------------------------
+# Who holds a lock
+# -------------------------------------------------------------------------------------------------------
+
 
 def holder() -> str:
     """What who holds a lock writes into it: this process, and who launched it."""
@@ -76,7 +81,8 @@ def holder() -> str:
 
 
 def awaited(held: str, since: float) -> bool:
-    """Whether a lock that holds these words is worth waiting for: its holder's launcher has died, so it is about to stop.
+    """Whether a lock that holds these words is worth waiting for: its holder's launcher has died, so it is about to
+    stop.
 
     since: when the waiting began (time.monotonic()).
     """
@@ -87,7 +93,8 @@ def awaited(held: str, since: float) -> bool:
 
 
 def parent_of(pid: str) -> str | None:
-    """The process that a process belongs to, another one once the first has died; None where the system does not tell."""
+    """The process that a process belongs to, another one once the first has died; None where the system does not
+    tell."""
     try:
         with open(f"/proc/{int(pid)}/stat", encoding="utf-8", errors="replace") as facts:
             return facts.read().rsplit(")", 1)[1].split()[1]

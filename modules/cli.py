@@ -1,7 +1,9 @@
 """The command line: types of arguments for all scripts, and the arguments that the four training scripts share.
 
-An argument is checked where it is read, before anything is written: its type says the bounds, and a mistake is one line and status 2.
+An argument is checked where it is read, before anything is written: its type says the bounds, and a mistake is one line
+and status 2.
 """
+
 import argparse
 import math
 from collections.abc import Callable
@@ -22,6 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 def integer(least: int, most: int, reason: str = "") -> Callable[[str], int]:
     """The type of an argument that must be an integer of `least` to `most`."""
+
     def integer_in_bounds(text: str) -> int:
         try:
             if least <= (number := int(text)) <= most:
@@ -30,19 +33,24 @@ def integer(least: int, most: int, reason: str = "") -> Callable[[str], int]:
             pass
         because = f" ({reason})" if reason else ""
         raise argparse.ArgumentTypeError(f"expected an integer of {least:,} to {most:,}{because}, found {shown(text)}")
+
     return integer_in_bounds
 
 
 def number_above_zero(most: float, reason: str) -> Callable[[str], float]:
     """The type of an argument that must be a number above 0 and at most `most`."""
+
     def number_in_bounds(text: str) -> float:
         try:
             number = float(text)
         except ValueError:
             number = math.nan
         if not 0 < number <= most:
-            raise argparse.ArgumentTypeError(f"expected a number above 0 and at most {most:g} ({reason}), found {shown(text)}")
+            raise argparse.ArgumentTypeError(
+                f"expected a number above 0 and at most {most:g} ({reason}), found {shown(text)}"
+            )
         return number
+
     return number_in_bounds
 
 
@@ -65,20 +73,53 @@ processes_here = integer(1, 16 * available_cores(), "16 for each core that there
 def training_parser(description: str) -> argparse.ArgumentParser:
     """The arguments of a training script."""
     parser = Parser(description=description)
-    parser.add_argument("file_location", type=path, help="Path to the JSON config file. Relative to where you launch the script from.")
-    parser.add_argument("-d", "--device", help="Device string, e.g. 'cuda:0' or 'cpu'. Default: the first GPU, or else the CPU.")
-    parser.add_argument("-t", "--tokenizer_path", type=path, help="Folder of the tokenizer that made the data; with it, each "
-                        "validation logs a generated snippet. Relative to where you launch the script from, or to the script's folder.")
-    parser.add_argument("-p", "--project_name", default="BackPerplexityResilient", help="Name of the project to log to. Default is '%(default)s'.")
-    parser.add_argument("-s", "--no_step_pickup", action="store_true",
-                        help="If set, train steps_to_train steps more. Otherwise, train UP TO steps_to_train TOTAL steps.")
-    parser.add_argument("--run_name", help="Name of the run, and of its files. Default: the config file's, without .json.")
-    parser.add_argument("--cooldown", type=steps, metavar="N", help="End the run: from the step that it is at, let the learning rate fall "
-                        "to zero over N steps. The state before is kept as a backup.")
-    parser.add_argument("--accept_changes", action="store_true", help="Go on although the config's learning rate, schedule, optimizer or precision "
-                        "are not those that the state was trained with. The state records from which step on, and measure_arrow.py compares it.")
-    parser.add_argument("--dry_run", action="store_true", help="Train nothing: print parameters, tokens per step, memory, steps in an epoch and the "
-                        "expected time, from a few steps that leave no trace.")
+    parser.add_argument(
+        "file_location", type=path, help="Path to the JSON config file. Relative to where you launch the script from."
+    )
+    parser.add_argument(
+        "-d", "--device", help="Device string, e.g. 'cuda:0' or 'cpu'. Default: the first GPU, or else the CPU."
+    )
+    parser.add_argument(
+        "-t",
+        "--tokenizer_path",
+        type=path,
+        help="Folder of the tokenizer that made the data; with it, each "
+        "validation logs a generated snippet. Relative to where you launch the script from, or to the script's folder.",
+    )
+    parser.add_argument(
+        "-p",
+        "--project_name",
+        default="BackPerplexityResilient",
+        help="Name of the project to log to. Default is '%(default)s'.",
+    )
+    parser.add_argument(
+        "-s",
+        "--no_step_pickup",
+        action="store_true",
+        help="If set, train steps_to_train steps more. Otherwise, train UP TO steps_to_train TOTAL steps.",
+    )
+    parser.add_argument(
+        "--run_name", help="Name of the run, and of its files. Default: the config file's, without .json."
+    )
+    parser.add_argument(
+        "--cooldown",
+        type=steps,
+        metavar="N",
+        help="End the run: from the step that it is at, let the learning rate fall "
+        "to zero over N steps. The state before is kept as a backup.",
+    )
+    parser.add_argument(
+        "--accept_changes",
+        action="store_true",
+        help="Go on although the config's learning rate, schedule, optimizer or precision "
+        "are not those that the state was trained with. The state records from which step on, and measure_arrow.py compares it.",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Train nothing: print parameters, tokens per step, memory, steps in an epoch and the "
+        "expected time, from a few steps that leave no trace.",
+    )
     return parser
 
 
@@ -91,7 +132,9 @@ def config_of(args: argparse.Namespace, model: str | None) -> Config:
 
 def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
     """Train, or show what would be trained; the exit status."""
-    from modules.dry_run import dry_run  # seconds of imports, which --help, a mistake in the config and a launcher need not wait for
+    from modules.dry_run import (
+        dry_run,
+    )  # seconds of imports, which --help, a mistake in the config and a launcher need not wait for
     from modules.parallel import joined
     from modules.run import Request, run
 
@@ -99,7 +142,11 @@ def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
         if args.dry_run:
             dry_run(config, processes)
             return 0
-        return run(config, Request(args.project_name, args.tokenizer_path, args.no_step_pickup, args.cooldown, args.accept_changes), processes)
+        return run(
+            config,
+            Request(args.project_name, args.tokenizer_path, args.no_step_pickup, args.cooldown, args.accept_changes),
+            processes,
+        )
 
 
 def train_on_one_device(model: str, description: str) -> None:

@@ -12,15 +12,17 @@ The fields below are the one place where keys, defaults and meanings are written
 Published configs leave keys out or give null for "the default", so null counts as
 absent for every key that has a default.
 
-Every number has bounds, each with its reason: within them nothing overflows, and the counts of a run (steps x windows, tokens) fit 64 bits.
-Whether the model fits the machine is another question, which `memory.py` answers before it is built.
+Every number has bounds, each with its reason: within them nothing overflows, and the counts of a run (steps x windows,
+tokens) fit 64 bits. Whether the model fits the machine is another question, which `memory.py` answers before it is
+built.
 
-Paths stay in the config, and in states, as they were written: `~` and `$VARIABLE` mean something else on another machine. They are
-expanded where files are opened, by `expanded`.
+Paths stay in the config, and in states, as they were written: `~` and `$VARIABLE` mean something else on another
+machine. They are expanded where files are opened, by `expanded`.
 
 Objects are frozen: what the state records about a run is what the run trained
 with. `with_training` and `with_model` return changed, validated copies.
 """
+
 import difflib
 import json
 import math
@@ -57,10 +59,14 @@ MAX_CONFIG_BYTES = 1 << 20
 
 def up_to(most: float, reason: str) -> AfterValidator:
     """A bound that says why it is there."""
+
     def check(value: float) -> float:
         if value > most:
-            raise ValueError(f"expected at most {most:{',' if isinstance(most, int) else 'g'}} ({reason}), found {shown(value)}")
+            raise ValueError(
+                f"expected at most {most:{',' if isinstance(most, int) else 'g'}} ({reason}), found {shown(value)}"
+            )
         return value
+
     return AfterValidator(check)
 
 
@@ -76,11 +82,16 @@ WHY_STEPS = "at a thousand steps a second, three years"
 WHY_FP32 = "weights are fp32 numbers, of at most 3.4e38"
 Positive = Annotated[int, Field(ge=1), up_to(2**63 - 1, WHY_64_BITS)]
 Ids = Annotated[int, Field(ge=2), up_to(2**31 - 1, "ids are stored in 32 bits")]
-Layers = Annotated[int, Field(ge=1), up_to(10_000, "a layer takes time whatever its width, and the deepest published "
-                                                          "transformers have 1,000")]
+Layers = Annotated[
+    int,
+    Field(ge=1),
+    up_to(10_000, "a layer takes time whatever its width, and the deepest published transformers have 1,000"),
+]
 Width = Annotated[int, Field(ge=1), up_to(2**20, "the widest published models have some 50,000")]
 Context = Annotated[int, Field(ge=2), up_to(2**24, "the longest published contexts are of ten million tokens")]
-Windows = Annotated[int, Field(ge=1), up_to(MAX_STEP_TOKENS // 2, "with windows of two tokens, the largest step that is allowed")]
+Windows = Annotated[
+    int, Field(ge=1), up_to(MAX_STEP_TOKENS // 2, "with windows of two tokens, the largest step that is allowed")
+]
 Steps = Annotated[int, Field(ge=1), up_to(MAX_STEPS, WHY_STEPS)]
 Probability = Annotated[float, Field(ge=0, lt=1), up_to(0.999, "choices are made with 16 random bits")]
 Rate = Annotated[float, Field(ge=0), up_to(1e30, WHY_FP32)]
@@ -89,6 +100,7 @@ OpenablePath = Annotated[str, Field(min_length=1), AfterValidator(openable)]
 
 class Section(BaseModel):
     """What all parts of a config share: strict types, no unknown keys, no changes, null as "the default"."""
+
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     @model_validator(mode="before")
@@ -107,7 +119,8 @@ class GPTParams(Section):
     embed_dim: Width = Field(description="width of the residual stream")
     attn_length: Context = Field(description="context: tokens in a window")
     mlp_ratio: Annotated[float, up_to(1000, "the usual is 4")] = Field(
-        4.0, gt=0, description="hidden width of the MLP over `embed_dim`")
+        4.0, gt=0, description="hidden width of the MLP over `embed_dim`"
+    )
     dropout: Probability = Field(0.1, description="dropout inside the blocks")
     embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
 
@@ -140,7 +153,9 @@ class RecurrentParams(Section):
 
 
 class TrainingParams(Section):
-    dataset_folder: OpenablePath = Field(description="path of the `.h5` to train on, relative to where the script is launched")
+    dataset_folder: OpenablePath = Field(
+        description="path of the `.h5` to train on, relative to where the script is launched"
+    )
     batch_size: Windows = Field(description="windows in a micro-batch, over all devices together")
     aggregate: Windows = Field(1, description="micro-batches in one optimizer step")
     backwards: bool = Field(False, description="whether to train in the backward direction")
@@ -149,15 +164,33 @@ class TrainingParams(Section):
     backup_every: Positive = Field(15000, description="steps between backups of the training state")
     step_log: Positive = Field(400, description="steps between logs of the training loss")
     valid_steps: Positive = Field(1000, description="held-out windows, in steps' worth of windows")
-    held_out_tokens: Positive | None = Field(None, description="tokens held out at the end of the data, in place of `valid_steps`")
-    state_save_loc: OpenablePath = Field("runs", description="folder of states and metrics, relative to where the script is launched")
-    seed: Annotated[int, Field(ge=0), up_to(MAX_SEED, WHY_64_BITS)] = Field(0, description="of initial weights, dropout and the order of windows")
-    stride: Positive | None = Field(None, description="tokens between the starts of training windows; null is half the context")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 autocast where the hardware is faster with it")
-    compile: Literal["auto", True, False] = Field("auto", description="`torch.compile`; auto is on where it pays for itself")
-    valid_batch_size: Windows | None = Field(None, description="windows evaluated at a time: memory and speed, no result; null is `batch_size`")
-    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="many devices: a whole model on each (ddp), or shards of it (fsdp)")
-    checkpoint_activations: bool = Field(False, description="recompute activations in the backward pass: less memory, a third more work")
+    held_out_tokens: Positive | None = Field(
+        None, description="tokens held out at the end of the data, in place of `valid_steps`"
+    )
+    state_save_loc: OpenablePath = Field(
+        "runs", description="folder of states and metrics, relative to where the script is launched"
+    )
+    seed: Annotated[int, Field(ge=0), up_to(MAX_SEED, WHY_64_BITS)] = Field(
+        0, description="of initial weights, dropout and the order of windows"
+    )
+    stride: Positive | None = Field(
+        None, description="tokens between the starts of training windows; null is half the context"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto is bf16 autocast where the hardware is faster with it"
+    )
+    compile: Literal["auto", True, False] = Field(
+        "auto", description="`torch.compile`; auto is on where it pays for itself"
+    )
+    valid_batch_size: Windows | None = Field(
+        None, description="windows evaluated at a time: memory and speed, no result; null is `batch_size`"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="many devices: a whole model on each (ddp), or shards of it (fsdp)"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, a third more work"
+    )
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -168,15 +201,23 @@ class TrainingParams(Section):
 
 class OptimParams(Section):
     lr: Rate = Field(gt=0, description="learning rate at the end of the warm-up")
-    warmup_steps: Annotated[int, Field(ge=0), up_to(2**63 - 1, WHY_64_BITS)] = Field(4000, description="steps of linear rise from `lr_init` to `lr`")
+    warmup_steps: Annotated[int, Field(ge=0), up_to(2**63 - 1, WHY_64_BITS)] = Field(
+        4000, description="steps of linear rise from `lr_init` to `lr`"
+    )
     oscil_steps: Positive = Field(300000, description="steps of a cosine cycle, between warm restarts")
     lr_shrink: float = Field(0.85, gt=0, le=1, description="factor on the learning rate from one cycle to the next")
     lr_init: Rate = Field(1e-7, description="learning rate at the first step of the warm-up")
     lr_min: Rate = Field(1e-6, description="learning rate at the end of the first cycle")
-    weight_decay: Rate = Field(0.01, description="weight decay of AdamW; torch's default, as no published config sets one")
+    weight_decay: Rate = Field(
+        0.01, description="weight decay of AdamW; torch's default, as no published config sets one"
+    )
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    cooldown_steps: Steps | None = Field(None, description="steps of a linear fall to zero that ends the run; null is none")
-    cooldown_start: Annotated[int, Field(ge=0), up_to(MAX_STEPS, WHY_STEPS)] | None = Field(None, description="step at which that fall starts")
+    cooldown_steps: Steps | None = Field(
+        None, description="steps of a linear fall to zero that ends the run; null is none"
+    )
+    cooldown_start: Annotated[int, Field(ge=0), up_to(MAX_STEPS, WHY_STEPS)] | None = Field(
+        None, description="step at which that fall starts"
+    )
 
     @model_validator(mode="after")
     def rates_in_order(self) -> Self:
@@ -190,7 +231,9 @@ class OptimParams(Section):
 
 def model_shape(params: Any) -> str:
     """Which kind of `model_params` a user meant, "gpt" or "recurrent", even where the telling key is misspelt."""
-    keys = params if isinstance(params, dict) else getattr(type(params), "model_fields", ())  # the latter when it is written out
+    keys = (
+        params if isinstance(params, dict) else getattr(type(params), "model_fields", ())
+    )  # the latter when it is written out
     return "recurrent" if difflib.get_close_matches("desired_attn_length", keys, cutoff=0.8) else "gpt"
 
 
@@ -201,10 +244,13 @@ ModelParams = Annotated[
 
 class Config(Section):
     """A run: what to train, on what, how. `name`, the stem of the file, is the run's name and not a key of the file."""
+
     model_params: ModelParams = Field(description="the model; its keys tell a GPT from a recurrent model")
     training_params: TrainingParams = Field(description="the data and the loop")
     optim_params: OptimParams = Field(description="the optimizer and its schedule")
-    model: Literal["gpt", "gru", "lstm"] | None = Field(None, description="the kind of model; null is what the script trains")
+    model: Literal["gpt", "gru", "lstm"] | None = Field(
+        None, description="the kind of model; null is what the script trains"
+    )
     _name: str = PrivateAttr("")
 
     @property
@@ -225,7 +271,11 @@ class Config(Section):
     def held_out_windows(self) -> int:
         """Windows held out at the end of the data."""
         params = self.training_params
-        return params.held_out_tokens // self.model_params.context if params.held_out_tokens else params.valid_steps * self.step_windows
+        return (
+            params.held_out_tokens // self.model_params.context
+            if params.held_out_tokens
+            else params.valid_steps * self.step_windows
+        )
 
     @property
     def valid_batch_size(self) -> int:
@@ -244,17 +294,22 @@ class Config(Section):
 
     @property
     def direction(self) -> str:
-        """"forward" or "backward"."""
+        """ "forward" or "backward"."""
         return "backward" if self.training_params.backwards else "forward"
 
     @model_validator(mode="after")
     def steps_are_of_a_possible_size(self) -> Self:
         """Counted in 64 bits, steps x windows of a step cannot overflow then, and nor can steps x tokens."""
         params, context = self.training_params, self.model_params.context
-        for key, windows in (("batch_size x aggregate", params.batch_size * params.aggregate), ("valid_batch_size", self.valid_batch_size)):
+        for key, windows in (
+            ("batch_size x aggregate", params.batch_size * params.aggregate),
+            ("valid_batch_size", self.valid_batch_size),
+        ):
             if windows * context > MAX_STEP_TOKENS:
-                raise ValueError(f"expected {key} x context of at most {MAX_STEP_TOKENS:,} tokens (the largest published steps), "
-                                 f"found {windows:,} x {context:,}")
+                raise ValueError(
+                    f"expected {key} x context of at most {MAX_STEP_TOKENS:,} tokens (the largest published steps), "
+                    f"found {windows:,} x {context:,}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -262,15 +317,19 @@ class Config(Section):
         is_gpt = isinstance(self.model_params, GPTParams)
         if self.model is not None and is_gpt != (self.model == "gpt"):
             expected = '"gpt"' if is_gpt else '"gru" or "lstm"'
-            raise ValueError(f'expected model {expected} for model_params with {"attn_length" if is_gpt else "desired_attn_length"}, '
-                             f'found "{self.model}"')
+            raise ValueError(
+                f"expected model {expected} for model_params with {'attn_length' if is_gpt else 'desired_attn_length'}, "
+                f'found "{self.model}"'
+            )
         return self
 
     @model_validator(mode="after")
     def two_windows_are_held_out(self) -> Self:
         if self.held_out_windows < 2:
-            raise ValueError(f"expected at least two held-out windows of {self.model_params.context} tokens, found {self.held_out_windows}; "
-                             "set a larger training_params.held_out_tokens or valid_steps")
+            raise ValueError(
+                f"expected at least two held-out windows of {self.model_params.context} tokens, found {self.held_out_windows}; "
+                "set a larger training_params.held_out_tokens or valid_steps"
+            )
         return self
 
     def to_dict(self) -> dict:
@@ -278,7 +337,8 @@ class Config(Section):
         return self.model_dump(mode="json")
 
     def with_training(self, **changes) -> "Config":
-        """A copy with some of `training_params` changed, e.g. `with_training(backwards=True)`. UserError as in `load_config`."""
+        """A copy with some of `training_params` changed, e.g. `with_training(backwards=True)`. UserError as in
+        `load_config`."""
         data = self.to_dict()
         return parse_config(data | {"training_params": data["training_params"] | changes}, self.name)
 
@@ -290,7 +350,9 @@ class Config(Section):
     def with_model(self, model: str) -> "Config":
         """A copy that says which model it trains; UserError where `model_params` belong to another kind."""
         if self.model not in (None, model):
-            raise UserError(f'{self.name}: model: expected "{model}", found "{self.model}"; use the script of that model')
+            raise UserError(
+                f'{self.name}: model: expected "{model}", found "{self.model}"; use the script of that model'
+            )
         return parse_config(self.to_dict() | {"model": model}, self.name)
 
     def with_name(self, name: str) -> "Config":
@@ -307,7 +369,9 @@ def load_config(path: str | os.PathLike) -> Config:
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, and be empty for a second reader
-            raise UserError(f"{path}: expected a config file, found {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}")
+            raise UserError(
+                f"{path}: expected a config file, found {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}"
+            )
         if found.st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{path}: expected a config file of some kB, found {found.st_size:,} bytes")
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -318,7 +382,13 @@ def load_config(path: str | os.PathLike) -> Config:
     except ValueError:
         raise UserError(f"{shown(str(path))}: no path that a file can have") from None
     try:
-        data = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant, parse_float=finite, parse_int=short_enough)
+        data = json.loads(
+            text,
+            object_pairs_hook=unique_keys,
+            parse_constant=refuse_constant,
+            parse_float=finite,
+            parse_int=short_enough,
+        )
     except json.JSONDecodeError as error:
         hint = " (JSON has no comments)" if text.startswith(("#", "//"), error.pos) else ""
         raise UserError(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}{hint}") from None
@@ -327,11 +397,14 @@ def load_config(path: str | os.PathLike) -> Config:
     except ValueError as error:
         raise UserError(f"{path}: not a config: {error}") from None
     name = Path(path).name
-    return parse_config(data, name[:-len(".json")] if name.lower().endswith(".json") else Path(path).stem, source=str(path))
+    return parse_config(
+        data, name[: -len(".json")] if name.lower().endswith(".json") else Path(path).stem, source=str(path)
+    )
 
 
 def parse_config(data: Any, name: str, source: str | None = None) -> Config:
-    """A Config from plain data, as in a file or in a state. UserError names `source` (by default `name`) and the keys at fault."""
+    """A Config from plain data, as in a file or in a state. UserError names `source` (by default `name`) and the keys
+    at fault."""
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -363,7 +436,8 @@ def finite(digits: str) -> float:
 
 
 def short_enough(digits: str) -> int:
-    """A JSON integer; of more digits than a number with a point could have, it is refused before the time it would take."""
+    """A JSON integer; of more digits than a number with a point could have, it is refused before the time it would
+    take."""
     if len(digits) > 309:
         raise ValueError(f"{shown_digits(digits)} is beyond what a number can be (1.8e308)")
     return int(digits)
@@ -374,14 +448,16 @@ def shown_digits(digits: str) -> str:
 
 
 def expanded(path: str, what: str) -> str:
-    """`path` with `~` and `$VARIABLE` (`${VARIABLE}`) replaced, as a shell does; `what` is where it was written, for messages.
+    """`path` with `~` and `$VARIABLE` (`${VARIABLE}`) replaced, as a shell does; `what` is where it was written, for
+    messages.
 
-    What exists under the very name, a file or a folder above it, stays as it is: `$` and `~` are letters that a name can have.
-    Raises UserError where a variable is not set (or empty: `$SCRATCH/runs` must not become `/runs`), or nobody's home is known.
+    What exists under the very name, a file or a folder above it, stays as it is: `$` and `~` are letters that a name
+    can have. Raises UserError where a variable is not set (or empty: `$SCRATCH/runs` must not become `/runs`), or
+    nobody's home is known.
     """
     if os.path.lexists(path):
         return path
-    folders = [path[:end] for end in range(len(path), 0, -1) if path[end:end + 1] in (os.sep, os.altsep)]
+    folders = [path[:end] for end in range(len(path), 0, -1) if path[end : end + 1] in (os.sep, os.altsep)]
     literal = next((folder for folder in folders if "$" in folder and os.path.lexists(folder)), "")
 
     def value(match: re.Match) -> str:
@@ -393,14 +469,18 @@ def expanded(path: str, what: str) -> str:
     home = path if literal else os.path.expanduser(path)
     if home == "~" or home.startswith(("~/", "~" + os.sep)):
         raise UserError(f"{what}: {path}: there is no home folder here for ~; set HOME, or write the path without it")
-    return home[:len(literal)] + re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, home[len(literal):], flags=re.ASCII)
+    return home[: len(literal)] + re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, home[len(literal) :], flags=re.ASCII)
 
 
 def describe(problem: dict) -> str:
     """One of pydantic's errors in our words: key, expected, found, and for an unknown key the nearest valid one."""
     location = problem["loc"]
-    keys = [str(part) for part in location if part not in ("gpt", "recurrent")]  # those two are names of the union's branches
-    where = ".".join(key if len(key) <= SHOWN_LENGTH else key[:SHOWN_LENGTH] + "..." for key in keys) + ": " if keys else ""
+    keys = [
+        str(part) for part in location if part not in ("gpt", "recurrent")
+    ]  # those two are names of the union's branches
+    where = (
+        ".".join(key if len(key) <= SHOWN_LENGTH else key[:SHOWN_LENGTH] + "..." for key in keys) + ": " if keys else ""
+    )
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key, {nearest_key(keys, location)}"
     if problem["type"] == "missing":
@@ -412,12 +492,18 @@ def describe(problem: dict) -> str:
 
 def section_fields(location: tuple) -> dict:
     """The fields of the section in which the key at pydantic's `location` stands."""
-    sections = {"training_params": TrainingParams, "optim_params": OptimParams, "gpt": GPTParams, "recurrent": RecurrentParams}
+    sections = {
+        "training_params": TrainingParams,
+        "optim_params": OptimParams,
+        "gpt": GPTParams,
+        "recurrent": RecurrentParams,
+    }
     return next((sections[part] for part in reversed(location[:-1]) if part in sections), Config).model_fields
 
 
 def nearest_key(keys: list[str], location: tuple) -> str:
-    """What to write instead of an unknown key: the nearest key of its section, else the section where that key belongs."""
+    """What to write instead of an unknown key: the nearest key of its section, else the section where that key
+    belongs."""
     valid = section_fields(location)
     if all_keys().get(keys[-1]) == ".".join(keys):
         return "only a GPT has it, and desired_attn_length makes this a recurrent model"
@@ -429,16 +515,23 @@ def nearest_key(keys: list[str], location: tuple) -> str:
 
 def all_keys() -> dict[str, str]:
     """Every key of every section with its dotted name."""
-    sections = {"model_params": RecurrentParams.model_fields | GPTParams.model_fields,
-                "training_params": TrainingParams.model_fields, "optim_params": OptimParams.model_fields}
+    sections = {
+        "model_params": RecurrentParams.model_fields | GPTParams.model_fields,
+        "training_params": TrainingParams.model_fields,
+        "optim_params": OptimParams.model_fields,
+    }
     return {key: f"{section}.{key}" for section, fields in sections.items() for key in fields}
 
 
 def key_table() -> str:
     """All keys as a Markdown table: key, default, meaning."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
-    sections = [("model_params (GPT)", GPTParams), ("model_params (GRU, LSTM)", RecurrentParams),
-                ("training_params", TrainingParams), ("optim_params", OptimParams)]
+    sections = [
+        ("model_params (GPT)", GPTParams),
+        ("model_params (GRU, LSTM)", RecurrentParams),
+        ("training_params", TrainingParams),
+        ("optim_params", OptimParams),
+    ]
     for title, section in sections:
         rows.append(f"| **{title}** | | |")
         for key, field in section.model_fields.items():

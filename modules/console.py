@@ -1,9 +1,10 @@
 """What the user is told: lines, bars and warnings, none of which can end the work that they tell of.
 
-A reader that went away, a full disk behind a redirection, a closed descriptor, a character that the encoding lacks: whatever becomes of
-standard output and error, the functions here return. A stream that fails is told of once on the other one, and left alone from then on.
-Whatever else may fail beside the work (a picture, W&B) goes through `attempt`.
+A reader that went away, a full disk behind a redirection, a closed descriptor, a character that the encoding lacks:
+whatever becomes of standard output and error, the functions here return. A stream that fails is told of once on the
+other one, and left alone from then on. Whatever else may fail beside the work (a picture, W&B) goes through `attempt`.
 """
+
 import atexit
 import contextlib
 import errno
@@ -24,7 +25,12 @@ except ValueError:  # a TQDM_ variable of the environment that is no number
     from tqdm import tqdm
 
 PATIENCE_S = 10.0  # with a reader that lags behind a pipe which does not block
-UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of what would break a line, move the cursor or cannot be encoded
+UNPRINTABLE = {
+    "Cc",
+    "Cs",
+    "Zl",
+    "Zp",
+}  # Unicode's categories of what would break a line, move the cursor or cannot be encoded
 
 T = TypeVar("T")
 
@@ -32,7 +38,9 @@ _failed: list = []  # streams that are left alone
 _warned: set[str] = set()
 
 
-# Telling ----------------------------------------------------------------------------------------------------------------
+# Telling
+# ----------------------------------------------------------------------------------------------------------------
+
 
 def tell(line: str, stream=None) -> None:
     """Say a line, or several, on `stream` (standard output by default), above a bar if there is one. Never raises."""
@@ -46,14 +54,16 @@ def tell(line: str, stream=None) -> None:
 
 
 def warn_once(line: str, key: str | None = None) -> None:
-    """Say "warning: `line`" on standard error, as one line, unless the same, or another of this `key`, was said before. Never raises."""
+    """Say "warning: `line`" on standard error, as one line, unless the same, or another of this `key`, was said before.
+    Never raises."""
     if (key or line) not in _warned:
         _warned.add(key or line)
         tell(f"warning: {one_line(line)}", sys.stderr)
 
 
 def attempt(what: str, call: Callable[[], T]) -> T | None:
-    """`call()`; where it raises an Exception, None after a warning that names `what` ("the picture of the loss", say) and the reason.
+    """`call()`; where it raises an Exception, None after a warning that names `what` ("the picture of the loss", say)
+    and the reason.
 
     The warning comes once for each `what`.
     """
@@ -65,7 +75,8 @@ def attempt(what: str, call: Callable[[], T]) -> T | None:
 
 
 def bar(*args, **kwargs) -> "Bar":
-    """A progress bar on standard error, with tqdm's arguments. Where it cannot be shown, the work that it counts goes on without it."""
+    """A progress bar on standard error, with tqdm's arguments. Where it cannot be shown, the work that it counts goes
+    on without it."""
     kwargs = {"file": _Sink(sys.stderr)} | kwargs
     if kwargs.get("desc"):
         kwargs["desc"] = one_line(kwargs["desc"])
@@ -94,17 +105,22 @@ class Bar(tqdm):
             warn_once(f"no progress bars: {reason(error)}", key="bars")
 
 
-# Words ------------------------------------------------------------------------------------------------------------------
+# Words
+# ------------------------------------------------------------------------------------------------------------------
+
 
 def one_line(text) -> str:
-    """`text` with all that would break the line, or cannot be written, as escapes: a path may hold a newline, or bytes that are no text."""
+    """`text` with all that would break the line, or cannot be written, as escapes: a path may hold a newline, or bytes
+    that are no text."""
     return printable(str(text), keep="")
 
 
 def printable(text: str, keep: str) -> str:
     """`text` with control characters and lone surrogates as escapes, those in `keep` excepted."""
-    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in UNPRINTABLE and letter not in keep else letter
-                   for letter in text)
+    return "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter) in UNPRINTABLE and letter not in keep else letter
+        for letter in text
+    )
 
 
 def reason(error: BaseException) -> str:
@@ -114,10 +130,13 @@ def reason(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-# Streams ----------------------------------------------------------------------------------------------------------------
+# Streams
+# ----------------------------------------------------------------------------------------------------------------
+
 
 class _Sink:
-    """A text stream whose writing never raises. Equal to the stream that it stands for, whose other attributes it has."""
+    """A text stream whose writing never raises. Equal to the stream that it stands for, whose other attributes it
+    has."""
 
     def __init__(self, stream):
         self._stream = stream._stream if isinstance(stream, _Sink) else stream
@@ -153,7 +172,8 @@ def _encodable(text: str, encoding: str | None) -> str:
 
 
 def _write(stream, text: str) -> None:
-    """Write all of `text`. Raises whatever the stream raises, and BlockingIOError where nobody reads from a pipe that does not block."""
+    """Write all of `text`. Raises whatever the stream raises, and BlockingIOError where nobody reads from a pipe that
+    does not block."""
     buffer = getattr(stream, "buffer", None)
     raw = buffer.raw if isinstance(buffer, io.BufferedWriter) else buffer
     if not isinstance(raw, io.RawIOBase):
@@ -164,7 +184,7 @@ def _write(stream, text: str) -> None:
     _patiently(raw, lambda: stream.flush() or True)
     data = text.replace("\n", os.linesep).encode(stream.encoding)
     while data:
-        data = data[_patiently(raw, lambda: raw.write(data)):]
+        data = data[_patiently(raw, lambda: raw.write(data)) :]
 
 
 def _patiently(raw: io.RawIOBase, call: Callable[[], T | None]) -> T:
@@ -202,8 +222,8 @@ def _to_nowhere(descriptor: int) -> None:
 def safe_streams() -> None:
     """Make standard output and error of this process streams that cannot fail, whoever writes to them.
 
-    Where the process was started with them closed they lead nowhere. Otherwise the next file opened would get their number, a dataset
-    say, and what a C library has to complain of would be written into it.
+    Where the process was started with them closed they lead nowhere. Otherwise the next file opened would get their
+    number, a dataset say, and what a C library has to complain of would be written into it.
     """
     for descriptor in range(3):
         with contextlib.suppress(OSError):

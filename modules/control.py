@@ -1,12 +1,15 @@
-"""The reversed control: a text reversed by character and tokenized afresh, to be trained on and measured like the text itself.
+"""The reversed control: a text reversed by character and tokenized afresh, to be trained on and measured like the text
+itself.
 
-An arrow of the text turns round when the text does: what is behind is then in front. What does not turn round comes from the tokenizer, which
-has a direction of its own, and from how fast each direction is learned. So the arrow of time is the half that turns (contrast.turning).
+An arrow of the text turns round when the text does: what is behind is then in front. What does not turn round comes
+from the tokenizer, which has a direction of its own, and from how fast each direction is learned. So the arrow of time
+is the half that turns (contrast.turning).
 
-The control lies in `<folder>/<dataset>_reversed/`: the reversed text, a tokenizer of as many ids trained on it, and its .h5, which says whose
-control it is. A tokenizer without a direction (tok_utils/symmetric.py) makes all of it superfluous: the control's tokens would be the
-text's own, backward.
+The control lies in `<folder>/<dataset>_reversed/`: the reversed text, a tokenizer of as many ids trained on it, and its
+.h5, which says whose control it is. A tokenizer without a direction (tok_utils/symmetric.py) makes all of it
+superfluous: the control's tokens would be the text's own, backward.
 """
+
 import sys
 from pathlib import Path
 
@@ -42,7 +45,8 @@ def why_none(token_file: TokenFile) -> str | None:
 
 
 def control_of(token_file: TokenFile, folder: Path) -> Path:
-    """The .h5 of the control of a dataset, made in `folder` if it is not there. Raises UserError where it cannot be made (see `why_none`)."""
+    """The .h5 of the control of a dataset, made in `folder` if it is not there. Raises UserError where it cannot be
+    made (see `why_none`)."""
     if (reason := why_none(token_file)) is not None:
         raise UserError(f"{token_file.path}: has no control to train: {reason}")
     name = file_name(Path(token_file.path).stem, SUFFIX)
@@ -51,8 +55,10 @@ def control_of(token_file: TokenFile, folder: Path) -> Path:
     if made.exists() and open_tokens(made).reversed_of == token_file.fingerprint:
         return made
     if this_process().launched:
-        raise UserError(f"{made}: the control is not there yet, and is made by one process: start measure_arrow.py once without torchrun, or leave it "
-                        "out with --no_control")
+        raise UserError(
+            f"{made}: the control is not there yet, and is made by one process: start measure_arrow.py once without torchrun, or leave it "
+            "out with --no_control"
+        )
     console.tell(f"{token_file.path}: its control, the text reversed, is made in {own}", sys.stderr)
     texts = own / name
     if len(token_file.texts) == 1:

@@ -17,6 +17,7 @@ The order of the files is that of a hash of their names: the same on every run,
 but with every package in every part of the text, so that the held-out end is
 text of the same kind as the rest.
 """
+
 import ast
 import hashlib
 import re
@@ -43,30 +44,41 @@ NOT_PROSE = re.compile(r"[^A-Za-z ,.;:'\"()!?-]")
 
 
 def write_docstring_corpus(path: str | Path, max_mb: float, folders: list[str] | None = None) -> int:
-    """Write the prose of all docstrings under `folders` (by default those of Python and its packages) as UTF-8 to `path`.
+    """Write the prose of all docstrings under `folders` (by default those of Python and its packages) as UTF-8 to
+    `path`.
 
-    One block a line, a blank line after each docstring; ends after the file with which `max_mb` (10^6 bytes) is reached.
-    Returns the bytes written. UserError where there is no prose at all.
+    One block a line, a blank line after each docstring; ends after the file with which `max_mb` (10^6 bytes) is
+    reached. Returns the bytes written. UserError where there is no prose at all.
     """
     folders = [Path(folder) for folder in folders] if folders else installed_folders()
     files = shuffled(folders, "*.py", lambda inside: not SKIPPED_FOLDERS.intersection(inside.parts))
     # Ctrl-C is this process's to tell of.
     pool = ProcessPoolExecutor(available_cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
     try:
-        progress = bar(pool.map(file_prose, files, chunksize=FILES_A_TASK), total=len(files), unit=" files", desc="docstrings")
-        return write_prose(path, progress, max_mb, f"no prose in the docstrings of {len(files)} Python files; name folders that hold Python sources")
+        progress = bar(
+            pool.map(file_prose, files, chunksize=FILES_A_TASK), total=len(files), unit=" files", desc="docstrings"
+        )
+        return write_prose(
+            path,
+            progress,
+            max_mb,
+            f"no prose in the docstrings of {len(files)} Python files; name folders that hold Python sources",
+        )
     except BrokenProcessPool:
-        raise UserError(f"{path}: a process that reads docstrings was killed, as the kernel does where memory is short; "
-                        "nothing was written") from None
+        raise UserError(
+            f"{path}: a process that reads docstrings was killed, as the kernel does where memory is short; "
+            "nothing was written"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def write_prose(path: str | Path, progress: Bar, max_mb: float, if_none: str) -> int:
-    """Write blocks of prose to `path`, each once: a block a line, a blank line after each document. Returns the bytes written.
+    """Write blocks of prose to `path`, each once: a block a line, a blank line after each document. Returns the bytes
+    written.
 
-    progress: for each file its documents, each a list of blocks. Ends after the file with which `max_mb` (10^6 bytes) is reached.
-    Raises UserError(if_none) where there is no block at all.
+    progress: for each file its documents, each a list of blocks. Ends after the file with which `max_mb` (10^6 bytes)
+    is reached. Raises UserError(if_none) where there is no block at all.
     """
     seen: set[bytes] = set()
     written = 0
@@ -90,7 +102,8 @@ def installed_folders() -> list[Path]:
 
 
 def shuffled(folders: list[Path], name: str, wanted: Callable[[Path], bool]) -> list[Path]:
-    """All files under `folders` of that name (a glob pattern) whose path inside the folder is wanted, by a hash of it: shuffled, and always alike."""
+    """All files under `folders` of that name (a glob pattern) whose path inside the folder is wanted, by a hash of it:
+    shuffled, and always alike."""
     found = {}
     for folder in folders:
         for file in folder.rglob(name):
@@ -107,13 +120,21 @@ def file_prose(file: Path) -> list[list[str]]:
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
             tree = ast.parse(file.read_bytes())
         return [prose_blocks(ast.get_docstring(node)) for node in documented(tree)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):  # a parser's stack that is full is a MemoryError
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+        OSError,
+    ):  # a parser's stack that is full is a MemoryError
         return []
 
 
 def documented(node: ast.AST) -> Iterator[ast.AST]:
     """The module, classes and functions under `node` that have a docstring, in the order of the text."""
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False):
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+        node, clean=False
+    ):
         yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.stmt, ast.excepthandler)):  # expressions, most of a tree, hold no definitions
@@ -136,7 +157,8 @@ def prose_blocks(docstring: str) -> list[str]:
 
 
 def is_prose(block: str, sentences: re.Pattern = SENTENCES, not_prose: re.Pattern = NOT_PROSE) -> bool:
-    """Whether a line of text is sentences (by default English) rather than code, a table, a heading or a list of names."""
+    """Whether a line of text is sentences (by default English) rather than code, a table, a heading or a list of
+    names."""
     if len(block) < SMALLEST_BLOCK or not sentences.fullmatch(block):
         return False
     return len(not_prose.findall(block)) <= (1 - PROSE_SHARE) * len(block)

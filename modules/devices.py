@@ -5,6 +5,7 @@ AVX512-bf16 or AMX) and sixty times *slower* on a CPU that only emulates it, so 
 hardware. What "auto" chose is kept in the state: a run that is resumed, and the run of
 the other direction, must not change precision because a machine was busy.
 """
+
 import contextlib
 import ctypes
 import os
@@ -16,7 +17,8 @@ from modules import console, loss
 from modules.errors import UserError
 
 # Below this width a CPU's time goes into small operations, which autocast only makes more of: on AVX512-bf16 cores a
-# step in bf16 is 0.56 times as fast as in fp32 at width 64, 0.76 at 128, 1.40 at 192, 1.42 at 256 (three layers, vocabulary 1,024).
+# step in bf16 is 0.56 times as fast as in fp32 at width 64, 0.76 at 128, 1.40 at 192, 1.42 at 256 (three layers,
+# vocabulary 1,024).
 NARROWEST_BF16_ON_CPU = 192
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt's names for them (malloc.h)
 
@@ -29,15 +31,21 @@ def pick_device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    there = [*(f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count()) if accelerator), "cpu"]
+    there = [
+        *(f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count()) if accelerator),
+        "cpu",
+    ]
     try:
         asked = torch.device(name)
         device = torch.device("cpu" if asked.type == "cpu" and not asked.index else f"{asked.type}:{asked.index or 0}")
     except (RuntimeError, ValueError):
         device = None
     if str(device) not in there:  # others, such as "meta", torch may know but cannot train on here
-        reason = "" if torch.cuda.is_available() or "cuda" not in name else \
-            "; this torch sees no GPU (a CPU build, or no driver: see the README's installation)"
+        reason = (
+            ""
+            if torch.cuda.is_available() or "cuda" not in name
+            else "; this torch sees no GPU (a CPU build, or no driver: see the README's installation)"
+        )
         raise UserError(f"no device '{name[:40]}' here; there is {', '.join(there)}{reason}")
     try:
         torch.empty(1, device=device)
@@ -47,7 +55,7 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def pick_precision(asked: str, device: torch.device, width: int) -> str:
-    """"fp32" or "bf16" for what a config asks ("auto", "fp32", "bf16") of a model of `width`."""
+    """ "fp32" or "bf16" for what a config asks ("auto", "fp32", "bf16") of a model of `width`."""
     if asked != "auto":
         return asked
     if device.type == "cuda":
@@ -69,12 +77,15 @@ def pick_compile(asked: bool | str, device: torch.device, model_name: str) -> bo
 
 
 def compile_model(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, autocast) -> bool:
-    """Compile the blocks of a GPT and the loss's pointwise part; tried on one batch. False, after a warning, where it fails.
+    """Compile the blocks of a GPT and the loss's pointwise part; tried on one batch. False, after a warning, where it
+    fails.
 
     Block by block, not as a whole: compiled once and used by all layers, and the gradients
     of a layer are ready for communication while the layer before is still computing.
     """
-    os.environ["PYTHONSAFEPATH"] = "1"  # the compiler runs `python -c`, which would import a ctypes.py of the user's from the working folder
+    os.environ["PYTHONSAFEPATH"] = (
+        "1"  # the compiler runs `python -c`, which would import a ctypes.py of the user's from the working folder
+    )
     blocks = list(getattr(model, "blocks", []))
     pointwise = loss.loss_and_gradient
     for block in blocks:

@@ -1,4 +1,5 @@
 """What a run would be, before it costs anything: sizes, memory, steps in an epoch, and time from a few real steps."""
+
 import contextlib
 import os
 import time
@@ -31,13 +32,13 @@ def dry_run(config: Config, processes: Processes) -> None:
     lines = {
         "parameters": f"{parameters:,}",
         "data": f"{len(training.windows.token_file.tokens):,} tokens: {len(training.windows):,} training windows of {training.windows.length}, stride "
-                f"{training.windows.stride}, and {len(training.held_out):,} held-out windows",
+        f"{training.windows.stride}, and {len(training.held_out):,} held-out windows",
         "one step": f"{step_windows:,} windows, {training.step_tokens:,} tokens ({params.aggregate} micro-batch(es) of {params.batch_size}"
-                    f"{f', each in {pieces} pieces' if pieces > 1 else ''})",
+        f"{f', each in {pieces} pieces' if pieces > 1 else ''})",
         "one epoch": f"{len(training.windows) // step_windows:,} steps; this run: {last_step:,} steps, {last_step * training.step_tokens:,} tokens",
         "learning rate": f"{lr_at(0, config.optim_params):.3g} at the first step, {lr_at(last_step - 1, config.optim_params):.3g} at the last",
         "memory a device": f"about {(static + activations) / GIB:.2f} GiB: {static / GIB:.2f} for weights, gradients and optimizer, "
-                           f"{activations / GIB:.2f} for activations; {measured_memory(processes)}",
+        f"{activations / GIB:.2f} for activations; {measured_memory(processes)}",
         "speed": f"{training.step_tokens / seconds:,.0f} tokens/s, {seconds:.3g} s a step (median of {TIMED_STEPS})",
         "expected time": f"{duration(seconds * last_step)} without validations",
     }
@@ -59,12 +60,13 @@ def seconds_a_step(training: Training) -> float:
 
 
 def memory_estimate(training: Training) -> tuple[int, int]:
-    """Bytes a device for weights, gradients and moments (16 a parameter), and for the activations of one piece of a batch.
+    """Bytes a device for weights, gradients and moments (16 a parameter), and for the activations of one piece of a
+    batch.
 
-    For the backward pass a block keeps, of each token: its input and the sum in its middle (2 D, fp32) and, in the dtype of the products, their norms (2 D),
-    its queries, keys, values and their mixture (4 D), and the MLP's wide half before and after the GELU. A recomputed block keeps its input, a
-    recurrent layer about 8 D.
-    The loss adds a chunk of logits and, on a GPU, its softmax in fp32, or on a CPU a part of its gradient of the same size.
+    For the backward pass a block keeps, of each token: its input and the sum in its middle (2 D, fp32) and, in the
+    dtype of the products, their norms (2 D), its queries, keys, values and their mixture (4 D), and the MLP's wide half
+    before and after the GELU. A recomputed block keeps its input, a recurrent layer about 8 D. The loss adds a chunk of
+    logits and, on a GPU, its softmax in fp32, or on a CPU a part of its gradient of the same size.
     """
     params, model_params = training.config.training_params, training.config.model_params
     shards = training.processes.count if params.parallel == "fsdp" else 1
@@ -96,5 +98,6 @@ def measured_memory(processes: Processes) -> str:
     if os.name == "nt":
         return "not measured on Windows"
     import resource
+
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return f"{kib / 2**20:.2f} measured, Python and torch included"

@@ -6,6 +6,7 @@ Code raises `UserError` with that line; each script wraps its main function in
 `one_line_errors`, which prints the line on stderr and exits with status 1.
 Memory that is not there and Ctrl-C are told likewise. Anything else is a bug of ours and keeps its traceback.
 """
+
 import errno
 import functools
 import os
@@ -32,11 +33,13 @@ class UserError(Exception):
 
 
 def one_line_errors(main: Callable) -> Callable:
-    """Decorate a script's main, which does the slow imports: what the user can act on ends it with one line on stderr and status 1.
+    """Decorate a script's main, which does the slow imports: what the user can act on ends it with one line on stderr
+    and status 1.
 
-    That is a UserError, a failed file operation and memory that is not there. Ctrl-C ends it with one line, by SIGINT; so does main when it
-    exits with status 130 because it was stopped by Ctrl-C.
+    That is a UserError, a failed file operation and memory that is not there. Ctrl-C ends it with one line, by SIGINT;
+    so does main when it exits with status 130 because it was stopped by Ctrl-C.
     """
+
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         console.safe_streams()
@@ -54,6 +57,7 @@ def one_line_errors(main: Callable) -> Callable:
                 raise
             console.tell(f"error: {console.one_line(line)}", sys.stderr)
         raise SystemExit(1)
+
     return wrapped
 
 
@@ -77,7 +81,8 @@ def size(amount: str) -> str:
 
 
 def die_of_interrupt(line: str | None = None) -> NoReturn:
-    """End this process as Ctrl-C ends one, so that a shell's loop over such processes ends as well; Python does that on every platform.
+    """End this process as Ctrl-C ends one, so that a shell's loop over such processes ends as well; Python does that on
+    every platform.
 
     Shells have status 130 for it.
     """
@@ -89,7 +94,8 @@ def die_of_interrupt(line: str | None = None) -> NoReturn:
 
 
 def interruptibly(call: Callable[[], T]) -> T:
-    """`call()`, of a library that does not come back to Python for long: in a thread of its own, so that Ctrl-C is heard meanwhile."""
+    """`call()`, of a library that does not come back to Python for long: in a thread of its own, so that Ctrl-C is
+    heard meanwhile."""
     outcome = Future()
 
     def work() -> None:
@@ -97,6 +103,7 @@ def interruptibly(call: Callable[[], T]) -> T:
             outcome.set_result(call())
         except BaseException as error:
             outcome.set_exception(error)
+
     threading.Thread(target=work, daemon=True).start()
     return outcome.result()
 
@@ -118,7 +125,8 @@ ADVICE = {
     errno.ELOOP: "its links lead in a circle: mend them",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENXIO: "nothing takes what is written there: give another place"}
+    errno.ENXIO: "nothing takes what is written there: give another place",
+}
 
 
 def describe_os_error(error: OSError) -> str:

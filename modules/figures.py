@@ -1,11 +1,14 @@
-"""The figures of a report, from the comparisons that modules/report.py describes. Each function returns a matplotlib Figure.
+"""The figures of a report, from the comparisons that modules/report.py describes. Each function returns a matplotlib
+Figure.
 
 Forward is blue and backward vermilion everywhere: two colours of Okabe and Ito's palette which stay apart for
 colour-blind eyes and, printed, in grey. Figures are built without pyplot: it keeps global state, and opens windows.
 The same numbers give the same bytes, so committed figures change only when results do.
 
-Names stand in a picture as they are: matplotlib would read dollar signs as a formula and leave a name that begins with "_" out of a legend.
+Names stand in a picture as they are: matplotlib would read dollar signs as a formula and leave a name that begins with
+"_" out of a legend.
 """
+
 import functools
 import math
 import os
@@ -13,7 +16,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "agg"  # nothing is shown on a screen, and a name that matplotlib does not know would be an error at its import
+os.environ["MPLBACKEND"] = (
+    "agg"  # nothing is shown on a screen, and a name that matplotlib does not know would be an error at its import
+)
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
@@ -32,9 +37,19 @@ MARKERS = "osD^vP*"
 FONT = "DejaVu Sans"  # matplotlib brings it along: the same on every machine
 LABEL_LENGTH = 40  # characters of a name
 STYLE = {
-    "font.family": FONT, "text.parse_math": False, "text.usetex": False,
-    "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-    "grid.linewidth": 0.6, "lines.linewidth": 1.8, "svg.hashsalt": "arrow"}
+    "font.family": FONT,
+    "text.parse_math": False,
+    "text.usetex": False,
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "arrow",
+}
 SIZE = (6.4, 4.2)  # inches
 DPI = 150
 
@@ -61,7 +76,8 @@ def new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def label(name: str) -> str:
-    """A name as it can be drawn: in one line, at most LABEL_LENGTH long, what the font lacks as Python writes it (\\u4e2d)."""
+    """A name as it can be drawn: in one line, at most LABEL_LENGTH long, what the font lacks as Python writes it
+    (\\u4e2d)."""
     text = "".join(character if ord(character) in drawable() else escaped(character) for character in one_line(name))
     half = (LABEL_LENGTH - 1) // 2
     return text if len(text) <= LABEL_LENGTH else f"{text[:half]}…{text[-half:]}"
@@ -80,10 +96,24 @@ def loss_curves(comparison: dict) -> Figure:
         for direction, colour in DIRECTION_COLOURS.items():
             train, valid = curves[direction]["train"], curves[direction]["valid"]
             axes.plot(train["step"], train["loss"], color=colour, alpha=0.25, linewidth=1)
-            axes.plot(valid["step"], valid["loss"], color=colour, marker="o", markersize=3.5,
-                      label=f"{direction}, held out" if number == 0 else None)
-    focus_on_the_end(axes, [loss for curves in comparison["curves"] for direction in DIRECTION_COLOURS
-                            for split in ("train", "valid") for loss in curves[direction][split]["loss"]])
+            axes.plot(
+                valid["step"],
+                valid["loss"],
+                color=colour,
+                marker="o",
+                markersize=3.5,
+                label=f"{direction}, held out" if number == 0 else None,
+            )
+    focus_on_the_end(
+        axes,
+        [
+            loss
+            for curves in comparison["curves"]
+            for direction in DIRECTION_COLOURS
+            for split in ("train", "valid")
+            for loss in curves[direction][split]["loss"]
+        ],
+    )
     axes.legend()
     return figure
 
@@ -91,9 +121,18 @@ def loss_curves(comparison: dict) -> Figure:
 def run_curve(name: str, direction: str, entries: Sequence[dict]) -> Figure:
     """Training and held-out loss of one run against the step, from the entries of its metrics file."""
     figure, axes = new_axes(label(name), "step", "loss (nats per token)")
-    for split, words, style in (("train", "training", {"alpha": 0.4}), ("valid", "held out", {"marker": "o", "markersize": 3.5})):
+    for split, words, style in (
+        ("train", "training", {"alpha": 0.4}),
+        ("valid", "held out", {"marker": "o", "markersize": 3.5}),
+    ):
         points = [(entry["step"], entry["loss"]) for entry in entries if entry["split"] == split]
-        axes.plot([step for step, _ in points], [loss for _, loss in points], color=DIRECTION_COLOURS[direction], label=words, **style)
+        axes.plot(
+            [step for step, _ in points],
+            [loss for _, loss in points],
+            color=DIRECTION_COLOURS[direction],
+            label=words,
+            **style,
+        )
     focus_on_the_end(axes, [entry["loss"] for entry in entries])
     axes.legend()
     return figure
@@ -124,7 +163,8 @@ def arrow_by_checkpoint(comparisons: Sequence[dict]) -> Figure:
 
 
 def arrow_by_length(comparisons: Sequence[dict]) -> Figure:
-    """The arrow of the same models when they read windows of 2, 4 ... tokens of the held-out text, in percent, with 95 % intervals."""
+    """The arrow of the same models when they read windows of 2, 4 ... tokens of the held-out text, in percent, with 95
+    % intervals."""
     figure, axes = arrow_axes("The arrow by context, from one pair a seed", "tokens in a window")
     handles, lengths = [], set()
     for number, (comparison, style) in enumerate(zip(comparisons, series_styles(), strict=False)):
@@ -133,7 +173,16 @@ def arrow_by_length(comparisons: Sequence[dict]) -> Figure:
         values = np.array([row["percent"] for row in rows])
         low, high = np.array([row["interval"] for row in rows]).T
         shift = 1 + 0.03 * (number - (len(comparisons) - 1) / 2)  # keeps error bars at one place apart
-        handles.append(axes.errorbar([row["length"] * shift for row in rows], values, yerr=[values - low, high - values], capsize=3, markersize=5, **style))
+        handles.append(
+            axes.errorbar(
+                [row["length"] * shift for row in rows],
+                values,
+                yerr=[values - low, high - values],
+                capsize=3,
+                markersize=5,
+                **style,
+            )
+        )
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(lengths), [f"{length:,}" for length in sorted(lengths)], minor=False)
     axes.minorticks_off()
@@ -142,9 +191,11 @@ def arrow_by_length(comparisons: Sequence[dict]) -> Figure:
 
 
 def arrow_by_tokens_seen(comparisons: Sequence[dict]) -> Figure:
-    """The arrow against the number of text tokens that both models have seen, in percent, with 95 % bands for single comparisons.
+    """The arrow against the number of text tokens that both models have seen, in percent, with 95 % bands for single
+    comparisons.
 
-    Neighbouring numbers are taken together, in groups which grow with the number: the first tokens differ most, the last hardly.
+    Neighbouring numbers are taken together, in groups which grow with the number: the first tokens differ most, the
+    last hardly.
     """
     figure, axes = arrow_axes("The arrow by what has been seen", "text tokens seen before the predicted one")
     handles = []
@@ -179,18 +230,33 @@ def group_means(values: np.ndarray, groups: Sequence[tuple[int, int]]) -> np.nda
 
 def arrow_by_context_length(comparisons: Sequence[dict]) -> Figure:
     """Percent against `attn_length`, a line for each model size and text: the paper's figure."""
-    return arrow_by(comparisons, "The arrow by context length", "context length (tokens)", context_length,
-                    lambda c: (text_name(c), size_name(c)))
+    return arrow_by(
+        comparisons,
+        "The arrow by context length",
+        "context length (tokens)",
+        context_length,
+        lambda c: (text_name(c), size_name(c)),
+    )
 
 
 def arrow_by_model_size(comparisons: Sequence[dict]) -> Figure:
     """Percent against the number of parameters, a line for each context length and text."""
-    return arrow_by(comparisons, "The arrow by model size", "parameters (without positions)", parameters_without_positions,
-                    lambda c: (text_name(c), f"context {context_length(c)}"))
+    return arrow_by(
+        comparisons,
+        "The arrow by model size",
+        "parameters (without positions)",
+        parameters_without_positions,
+        lambda c: (text_name(c), f"context {context_length(c)}"),
+    )
 
 
-def arrow_by(comparisons: Sequence[dict], title: str, x_label: str,
-             x_of: Callable[[dict], float], series_of: Callable[[dict], tuple[str, str]]) -> Figure:
+def arrow_by(
+    comparisons: Sequence[dict],
+    title: str,
+    x_label: str,
+    x_of: Callable[[dict], float],
+    series_of: Callable[[dict], tuple[str, str]],
+) -> Figure:
     """A line for each series: comparisons with the same text and the same of what `series_of` says second."""
     figure, axes = arrow_axes(title, x_label)
     series = {}
@@ -218,7 +284,11 @@ def arrow_by_text(comparisons: Sequence[dict]) -> Figure:
     handles = []
     for number, (members, style) in enumerate(zip(series.values(), series_styles(), strict=False)):
         shift = 0.12 * (number - (len(series) - 1) / 2)
-        handles.append(draw_with_intervals(axes, [texts.index(text_name(m)) + shift for m in members], members, **style, linestyle="none"))
+        handles.append(
+            draw_with_intervals(
+                axes, [texts.index(text_name(m)) + shift for m in members], members, **style, linestyle="none"
+            )
+        )
     axes.set_xticks(range(len(texts)), distinct(map(label, texts)))
     axes.set_xlim(-0.5, len(texts) - 0.5)
     add_legend(figure, axes, handles, list(series))
@@ -232,8 +302,9 @@ def arrow_axes(title: str, x_label: str) -> tuple[Figure, Axes]:
 
 
 def add_legend(figure: Figure, axes: Axes, handles: Sequence[Artist], names: Sequence[str]) -> None:
-    """Name the lines, of which there are no more than styles. Where there is room: among the lines for a few, below the axes for many."""
-    names = distinct(names[:len(handles)])
+    """Name the lines, of which there are no more than styles. Where there is room: among the lines for a few, below the
+    axes for many."""
+    names = distinct(names[: len(handles)])
     if len(names) <= 4:
         axes.legend(handles, names, fontsize="small")
     else:
@@ -271,7 +342,8 @@ def size_name(comparison: dict) -> str:
 
 
 def parameters_without_positions(comparison: dict) -> int | None:
-    """Parameters less the position embedding, which grows with the context and not with the model; None where the model is not known."""
+    """Parameters less the position embedding, which grows with the context and not with the model; None where the model
+    is not known."""
     if comparison["compared"]["parameters"] is None:
         return None
     params = comparison["compared"]["config"]["model_params"]

@@ -1,11 +1,12 @@
 """Writing files so that a kill at any instant leaves the old or the new one, never half of one.
 
-Everything the project writes goes through `replacing`: the bytes go to a temporary file in the same folder, are flushed to the
-disk (`fsync`), and only then take the final name (`os.replace`, atomic on every platform that Python supports).
+Everything the project writes goes through `replacing`: the bytes go to a temporary file in the same folder, are flushed
+to the disk (`fsync`), and only then take the final name (`os.replace`, atomic on every platform that Python supports).
 
-A killed writer leaves its temporary file, 26 GB where it is a state of the XL model. The name says who writes it, so that `sweep`
-can delete what nobody writes any more: `.<label>.<machine>.<process>.<its start>.<random>.tmp`.
+A killed writer leaves its temporary file, 26 GB where it is a state of the XL model. The name says who writes it, so
+that `sweep` can delete what nobody writes any more: `.<label>.<machine>.<process>.<its start>.<random>.tmp`.
 """
+
 import contextlib
 import errno
 import functools
@@ -24,9 +25,15 @@ from pathlib import Path
 
 from modules.errors import UserError
 
-TEMPORARY = re.compile(r"\.[\w.-]*\.(?P<machine>[0-9a-f]{12})\.(?P<process>[0-9]{1,10})\.(?P<start>[0-9]+)\.[0-9a-f]{16}\.tmp", re.ASCII)
-LABEL_LENGTH = 40  # so that the whole stays under the 143 bytes that some file systems allow, however long the target's name
-QUIET_S = 3600.0  # a writer of another machine that wrote nothing for so long is dead: a clock may be wrong by minutes, an fsync take some
+TEMPORARY = re.compile(
+    r"\.[\w.-]*\.(?P<machine>[0-9a-f]{12})\.(?P<process>[0-9]{1,10})\.(?P<start>[0-9]+)\.[0-9a-f]{16}\.tmp", re.ASCII
+)
+LABEL_LENGTH = (
+    40  # so that the whole stays under the 143 bytes that some file systems allow, however long the target's name
+)
+# a writer of another machine that wrote nothing for so long is dead: a clock may be wrong by minutes, an fsync take
+# some
+QUIET_S = 3600.0
 # What file systems (of networks, above all) say that cannot flush a folder, or a file, on demand.
 NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF}
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # only a write fails so
@@ -36,13 +43,16 @@ _swept: set[Path] = set()
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield the path of an empty temporary file beside `path`; when the block ends well it becomes `path`, else it is removed.
+    """Yield the path of an empty temporary file beside `path`; when the block ends well it becomes `path`, else it is
+    removed.
 
-    The block may open it "wb" or give its path to h5py, torch.save or numpy. Missing parent folders are made. A file that is replaced
-    hands on its mode. Where `path` is a link, the link stays and what it points to is replaced. What is no ordinary file (a FIFO, a device,
-    this process's standard output) stays too: the finished bytes are written into it. No two calls share a temporary file.
+    The block may open it "wb" or give its path to h5py, torch.save or numpy. Missing parent folders are made. A file
+    that is replaced hands on its mode. Where `path` is a link, the link stays and what it points to is replaced. What
+    is no ordinary file (a FIFO, a device, this process's standard output) stays too: the finished bytes are written
+    into it. No two calls share a temporary file.
 
-    Raises UserError where `path` is a folder, and OSError with `path` as its `filename` where it cannot be written; it is then as before.
+    Raises UserError where `path` is a folder, and OSError with `path` as its `filename` where it cannot be written; it
+    is then as before.
     """
     path = Path(path)
     before = _status(path)
@@ -97,7 +107,8 @@ def _own_output(status: os.stat_result) -> int | None:
 
 @contextlib.contextmanager
 def _writing_into(path: Path, status: os.stat_result) -> Iterator[Path]:
-    """As `replacing`, for what must not be replaced: its bytes are gathered elsewhere, as a block may seek, and then written in one go."""
+    """As `replacing`, for what must not be replaced: its bytes are gathered elsewhere, as a block may seek, and then
+    written in one go."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / "gathered"
         temporary.touch()
@@ -127,7 +138,9 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
             raise
         raise OSError(behind.errno, os.strerror(behind.errno), str(path)) from error
     except OSError as error:
-        named = {str(name) for name in (error.filename, error.filename2) if name is not None}  # two where a file is copied or renamed
+        named = {
+            str(name) for name in (error.filename, error.filename2) if name is not None
+        }  # two where a file is copied or renamed
         if named and str(temporary) not in named:
             raise
         if error.errno is None:  # numpy and HDF5 have errors of their own
@@ -147,7 +160,8 @@ def _sync(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can: Windows opens no folders, some file systems flush none."""
+    """Make a rename in `folder` survive a power cut, where the system can: Windows opens no folders, some file systems
+    flush none."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows; or a folder that may be written but not listed
@@ -161,8 +175,8 @@ def sync_folder(folder: Path) -> None:
 def sweep(folder: str | os.PathLike) -> None:
     """Delete the temporary files in `folder` that killed processes left. Never fails: what cannot be deleted stays.
 
-    One of this machine goes if its process does not live any more. Whether one of another machine (or container) lives cannot be seen from
-    here: it goes once nothing was written to it for QUIET_S.
+    One of this machine goes if its process does not live any more. Whether one of another machine (or container) lives
+    cannot be seen from here: it goes once nothing was written to it for QUIET_S.
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -197,7 +211,8 @@ def _machine() -> str:
 
 
 def _lives(process: int, start: str) -> bool:
-    """Whether this process of this machine still runs; where the system does not say when it started, whether one of that number does."""
+    """Whether this process of this machine still runs; where the system does not say when it started, whether one of
+    that number does."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -208,7 +223,8 @@ def _lives(process: int, start: str) -> bool:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process started, in the kernel's ticks, "ended" where it only waits to be forgotten; None where the system does not say."""
+    """When a process started, in the kernel's ticks, "ended" where it only waits to be forgotten; None where the system
+    does not say."""
     try:
         fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:

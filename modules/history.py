@@ -1,9 +1,12 @@
-"""What each step of a run was trained with: the learning rate, the optimizer's settings and the precision, from the first step to the last.
+"""What each step of a run was trained with: the learning rate, the optimizer's settings and the precision, from the
+first step to the last.
 
-A config says what a run is asked for now. Where it was changed on the way (a cool-down, another learning rate by intent), the last config
-no longer says what the run is. So a state carries its *stages*: stretches of steps, each with the settings that it was trained
-with. Two runs are compared by what they really did, step by step, not by their last config.
+A config says what a run is asked for now. Where it was changed on the way (a cool-down, another learning rate by
+intent), the last config no longer says what the run is. So a state carries its *stages*: stretches of steps, each with
+the settings that it was trained with. Two runs are compared by what they really did, step by step, not by their last
+config.
 """
+
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,18 +21,21 @@ NOT_OF_THE_SCHEDULE = ("weight_decay", "grad_clip")
 
 class Stage(Schema):
     """Steps from `first_step` (counted from 0) on, up to the next stage."""
+
     first_step: int = Field(ge=0)
     optim_params: OptimParams
     precision: Literal["fp32", "bf16"]
 
     def settings(self) -> dict[str, object]:
-        """What may differ between two stages, by the name under which it is reported; the learning rate apart, which changes by the step."""
+        """What may differ between two stages, by the name under which it is reported; the learning rate apart, which
+        changes by the step."""
         optim = {f"optim_params.{key}": getattr(self.optim_params, key) for key in NOT_OF_THE_SCHEDULE}
         return optim | {"precision": self.precision}
 
 
 def continued(stages: Sequence[Stage], step: int, config: Config, precision: str) -> list[Stage]:
-    """The stages of a run that goes on at `step` as `config` says: those that `step` has reached, and one more where something changes."""
+    """The stages of a run that goes on at `step` as `config` says: those that `step` has reached, and one more where
+    something changes."""
     before = [stage for stage in stages if stage.first_step < step]
     now = Stage(first_step=step if before else 0, optim_params=config.optim_params, precision=precision)
     if before and (before[-1].optim_params, before[-1].precision) == (now.optim_params, now.precision):

@@ -1,4 +1,5 @@
 """How a run ends early, and how two runs are kept off the same files."""
+
 import contextlib
 import errno
 import os
@@ -66,8 +67,8 @@ def stopping_on_signals(processes: Processes) -> Iterator[Stop]:
 def only_run(state: Path, processes: Processes) -> Iterator[None]:
     """Hold the lock of the run whose state is `state`, and delete what killed writers left beside it.
 
-    UserError where another process trains the same run, or where the names of its backups would be too long. Where the file system has no
-    locks (some of networks have none) the run goes on, with a warning.
+    UserError where another process trains the same run, or where the names of its backups would be too long. Where the
+    file system has no locks (some of networks have none) the run goes on, with a warning.
     """
     if not processes.is_main:
         yield
@@ -82,8 +83,10 @@ def only_run(state: Path, processes: Processes) -> Iterator[None]:
             said = os.read(lock, 100).decode(errors="replace")
             if not awaited(said, since):
                 who = f" ({said.split()[0]})" if said.split() else ""
-                raise UserError(f"{state}: another process is training this run{who}; wait for it, stop it, or give this one a name of its own "
-                                "with --run_name")
+                raise UserError(
+                    f"{state}: another process is training this run{who}; wait for it, stop it, or give this one a name of its own "
+                    "with --run_name"
+                )
             time.sleep(0.2)
         with contextlib.suppress(OSError):  # another user's lock file, that may only be read
             os.ftruncate(lock, 0)
@@ -101,23 +104,30 @@ def is_held(lock: int, state: Path) -> bool:
     try:
         return filelock.lock_descriptor(lock, blocking=False)
     except OSError as error:
-        tell(f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno)}), so a second process that trains "
-             "this run at the same time would not be noticed; see to it that there is none", sys.stderr)
+        tell(
+            f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno)}), so a second process that trains "
+            "this run at the same time would not be noticed; see to it that there is none",
+            sys.stderr,
+        )
         return True
 
 
 def check_length(state: Path) -> None:
-    """UserError where the file system does not take this run's longest name, which it would say at the first backup, hours later."""
+    """UserError where the file system does not take this run's longest name, which it would say at the first backup,
+    hours later."""
     try:
         os.lstat(backup_path(state, 10**18))
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"{state}: too long a name for backups beside it, which add their step; give a shorter one with --run_name, or "
-                            "a shorter path of folders") from None
+            raise UserError(
+                f"{state}: too long a name for backups beside it, which add their step; give a shorter one with --run_name, or "
+                "a shorter path of folders"
+            ) from None
 
 
 def open_lock(path: Path) -> int:
-    """A descriptor of the lock file, made if need be; for reading only where another user made it and allows no more."""
+    """A descriptor of the lock file, made if need be; for reading only where another user made it and allows no
+    more."""
     flags = getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)

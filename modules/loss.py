@@ -12,13 +12,15 @@ the 1 % that this project measures, and because its products in fp32 take twice 
 
 Shapes: N tokens, D width, V vocabulary.
 """
+
 import torch
 import torch.nn.functional as F
 
 from modules.products import CPU_CACHE_BYTES, autocast_dtype, for_onednn, times_transposed
 
-# Bytes of logits in one chunk. On a CPU that is 540 tokens in fp32, of a 50,257-id vocabulary, and 1,080 in bf16: a step of mini is 6 % faster
-# than with half as many, and no faster with twice as many. A GPU wants larger products to stay busy.
+# Bytes of logits in one chunk. On a CPU that is 540 tokens in fp32, of a 50,257-id vocabulary, and 1,080 in bf16: a
+# step of mini is 6 % faster than with half as many, and no faster with twice as many. A GPU wants larger products to
+# stay busy.
 CHUNK_BYTES = {"cpu": 104 << 20, "cuda": 512 << 20}
 
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -27,7 +29,8 @@ SMALLEST = torch.finfo(torch.float32).tiny
 def mean_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy in nats per token (scalar, fp32), with gradients for `hidden_ND` and `weight_VD`.
 
-    Equal to `cross_entropy(hidden_ND @ weight_VD.T, targets_N)`. Products run in the autocast dtype where autocast is on.
+    Equal to `cross_entropy(hidden_ND @ weight_VD.T, targets_N)`. Products run in the autocast dtype where autocast is
+    on.
     """
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
 
@@ -38,9 +41,13 @@ def token_losses(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: to
     hidden_ND, weight_VD = _for_products(hidden_ND, weight_VD)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         buffer_CV = _buffer(hidden_ND, weight_VD)
-        return torch.cat([F.cross_entropy(logits_RV.float(), targets_R, reduction="none")
-                          for hidden_CD, targets_C in _chunks(weight_VD, hidden_ND, targets_N)
-                          for logits_RV, targets_R in _in_cache(_logits(hidden_CD, weight_VD, buffer_CV), targets_C)])
+        return torch.cat(
+            [
+                F.cross_entropy(logits_RV.float(), targets_R, reduction="none")
+                for hidden_CD, targets_C in _chunks(weight_VD, hidden_ND, targets_N)
+                for logits_RV, targets_R in _in_cache(_logits(hidden_CD, weight_VD, buffer_CV), targets_C)
+            ]
+        )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -52,11 +59,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_ND, weight_VD = _for_products(hidden_ND, weight_VD)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_gradient_ND = torch.empty_like(hidden_ND)
-            # The other way round than the weight, for which CPUs have the faster product: 12 ms a chunk in bf16 against 27.
+            # The other way round than the weight, for which CPUs have the faster product: 12 ms a chunk in bf16 against
+            # 27.
             weight_gradient_DV = hidden_ND.new_zeros(weight_VD.T.shape, dtype=torch.float32)
             buffer_CV = _buffer(hidden_ND, weight_VD)
-            loss = sum(_add_chunk(*chunk, weight_VD, weight_gradient_DV, buffer_CV)
-                       for chunk in _chunks(weight_VD, hidden_ND, targets_N, hidden_gradient_ND))
+            loss = sum(
+                _add_chunk(*chunk, weight_VD, weight_gradient_DV, buffer_CV)
+                for chunk in _chunks(weight_VD, hidden_ND, targets_N, hidden_gradient_ND)
+            )
         ctx.save_for_backward(hidden_gradient_ND, weight_gradient_DV)
         return loss * ctx.scale
 
@@ -70,9 +80,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return hidden_gradient_ND.mul_(factor).to(ctx.dtypes[0]), weight_gradient_VD.to(ctx.dtypes[1]), None
 
 
-def _add_chunk(hidden_CD: torch.Tensor, targets_C: torch.Tensor, hidden_gradient_CD: torch.Tensor,
-               weight_VD: torch.Tensor, weight_gradient_DV: torch.Tensor, buffer_CV: torch.Tensor | None) -> torch.Tensor:
-    """Summed loss of a chunk (fp32); its gradients are put into `hidden_gradient_CD` and added to `weight_gradient_DV`."""
+def _add_chunk(
+    hidden_CD: torch.Tensor,
+    targets_C: torch.Tensor,
+    hidden_gradient_CD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    weight_gradient_DV: torch.Tensor,
+    buffer_CV: torch.Tensor | None,
+) -> torch.Tensor:
+    """Summed loss of a chunk (fp32); its gradients are put into `hidden_gradient_CD` and added to
+    `weight_gradient_DV`."""
     logits_CV = _logits(hidden_CD, weight_VD, buffer_CV)
     loss = sum(loss_and_gradient(logits_RV, targets_R) for logits_RV, targets_R in _in_cache(logits_CV, targets_C))
     gradient_CV = logits_CV  # it has taken their place
@@ -86,8 +103,9 @@ def _add_chunk(hidden_CD: torch.Tensor, targets_C: torch.Tensor, hidden_gradient
 def loss_and_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
     """Summed loss (fp32); the logits are overwritten with its gradient by them, softmax minus one-hot.
 
-    One kernel makes the probabilities, and the loss is their logarithm: at half the time of maximum, exponential and sum one after the
-    other. A probability too small for fp32 counts as its smallest, a loss of 87 nats (the gradient is not touched by that).
+    One kernel makes the probabilities, and the loss is their logarithm: at half the time of maximum, exponential and
+    sum one after the other. A probability too small for fp32 counts as its smallest, a loss of 87 nats (the gradient is
+    not touched by that).
     """
     targets_C1 = targets_C[:, None]
     if logits_CV.dtype == torch.float32:
@@ -123,7 +141,8 @@ def _chunks(weight_VD: torch.Tensor, *tensors: torch.Tensor):
 
 
 def _buffer(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor | None:
-    """Memory for the logits of a chunk, one after the other; None for oneDNN, which takes its own (and gets the same again, see devices.py)."""
+    """Memory for the logits of a chunk, one after the other; None for oneDNN, which takes its own (and gets the same
+    again, see devices.py)."""
     if for_onednn(hidden_ND):
         return None
     return hidden_ND.new_empty(min(_chunk_size(weight_VD), len(hidden_ND)), len(weight_VD))
@@ -133,7 +152,7 @@ def _logits(hidden_CD: torch.Tensor, weight_VD: torch.Tensor, buffer_CV: torch.T
     """Logits of a chunk [C, V]; the chunk's before are lost where there is a buffer."""
     if buffer_CV is None:
         return times_transposed(hidden_CD, weight_VD)
-    return torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[:len(hidden_CD)])
+    return torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: len(hidden_CD)])
 
 
 def _in_cache(rows_RV: torch.Tensor, *tensors: torch.Tensor):

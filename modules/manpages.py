@@ -1,11 +1,12 @@
 r"""Prose in many languages that Debian has: its translated manual pages, as a text to train on.
 
 Pages are written in roff: lines that begin with a dot are commands, the others text with escapes (`\fBbold\fP`). What a
-page's author meant as running text is what stands between two commands, outside of verbatim parts. As with docstrings (`corpus.py`), a
-paragraph is kept if it reads as sentences, once, and pages come in an order of their names' hashes.
+page's author meant as running text is what stands between two commands, outside of verbatim parts. As with docstrings
+(`corpus.py`), a paragraph is kept if it reads as sentences, once, and pages come in an order of their names' hashes.
 
 The pages are translations of the same English ones, so languages compare on about the same content.
 """
+
 import gzip
 import re
 from pathlib import Path
@@ -17,19 +18,47 @@ from modules.errors import UserError
 ENGLISH = "en"  # its pages stand in no folder of their own
 LARGEST_PAGE = 1 << 25  # bytes; a damaged or hostile file may unpack to any size
 SECTION = re.compile(r"man\d")
-FONT_COMMANDS = {"B", "I", "SM", "SB", "BR", "RB", "BI", "IB", "IR", "RI"}  # their arguments are text; of those with two fonts, without spaces
+FONT_COMMANDS = {
+    "B",
+    "I",
+    "SM",
+    "SB",
+    "BR",
+    "RB",
+    "BI",
+    "IB",
+    "IR",
+    "RI",
+}  # their arguments are text; of those with two fonts, without spaces
 VERBATIM = {"nf": True, "EX": True, "fi": False, "EE": False}
 ARGUMENT = re.compile(r'"([^"]*)"|(\S+)')
 # Any script's letters (no small ones at the beginning), and the punctuation of running text.
 SENTENCES = re.compile(r"[¿¡«„“\"']?[^\W\d_a-zß-ÿ].*[.!?:…][»“”\"')]?")
 NOT_PROSE = re.compile(r"[\d_]|[^\w ,.;:'\"()!?¿¡«»„“”‚‘’…–-]")
-ESCAPES = [(re.compile(pattern), text) for pattern, text in [
-    (r'\\".*', ""), (r"\\f(?:\[\w*\]|\(..|.)|\\s(?:[+-]?\d+)|\\[&,/|^:]", ""), (r"\\-", "-"), (r"\\[ ~0]", " "), (r"\\\(aq", "'"), (r"\\\(dq", '"'),
-    (r"\\\(lq|\\\(rq", '"'), (r"\\\(bu|\\\(em|\\\(en", "-"), (r"\\\(Fo", "«"), (r"\\\(Fc", "»"), (r"\\e", r"\\"), (r"\\(?:\[[^]]*\]|\(..|\*.)", "")]]
+ESCAPES = [
+    (re.compile(pattern), text)
+    for pattern, text in [
+        (r'\\".*', ""),
+        (r"\\f(?:\[\w*\]|\(..|.)|\\s(?:[+-]?\d+)|\\[&,/|^:]", ""),
+        (r"\\-", "-"),
+        (r"\\[ ~0]", " "),
+        (r"\\\(aq", "'"),
+        (r"\\\(dq", '"'),
+        (r"\\\(lq|\\\(rq", '"'),
+        (r"\\\(bu|\\\(em|\\\(en", "-"),
+        (r"\\\(Fo", "«"),
+        (r"\\\(Fc", "»"),
+        (r"\\e", r"\\"),
+        (r"\\(?:\[[^]]*\]|\(..|\*.)", ""),
+    ]
+]
 
 
-def write_manpage_corpus(path: str | Path, language: str, folder: str | Path = "/usr/share/man", max_mb: float = 20.0) -> int:
-    """Write the prose of the manual pages in `language` ("fr", "de", "pt_BR", ...; "en") under `folder` as UTF-8 to `path`.
+def write_manpage_corpus(
+    path: str | Path, language: str, folder: str | Path = "/usr/share/man", max_mb: float = 20.0
+) -> int:
+    """Write the prose of the manual pages in `language` ("fr", "de", "pt_BR", ...; "en") under `folder` as UTF-8 to
+    `path`.
 
     One paragraph a line, a blank line after each page; ends after the page with which `max_mb` (10^6 bytes) is reached.
     Returns the bytes written. UserError where there are no such pages, or no prose in them.
@@ -37,9 +66,16 @@ def write_manpage_corpus(path: str | Path, language: str, folder: str | Path = "
     root = Path(folder) if language == ENGLISH else Path(folder) / language
     files = shuffled([root], "*.gz", lambda inside: SECTION.fullmatch(inside.parts[0]) is not None)
     if not files:
-        raise UserError(f"{root}: expected manual pages (man1/*.gz, ...), found none; on Debian: apt-get install manpages-{language}, or where the "
-                        f"system leaves pages out: apt-get download manpages-{language}, dpkg -x FILE.deb FOLDER, --folder FOLDER/usr/share/man")
-    progress = bar(([prose_blocks(read_page(file))] for file in files), total=len(files), unit=" pages", desc=f"manual pages, {language}")
+        raise UserError(
+            f"{root}: expected manual pages (man1/*.gz, ...), found none; on Debian: apt-get install manpages-{language}, or where the "
+            f"system leaves pages out: apt-get download manpages-{language}, dpkg -x FILE.deb FOLDER, --folder FOLDER/usr/share/man"
+        )
+    progress = bar(
+        ([prose_blocks(read_page(file))] for file in files),
+        total=len(files),
+        unit=" pages",
+        desc=f"manual pages, {language}",
+    )
     return write_prose(path, progress, max_mb, f"{root}: no prose in {len(files)} manual pages")
 
 

@@ -1,11 +1,12 @@
 """The whole measurement: train what is missing, compare, write the report.
 
-A measurement of a config is 2 x seeds runs, each an ordinary run with its own config file, state and metrics: it can be watched, stopped
-and gone on with like any other, and what is finished is used as it is. The derived configs are written beside the states
-(`<state_save_loc>/<project>/configs/`), so that each run can be repeated by itself.
+A measurement of a config is 2 x seeds runs, each an ordinary run with its own config file, state and metrics: it can be
+watched, stopped and gone on with like any other, and what is finished is used as it is. The derived configs are written
+beside the states (`<state_save_loc>/<project>/configs/`), so that each run can be repeated by itself.
 
 They are trained one after the other, or several at a time (side_by_side.py).
 """
+
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,13 +56,15 @@ TEXT_PAGE_TOKENS = 100_000  # of a text that was asked for; a browser is slow wi
 TEXT_PIECE_BYTES = 1 << 16  # read and encoded at a time
 
 
-# Which runs -------------------------------------------------------------------------------------------------------------
+# Which runs
+# -------------------------------------------------------------------------------------------------------------
+
 
 def planned_runs(config_paths: Sequence[str], seeds: int) -> list[Config]:
     """The runs that the measurement of these configs consists of: both directions for `seeds` seeds of each.
 
-    The direction and the name's "_forward" or "_backward" of a config are left out: both files of a pair are one measurement.
-    Seeds count up from the config's own. Raises UserError where two configs of one name differ.
+    The direction and the name's "_forward" or "_backward" of a config are left out: both files of a pair are one
+    measurement. Seeds count up from the config's own. Raises UserError where two configs of one name differ.
     """
     runs = {}
     configs = [(path, with_known_model(load_config(path), path)) for path in config_paths]
@@ -92,14 +95,17 @@ def with_controls_of(runs: Sequence[Config], project: str, wanted: bool | None) 
                 raise UserError(f"{each.dataset_path}: has no control to train: {reason}")
             if reason is not None:
                 tell(f"{each.dataset_path}: no control is trained: {reason}", sys.stderr)
-            data[each.dataset_path] = None if reason else control_of(token_file, files_of(each, project).folder / "control")
+            data[each.dataset_path] = (
+                None if reason else control_of(token_file, files_of(each, project).folder / "control")
+            )
         control = data[each.dataset_path]
         planned += [each] if control is None else [each, control_run(each, control)]
     return planned
 
 
 def seeds_after(compared: Sequence[Compared], half_width: float, most: int) -> int:
-    """How many seeds to have before it is looked again whether the intervals reach `half_width` percent to either side; the present number to stop."""
+    """How many seeds to have before it is looked again whether the intervals reach `half_width` percent to either side;
+    the present number to stop."""
     texts = [each for each in compared if each.token_file.reversed_of is None]
     return max(next_seeds(each.estimate.noise, half_width, most) for each in texts)
 
@@ -107,31 +113,40 @@ def seeds_after(compared: Sequence[Compared], half_width: float, most: int) -> i
 def with_known_model(config: Config, path: str) -> Config:
     """The config with its kind of model written down. A recurrent one has to say which it is: no script does here."""
     if config.model is None and not isinstance(config.model_params, GPTParams):
-        raise UserError(f'{path}: "model": expected "gru" or "lstm", found none; model_params alone do not tell them apart')
+        raise UserError(
+            f'{path}: "model": expected "gru" or "lstm", found none; model_params alone do not tell them apart'
+        )
     return config.with_model(config.model or "gpt")
 
 
-# Training ---------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------
+
 
 def train_in_turn(runs: Sequence[Config], request: Request, device_name: str | None) -> tuple[int, bool]:
     """Train each run, one after the other, on all processes of torchrun where it launched this.
 
-    Returns the exit status of the first that a signal ended early, else 0, and whether this process is the one to report.
+    Returns the exit status of the first that a signal ended early, else 0, and whether this process is the one to
+    report.
     """
     with joined(device_name) as processes:
         status = next((status for config in runs if (status := run(config, request, processes))), 0)
         return status, processes.is_main
 
 
-# Comparing --------------------------------------------------------------------------------------------------------------
+# Comparing
+# --------------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Wish:
     """What a user wants of a report beside the comparisons.
 
-    out: its folder; by default `report/` beside the folder of the states. tokenizer_path: for snippets, classes of tokens and coloured
-    pages. command: how it was asked for. texts: from `read_texts`, each to be coloured. save_losses: write losses.npz and losses.csv too.
+    out: its folder; by default `report/` beside the folder of the states. tokenizer_path: for snippets, classes of
+    tokens and coloured pages. command: how it was asked for. texts: from `read_texts`, each to be coloured.
+    save_losses: write losses.npz and losses.csv too.
     """
+
     out: Path | None = None
     tokenizer_path: str | None = None
     command: str | None = None
@@ -139,8 +154,11 @@ class Wish:
     save_losses: bool = False
 
 
-def compared_states(paths: Sequence[str | Path], device: torch.device, tokenizer_path: str | None, data: Sequence[str] = ()) -> list[Compared]:
-    """Compare the runs whose states these are. `data`: where datasets lie that were moved. UserError where no comparison would be fair."""
+def compared_states(
+    paths: Sequence[str | Path], device: torch.device, tokenizer_path: str | None, data: Sequence[str] = ()
+) -> list[Compared]:
+    """Compare the runs whose states these are. `data`: where datasets lie that were moved. UserError where no
+    comparison would be fair."""
     keep_freed_memory(device)
     moved = [open_tokens(path) for path in data]
     groups = pair_up([read_run(Path(path), moved) for path in paths])
@@ -150,7 +168,9 @@ def compared_states(paths: Sequence[str | Path], device: torch.device, tokenizer
         is_control = toki is not None and open_tokens(pairs[0][0].data_path).reversed_of is not None
         compared.append(compare(pairs, device, None if is_control else toki))  # a control has a tokenizer of its own
     names = distinct(each.comparison["name"] for each in compared)
-    return with_controls([replace(each, comparison=each.comparison | {"name": name}) for each, name in zip(compared, names, strict=True)])
+    return with_controls(
+        [replace(each, comparison=each.comparison | {"name": name}) for each, name in zip(compared, names, strict=True)]
+    )
 
 
 def report_on(compared: Sequence[Compared], device: torch.device, wish: Wish) -> str:
@@ -176,8 +196,14 @@ def report_on(compared: Sequence[Compared], device: torch.device, wish: Wish) ->
             shown = [("held-out text", held_out), *((str(text), ids) for text, ids in wish.texts.items())]
             losses = losses_of_texts([ids for *_, ids in shown], each.pairs, toki.bos_id, device)
             for suffix, (what, ids), (forward, backward) in zip(suffixes, shown, losses, strict=True):
-                page = write_arrow_page(out / file_name(stem_of[comparison["name"], suffix], "-page.html"), token_bytes, ids, forward, backward,
-                                        title=f"Where the arrow lives: {comparison['name']}, {what}")
+                page = write_arrow_page(
+                    out / file_name(stem_of[comparison["name"], suffix], "-page.html"),
+                    token_bytes,
+                    ids,
+                    forward,
+                    backward,
+                    title=f"Where the arrow lives: {comparison['name']}, {what}",
+                )
                 told.append(f"coloured {what}: {page}")
         if (picture := written.get(f"{comparison['name']}-loss")) is not None:
             told.append(f"loss curves: {picture}")
@@ -192,18 +218,27 @@ def report_on_losses(path: str, wish: Wish) -> str:
         for order, array in losses.by_order.items():
             if order != REFERENCE:
                 named = (name or Path(path).stem) + ("" if order == "backward" else f", {order}")
-                compared.append(compare_losses(named, order, losses.by_order[REFERENCE], array, losses.documents, Path(path).stem))
-    return report_on(compared, torch.device("cpu"), replace(wish, out=wish.out or Path(path).with_suffix("").with_name(f"{Path(path).stem}-report")))
+                compared.append(
+                    compare_losses(named, order, losses.by_order[REFERENCE], array, losses.documents, Path(path).stem)
+                )
+    return report_on(
+        compared,
+        torch.device("cpu"),
+        replace(wish, out=wish.out or Path(path).with_suffix("").with_name(f"{Path(path).stem}-report")),
+    )
 
 
 def in_words(comparison: dict) -> str:
     """The result in a few lines."""
     losses, nats, percent = comparison["losses"], comparison["arrow"]["nats"], comparison["arrow"]["percent"]
     low, high = percent["both"]
-    lines = [f"{comparison['name']}: {held_out_in_words(comparison)}, {len(comparison['compared']['seeds'])} seed(s)",
-             f"forward {losses['forward']['nats_per_token']:.4f}, {comparison['order']} {losses['backward']['nats_per_token']:.4f} nats/token",
-             f"arrow {nats['value']:+.4f} nats/token, {percent['value']:+.2f} %, standard error {percent['se']:.2f}, 95 % interval {low:+.2f} to {high:+.2f} %",
-             comparison["arrow"]["verdict"], *checks_in_words(comparison)]
+    lines = [
+        f"{comparison['name']}: {held_out_in_words(comparison)}, {len(comparison['compared']['seeds'])} seed(s)",
+        f"forward {losses['forward']['nats_per_token']:.4f}, {comparison['order']} {losses['backward']['nats_per_token']:.4f} nats/token",
+        f"arrow {nats['value']:+.4f} nats/token, {percent['value']:+.2f} %, standard error {percent['se']:.2f}, 95 % interval {low:+.2f} to {high:+.2f} %",
+        comparison["arrow"]["verdict"],
+        *checks_in_words(comparison),
+    ]
     return "\n  ".join(lines)
 
 
@@ -211,13 +246,16 @@ def snippet(trained: Trained, toki: Tokenizer, device: torch.device) -> str:
     """A text that the model makes up, in the order in which people read."""
     start_token = torch.full((1, 1), toki.bos_id, device=device)
     generator = torch.Generator(device).manual_seed(trained.seed)
-    n_tokens = min(SNIPPET_TOKENS, trained.config.model_params.context)  # as far as the model has seen texts that begin with BOS
+    n_tokens = min(
+        SNIPPET_TOKENS, trained.config.model_params.context
+    )  # as far as the model has seen texts that begin with BOS
     tokens = load_model(trained, device).generate(start_token, n_tokens, top_k=50, generator=generator)[0, 1:]
     return toki.detokenize((tokens.flip(0) if trained.direction == "backward" else tokens).cpu())
 
 
 def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, np.ndarray]:
-    """The ids of text files, compressed or not, the first TEXT_PAGE_TOKENS of each; no more of a text is read than these need.
+    """The ids of text files, compressed or not, the first TEXT_PAGE_TOKENS of each; no more of a text is read than
+    these need.
 
     UserError where one is empty or no text in UTF-8, or two have one name.
     """
@@ -232,10 +270,15 @@ def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, n
                 try:
                     ids += toki.encode(source.read(piece.start, piece.stop).decode("utf-8"))
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}") from None
+                    raise UserError(
+                        f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}"
+                    ) from None
                 reached = piece.stop
                 if len(ids) > TEXT_PAGE_TOKENS:
-                    tell(f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, of some {reached:,} bytes", sys.stderr)
+                    tell(
+                        f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, of some {reached:,} bytes",
+                        sys.stderr,
+                    )
                     break
         if not ids:
             raise UserError(f"{path}: the text is empty")
@@ -243,10 +286,18 @@ def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, n
     return texts
 
 
-def losses_of_texts(texts: Sequence[np.ndarray], pairs: Sequence[tuple[Trained, Trained]], bos_id: int, device: torch.device) -> list[np.ndarray]:
-    """Forward and backward losses [2, n] of each of the texts, ids [n]: means over the pairs (the seeds), whose models are read once."""
+def losses_of_texts(
+    texts: Sequence[np.ndarray], pairs: Sequence[tuple[Trained, Trained]], bos_id: int, device: torch.device
+) -> list[np.ndarray]:
+    """Forward and backward losses [2, n] of each of the texts, ids [n]: means over the pairs (the seeds), whose models
+    are read once."""
     per_pair = []
     for pair in pairs:
         forward, backward = (load_model(each, device) for each in pair)
-        per_pair.append([np.stack(text_losses(forward, backward, ids, pair[0].config.model_params.context, bos_id, device)) for ids in texts])
+        per_pair.append(
+            [
+                np.stack(text_losses(forward, backward, ids, pair[0].config.model_params.context, bos_id, device))
+                for ids in texts
+            ]
+        )
     return [np.mean(losses, axis=0) for losses in zip(*per_pair, strict=True)]

@@ -2,6 +2,7 @@
 
 Else the kernel ends the process without a word, maybe after minutes of swapping.
 """
+
 import contextlib
 import math
 import os
@@ -22,7 +23,8 @@ GIB = 2**30
 
 
 def check_memory(config: Config, processes: Processes) -> None:
-    """Refuse a model whose weights, gradients and moments this machine does not hold. `config.model` must be set. Raises UserError.
+    """Refuse a model whose weights, gradients and moments this machine does not hold. `config.model` must be set.
+    Raises UserError.
 
     What its activations need comes on top, and depends on the batch: `--dry_run` tells it.
     """
@@ -39,13 +41,16 @@ def check_memory(config: Config, processes: Processes) -> None:
         asked.append((str(processes.device), trained, free + torch.cuda.memory_reserved(processes.device)))
     for who, needed, there in asked:
         if needed > there:
-            raise UserError(f"{config.name}: {parameters:,} parameters are too many here: {who} would need {needed / GIB:,.1f} GiB for "
-                            f"weights, gradients and optimizer, and there are {there / GIB:,.1f} GiB; make embed_dim, n_layers or vocab_size smaller, or give "
-                            'the model more devices with "parallel": "fsdp"')
+            raise UserError(
+                f"{config.name}: {parameters:,} parameters are too many here: {who} would need {needed / GIB:,.1f} GiB for "
+                f"weights, gradients and optimizer, and there are {there / GIB:,.1f} GiB; make embed_dim, n_layers or vocab_size smaller, or give "
+                'the model more devices with "parallel": "fsdp"'
+            )
 
 
 def machine_memory(root: Path = Path("/")) -> float:
-    """Bytes that this process may have: memory and swap of the machine, or less where its container or its limits (ulimit -v) say so.
+    """Bytes that this process may have: memory and swap of the machine, or less where its container or its limits
+    (ulimit -v) say so.
 
     Infinite where the system does not tell (Windows).
     """
@@ -56,17 +61,21 @@ def machine_memory(root: Path = Path("/")) -> float:
     found = [memory + swap]
     for group in control_groups("memory", root):
         found.append(limits(group / "memory.max")[0] + min(swap, limits(group / "memory.swap.max")[0]))
-        found.append(limits(group / "memory.limit_in_bytes")[0] + swap)  # the files of version 1, of which the second counts both
+        found.append(
+            limits(group / "memory.limit_in_bytes")[0] + swap
+        )  # the files of version 1, of which the second counts both
         found.append(limits(group / "memory.memsw.limit_in_bytes")[0])
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
+
         address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
         found.append(math.inf if address_space == resource.RLIM_INFINITY else float(address_space))
     return min(found)
 
 
 def _swap(root: Path) -> float:
-    """Bytes of swap; 0 where there is none, or where the system keeps it elsewhere (macOS grows it as needed: then infinite)."""
+    """Bytes of swap; 0 where there is none, or where the system keeps it elsewhere (macOS grows it as needed: then
+    infinite)."""
     if sys.platform == "darwin":
         return math.inf
     with contextlib.suppress(OSError, ValueError, IndexError):

@@ -1,8 +1,11 @@
-"""Names that users give, to runs, projects, tokenizers and texts: which can be names of files, and how each is shown as what it is.
+"""Names that users give, to runs, projects, tokenizers and texts: which can be names of files, and how each is shown as
+what it is.
 
-Any name that a file can have is allowed. So a name is never a pattern, a format, Markdown, HTML or a formula, and whoever shows
-one says where: in a line, in Markdown, in a link. (Pictures: modules/figures.py; the HTML page: modules/arrow_page.py.)
+Any name that a file can have is allowed. So a name is never a pattern, a format, Markdown, HTML or a formula, and
+whoever shows one says where: in a line, in Markdown, in a link. (Pictures: modules/figures.py; the HTML page:
+modules/arrow_page.py.)
 """
+
 import hashlib
 import html
 import os
@@ -15,30 +18,38 @@ from modules.console import one_line
 from modules.errors import UserError
 
 LONGEST_FILE_NAME = 255  # bytes
-LONGEST_NAME = 220  # bytes: files of a run add up to 30, as "_step" and the digits of any step and ".state" for a backup
+LONGEST_NAME = (
+    220  # bytes: files of a run add up to 30, as "_step" and the digits of any step and ".state" for a backup
+)
 FORBIDDEN = '<>:"/\\|?*' if os.name == "nt" else "/"
 SHOWN_LENGTH = 60
 
 
 def check_name(name: str, what: str) -> str:
-    """`name`, if files in a folder of ours can be called so. UserError otherwise; `what` says whose name it is, and how to give another."""
+    """`name`, if files in a folder of ours can be called so. UserError otherwise; `what` says whose name it is, and how
+    to give another."""
     if not isinstance(name, str) or name in ("", ".", "..") or any(character in name for character in FORBIDDEN + "\0"):
         found = repr(name)
-        found = found if len(found) <= SHOWN_LENGTH else found[:SHOWN_LENGTH - 3] + "..."
-        raise UserError(f"{what}: expected a name that a file can have (not empty, not . or .., without {' '.join(FORBIDDEN)}), "
-                        f"found {found}")
+        found = found if len(found) <= SHOWN_LENGTH else found[: SHOWN_LENGTH - 3] + "..."
+        raise UserError(
+            f"{what}: expected a name that a file can have (not empty, not . or .., without {' '.join(FORBIDDEN)}), "
+            f"found {found}"
+        )
     try:
         length = len(os.fsencode(name))
     except UnicodeEncodeError:
         raise UserError(f"{what}: {name!r} cannot be written in this system's file names") from None
     if length > LONGEST_NAME:
-        raise UserError(f"{what}: expected at most {LONGEST_NAME} bytes, which leaves room for what file names add, found {length}: "
-                        f"{name[:SHOWN_LENGTH]!r}...")
+        raise UserError(
+            f"{what}: expected at most {LONGEST_NAME} bytes, which leaves room for what file names add, found {length}: "
+            f"{name[:SHOWN_LENGTH]!r}..."
+        )
     return name
 
 
 def file_name(stem: str, suffix: str) -> str:
-    """`stem` and `suffix` as the name of a file. Where no file can have it, the stem is mended and cut, and a hash tells it from others."""
+    """`stem` and `suffix` as the name of a file. Where no file can have it, the stem is mended and cut, and a hash
+    tells it from others."""
     possible = "".join("_" if character in FORBIDDEN + "\0" else character for character in stem)
     if possible == stem and len(os.fsencode(stem + suffix)) <= LONGEST_FILE_NAME:
         return stem + suffix

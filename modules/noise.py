@@ -1,24 +1,26 @@
 """How sure a mean over seeds and held-out windows is: its variance, in parts, and an interval that covers.
 
-A measured quantity is a mean of parts[s, w]: what window w adds with the models of seed s. Three things scatter it about its
-expectation over seeds and held-out text, and an interval here is for that expectation:
+A measured quantity is a mean of parts[s, w]: what window w adds with the models of seed s. Three things scatter it
+about its expectation over seeds and held-out text, and an interval here is for that expectation:
 
 - **seeds**: initial weights and the order of training. The variance of the seeds' means, by the number of seeds.
 - **windows**: the held-out text. Neighbouring windows are alike, so their mean is less certain than that of as many independent ones: its
-  variance is the spectrum of the series at frequency 0. The series' coefficients on the slowest cosines are independent and each has about
-  that variance; the mean of their squares is the estimate, with as many degrees of freedom (Müller 2004; Lazarus, Lewis, Stock and
-  Watson 2018). How many cosines, the data decide (`flat_cosines`). Where documents are known, they take the place of cosines.
+  variance is the spectrum of the series at frequency 0. The series' coefficients on the slowest cosines are independent
+  and each has about that variance; the mean of their squares is the estimate, with as many degrees of freedom (Müller
+  2004; Lazarus, Lewis, Stock and Watson 2018). How many cosines, the data decide (`flat_cosines`). Where documents are
+  known, they take the place of cosines.
 - **interaction**: a seed is better at some windows than another seed. Both variances above hold it, so it is counted once.
 
-Why not a bootstrap of blocks as long as the autocorrelations last: it misses correlations that are weak at each lag and long, and does
-not know how badly the variance is known.
+Why not a bootstrap of blocks as long as the autocorrelations last: it misses correlations that are weak at each lag and
+long, and does not know how badly the variance is known.
 
-The quantiles of Student's t for seeds and for windows are weighted by their variances (Cochran and Cox 1950). With two seeds, Welch and
-Satterthwaite's degrees of freedom cover 88 %: seeds that agree by chance pass for seeds that are known to agree. Seeds' noise may be
-skewed, and Student's t covers only 88 % with five exponential seeds; so as far as the noise is the seeds', their quantile is that of
-96.7 % where 95 % is meant.
-What it all covers: `python -m benchmarks.coverage`.
+The quantiles of Student's t for seeds and for windows are weighted by their variances (Cochran and Cox 1950). With two
+seeds, Welch and Satterthwaite's degrees of freedom cover 88 %: seeds that agree by chance pass for seeds that are known
+to agree. Seeds' noise may be skewed, and Student's t covers only 88 % with five exponential seeds; so as far as the
+noise is the seeds', their quantile is that of 96.7 % where 95 % is meant. What it all covers: `python -m
+benchmarks.coverage`.
 """
+
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
@@ -28,7 +30,9 @@ import numpy as np
 
 LEVEL = 0.95
 POWER = 0.8  # share of measurements in which `detectable` is told from zero
-SKEWED = 2 / 3  # of the probability outside is what the quantile for skewed seeds leaves outside: 3.3 % where 5 % are meant
+SKEWED = (
+    2 / 3
+)  # of the probability outside is what the quantile for skewed seeds leaves outside: 3.3 % where 5 % are meant
 FEWEST_COSINES, MOST_COSINES = 6, 48
 FITTED_COSINES = 256
 FLATNESS = 0.9  # of the mean of the cosines that are used, by the fitted spectrum's value at frequency 0
@@ -42,9 +46,10 @@ Interval = tuple[float, float]
 class Noise:
     """Variances of a mean over seeds and windows, of which `seeds` and `windows` each hold the `interaction`.
 
-    `seeds_df` and `windows_df` are the degrees of freedom with which the two are known. With one seed nothing is known of seeds, and
-    `seeds_df` is 0.
+    `seeds_df` and `windows_df` are the degrees of freedom with which the two are known. With one seed nothing is known
+    of seeds, and `seeds_df` is 0.
     """
+
     seeds: float
     windows: float
     interaction: float
@@ -60,7 +65,8 @@ class Noise:
         return math.sqrt(self.variance)
 
     def critical(self, level: float = LEVEL, skewed: float = SKEWED) -> float:
-        """How many standard errors the interval of this level reaches to either side; with skewed=1, for seeds that are normal."""
+        """How many standard errors the interval of this level reaches to either side; with skewed=1, for seeds that are
+        normal."""
         of_windows = t_quantile(self.windows_df, level)
         if not self.seeds_df or not self.variance:
             return of_windows
@@ -94,8 +100,13 @@ class Noise:
     def with_seeds(self, n: int) -> "Noise":
         """What is to be expected of `n` seeds instead."""
         factor = (self.seeds_df + 1) / n
-        return replace(self, seeds=factor * self.seeds, interaction=factor * self.interaction,
-                       windows=self.text + factor * self.interaction, seeds_df=n - 1)
+        return replace(
+            self,
+            seeds=factor * self.seeds,
+            interaction=factor * self.interaction,
+            windows=self.text + factor * self.interaction,
+            seeds_df=n - 1,
+        )
 
     @property
     def text(self) -> float:
@@ -105,12 +116,14 @@ class Noise:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % intervals: over held-out windows, with these trained models; over seeds, on this held-out text (plain
-    Student's t; None with one seed); and over both, which is the one to quote.
+    """A value with its 95 % intervals: over held-out windows, with these trained models; over seeds, on this held-out
+    text (plain Student's t; None with one seed); and over both, which is the one to quote.
 
-    `se`, `p` and `detectable` belong to `both`: its standard error, the two-sided p-value of zero, and the smallest value that such a
-    measurement tells from zero in 80 % of cases. With one seed `both` can only be `windows`, and the last two are None.
+    `se`, `p` and `detectable` belong to `both`: its standard error, the two-sided p-value of zero, and the smallest
+    value that such a measurement tells from zero in 80 % of cases. With one seed `both` can only be `windows`, and the
+    last two are None.
     """
+
     value: float
     windows: Interval
     seeds: Interval | None
@@ -126,8 +139,16 @@ def estimate(value: float, noise: Noise) -> Estimate:
     windows = around(value, t_quantile(noise.windows_df) * math.sqrt(noise.windows))
     if not noise.seeds_df:
         return Estimate(float(value), windows, None, windows, noise.se, None, None, noise)
-    return Estimate(float(value), windows, around(value, t_quantile(noise.seeds_df) * math.sqrt(noise.seeds)),
-                    around(value, noise.half_width), noise.se, noise.p_value(value), noise.detectable, noise)
+    return Estimate(
+        float(value),
+        windows,
+        around(value, t_quantile(noise.seeds_df) * math.sqrt(noise.seeds)),
+        around(value, noise.half_width),
+        noise.se,
+        noise.p_value(value),
+        noise.detectable,
+        noise,
+    )
 
 
 def noise_of(parts: np.ndarray, block: int | None = None, documents: np.ndarray | None = None) -> Noise:
@@ -138,16 +159,24 @@ def noise_of(parts: np.ndarray, block: int | None = None, documents: np.ndarray 
     if n_seeds == 1:
         return Noise(0.0, float(windows), 0.0, 0, windows_df)
     interaction = parts_K.var(axis=0, ddof=1).mean() / n_seeds
-    return Noise(float(parts.mean(axis=1).var(ddof=1) / n_seeds), float(windows), float(interaction), n_seeds - 1, windows_df)
+    return Noise(
+        float(parts.mean(axis=1).var(ddof=1) / n_seeds), float(windows), float(interaction), n_seeds - 1, windows_df
+    )
 
 
-# Held-out text ----------------------------------------------------------------------------------------------------------
+# Held-out text
+# ----------------------------------------------------------------------------------------------------------
 
-def components(parts: np.ndarray, block: int | None = None, documents: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-    """Parts [n, windows] as [n, k] whose mean square over k is the variance of a row's mean, and the degrees of freedom of that variance.
 
-    So it is for every linear combination of the rows. `documents` [windows]: equal entries are of one document, which varies as a whole;
-    otherwise the series decides, or `block` does: windows that count as one, to be shared by all texts of a sweep, but at least n^(1/3).
+def components(
+    parts: np.ndarray, block: int | None = None, documents: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
+    """Parts [n, windows] as [n, k] whose mean square over k is the variance of a row's mean, and the degrees of freedom
+    of that variance.
+
+    So it is for every linear combination of the rows. `documents` [windows]: equal entries are of one document, which
+    varies as a whole; otherwise the series decides, or `block` does: windows that count as one, to be shared by all
+    texts of a sweep, but at least n^(1/3).
 
     Raises ValueError where there are fewer than two documents, or not one for each window, or a block is below one.
     """
@@ -163,28 +192,33 @@ def components(parts: np.ndarray, block: int | None = None, documents: np.ndarra
     _, document_W, lengths = np.unique(documents, return_inverse=True, return_counts=True)
     n = len(lengths)
     if len(document_W) != n_windows or n < 2:
-        raise ValueError(f"expected the document of each of {n_windows} windows, at least two documents; found {len(document_W)} and {n}")
+        raise ValueError(
+            f"expected the document of each of {n_windows} windows, at least two documents; found {len(document_W)} and {n}"
+        )
     order = np.argsort(document_W, kind="stable")
     residuals = (parts - parts.mean(axis=-1, keepdims=True))[:, order]
     sums = np.add.reduceat(residuals, np.cumsum(lengths) - lengths, axis=1)
-    # Long documents weigh more: their variance is known as well as that of so many equal ones (for residuals that vary like the lengths).
+    # Long documents weigh more: their variance is known as well as that of so many equal ones (for residuals that vary
+    # like the lengths).
     equal = float(np.sum(lengths**2.0) ** 2 / np.sum(lengths**4.0))
     return sums * (n / math.sqrt(n - 1) / n_windows), max(equal - 1, 1.0)
 
 
 def cosines(series: np.ndarray, number: int) -> np.ndarray:
-    """Coefficients of `series` [..., n] on the `number` slowest cosines, which for white noise have its variance. [..., number]"""
+    """Coefficients of `series` [..., n] on the `number` slowest cosines, which for white noise have its variance. [...,
+    number]"""
     n = series.shape[-1]
-    spectrum = np.fft.rfft(np.concatenate([series, series[..., ::-1]], axis=-1))[..., 1:number + 1]
+    spectrum = np.fft.rfft(np.concatenate([series, series[..., ::-1]], axis=-1))[..., 1 : number + 1]
     return (spectrum * np.exp(-0.5j * np.pi * np.arange(1, number + 1) / n)).real / math.sqrt(2 * n)
 
 
 def flat_cosines(series: np.ndarray) -> tuple[int, float]:
     """On how many of the slowest cosines the spectrum of `series` [n] is flat, and frequency 0 by the mean of these.
 
-    A spectrum of white noise and a correlation that falls exponentially, 1 + ratio / (1 + (k / bend)²), is fitted to the squares of the
-    first 256 coefficients (Whittle's likelihood). The number is the largest whose mean is 90 % of the value at 0, at least 6, and at
-    most 48 or n^(2/3), which is the floor of n^(1/3) for a block. Bends begin at 6: correlation lengths go up to n / 19 windows.
+    A spectrum of white noise and a correlation that falls exponentially, 1 + ratio / (1 + (k / bend)²), is fitted to
+    the squares of the first 256 coefficients (Whittle's likelihood). The number is the largest whose mean is 90 % of
+    the value at 0, at least 6, and at most 48 or n^(2/3), which is the floor of n^(1/3) for a block. Bends begin at 6:
+    correlation lengths go up to n / 19 windows.
     """
     n = len(series)
     most = max(1, min(MOST_COSINES, int(n ** (2 / 3)), n - 1))
@@ -200,7 +234,8 @@ def flat_cosines(series: np.ndarray) -> tuple[int, float]:
 
 @cache
 def spectra(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shapes of spectra [m, length], the sums of their logarithms [m], and the mean up to each frequency by the value at 0 [m, length]."""
+    """Shapes of spectra [m, length], the sums of their logarithms [m], and the mean up to each frequency by the value
+    at 0 [m, length]."""
     k = np.arange(1, length + 1)
     ratios = np.array([0, *2.0 ** np.arange(-1, 12)])[:, None, None]
     bends = FEWEST_COSINES * 2.0 ** np.arange(0, 5.5, 0.5)[:, None]
@@ -215,10 +250,13 @@ def standard_error(rows: np.ndarray, number: int, gain: float) -> np.ndarray:
     return np.sqrt(gain * np.mean(cosines(rows, number) ** 2, axis=-1) / rows.shape[-1])
 
 
-# How many seeds ---------------------------------------------------------------------------------------------------------
+# How many seeds
+# ---------------------------------------------------------------------------------------------------------
+
 
 def seeds_needed(noise: Noise, half_width: float, most: int = MOST_SEEDS) -> int | None:
-    """The smallest number of seeds whose interval is to be expected to reach `half_width` to either side; None where not even `most` do.
+    """The smallest number of seeds whose interval is to be expected to reach `half_width` to either side; None where
+    not even `most` do.
 
     Raises ValueError for the noise of one seed, which does not say how much seeds differ.
     """
@@ -229,16 +267,18 @@ def seeds_needed(noise: Noise, half_width: float, most: int = MOST_SEEDS) -> int
 
 
 def text_needed(noise: Noise, half_width: float) -> float:
-    """How many times as much held-out text takes half of the interval's squared half-width, and leaves the other half to the seeds."""
+    """How many times as much held-out text takes half of the interval's squared half-width, and leaves the other half
+    to the seeds."""
     return 2 * (t_quantile(noise.windows_df) / half_width) ** 2 * noise.text
 
 
 def next_seeds(noise: Noise, half_width: float, most: int) -> int:
     """How many seeds to have before the interval is looked at again; the present number where it is time to stop.
 
-    That is where the interval reaches no further than `half_width` to either side, where `most` seeds are there, or where the held-out
-    text alone keeps it wider. Seeds that happen to agree stop too early, few of them most often: hence never before FIRST_SEEDS (with five,
-    intervals cover 86 to 89 % of truths where seeds are skewed; with eight, 90 %).
+    That is where the interval reaches no further than `half_width` to either side, where `most` seeds are there, or
+    where the held-out text alone keeps it wider. Seeds that happen to agree stop too early, few of them most often:
+    hence never before FIRST_SEEDS (with five, intervals cover 86 to 89 % of truths where seeds are skewed; with eight,
+    90 %).
     """
     n = round(noise.seeds_df) + 1
     if n < FIRST_SEEDS:
@@ -249,7 +289,8 @@ def next_seeds(noise: Noise, half_width: float, most: int) -> int:
     return max(n, min(n + max((needed - n) // 2, 1), most))  # half of the way: by then it is known better
 
 
-# Student's t ------------------------------------------------------------------------------------------------------------
+# Student's t
+# ------------------------------------------------------------------------------------------------------------
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 
@@ -272,7 +313,8 @@ def t_quantile(df: float, level: float = LEVEL) -> float:
 
 
 def outside_angle(angle: float, df: float) -> float:
-    """P(|T| > sqrt(df) tan(angle)): with that angle, the density becomes cos(angle)^(df - 1), which Gauss and Legendre sum."""
+    """P(|T| > sqrt(df) tan(angle)): with that angle, the density becomes cos(angle)^(df - 1), which Gauss and Legendre
+    sum."""
     reach = min(math.pi / 2 - angle, 20 / math.sqrt(df))  # beyond lies less than 1e-80
     return float(WEIGHTS @ np.cos(angle + reach * (NODES + 1) / 2) ** (df - 1)) * reach / 2 / quadrant(df)
 

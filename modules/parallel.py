@@ -10,6 +10,7 @@ device and averages gradients once a step; "fsdp" keeps a shard of weights, grad
 optimizer on each, gathers a block's weights while it computes, and so fits models that
 no single device holds.
 """
+
 import contextlib
 import os
 import signal
@@ -36,6 +37,7 @@ RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
 @dataclass(frozen=True)
 class Processes:
     """This process among those of the run."""
+
     rank: int
     count: int
     device: torch.device
@@ -46,7 +48,8 @@ class Processes:
         return self.rank == 0
 
     def share_of(self, indices):
-        """This process's part of a batch's window indices. Where `count` does not divide their number, parts differ by one."""
+        """This process's part of a batch's window indices. Where `count` does not divide their number, parts differ by
+        one."""
         first, end = (rank * len(indices) // self.count for rank in (self.rank, self.rank + 1))
         return indices[first:end]
 
@@ -80,41 +83,55 @@ def joined(device_name: str | None) -> Iterator[Processes]:
         yield Processes(0, 1, pick_device(device_name))
         return
     if missing := [name for name in RENDEZVOUS if not os.environ.get(name)]:
-        raise UserError(f"environment: RANK and WORLD_SIZE say that this is one of several processes, but there is no {' and no '.join(missing)} "
-                        "by which they could meet; start them with torchrun or train_parallel.py, or unset RANK")
+        raise UserError(
+            f"environment: RANK and WORLD_SIZE say that this is one of several processes, but there is no {' and no '.join(missing)} "
+            "by which they could meet; start them with torchrun or train_parallel.py, or unset RANK"
+        )
     integer_variable("MASTER_PORT", most=2**16 - 1)
     device = device_of(process, device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
         store, rank, count = next(rendezvous("env://"))
-        # torchrun's store outlives a restart, and with it the addresses of the processes that died: each attempt gets names of its own.
+        # torchrun's store outlives a restart, and with it the addresses of the processes that died: each attempt gets
+        # names of its own.
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count
+        )
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"process {process.rank} of {process.world_size} cannot meet the others at "
-                        f"{':'.join(os.environ[name] for name in RENDEZVOUS)}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"process {process.rank} of {process.world_size} cannot meet the others at "
+            f"{':'.join(os.environ[name] for name in RENDEZVOUS)}: {str(error).splitlines()[0]}"
+        ) from None
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     except UserError:
         if dist.get_rank():
-            time.sleep(20)  # a mistake that all processes find is told by the first, whose end ends the others meanwhile
+            time.sleep(
+                20
+            )  # a mistake that all processes find is told by the first, whose end ends the others meanwhile
         raise
     finally:
         dist.destroy_process_group()
 
 
 def device_of(process: Process, name: str | None) -> torch.device:
-    """The device of one of several processes: its own GPU, or the CPU, which all share. UserError where there is none for it."""
+    """The device of one of several processes: its own GPU, or the CPU, which all share. UserError where there is none
+    for it."""
     if name in (None, "cuda") and torch.cuda.is_available():
         if process.local_rank >= torch.cuda.device_count():
-            raise UserError(f"no GPU for the process of LOCAL_RANK {process.local_rank}: there are {torch.cuda.device_count()}, "
-                            "and one process drives one")
+            raise UserError(
+                f"no GPU for the process of LOCAL_RANK {process.local_rank}: there are {torch.cuda.device_count()}, "
+                "and one process drives one"
+            )
         return pick_device(f"cuda:{process.local_rank}")
     device = pick_device("cpu" if name is None else name)
     if device.type != "cpu" and process.local_world_size > 1:
-        raise UserError(f"-d {name}: expected no number of a device for {process.local_world_size} processes, "
-                        "each of which has one of its own")
+        raise UserError(
+            f"-d {name}: expected no number of a device for {process.local_world_size} processes, "
+            "each of which has one of its own"
+        )
     return device
 
 
@@ -132,19 +149,28 @@ def leave(status: int) -> NoReturn:
 
 
 def launch(n_processes: int, device_name: str | None) -> int:
-    """Run this very command in `n_processes` processes of this machine; the exit status, of the first that failed where one did.
+    """Run this very command in `n_processes` processes of this machine; the exit status, of the first that failed where
+    one did.
 
     SIGINT and SIGTERM are passed on, so that the run saves and stops. When one process
     fails, the others are ended: they would wait for it for ever. When this one dies, they stop.
     """
     on_gpus = torch.cuda.is_available() and (device_name or "cuda").startswith("cuda")
     if on_gpus and n_processes > torch.cuda.device_count():
-        raise UserError(f"--nproc {n_processes}: one process drives one GPU, and there are {torch.cuda.device_count()}; "
-                        "with -d cpu they share the CPU")
-    # They meet at a port of this process, which the system chose: one that was free and is now to be taken again may be somebody else's.
+        raise UserError(
+            f"--nproc {n_processes}: one process drives one GPU, and there are {torch.cuda.device_count()}; "
+            "with -d cpu they share the CPU"
+        )
+    # They meet at a port of this process, which the system chose: one that was free and is now to be taken again may be
+    # somebody else's.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-                                "WORLD_SIZE": str(n_processes), "LOCAL_WORLD_SIZE": str(n_processes)}
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(n_processes),
+        "LOCAL_WORLD_SIZE": str(n_processes),
+    }
     if not on_gpus:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // n_processes)))
 
@@ -156,7 +182,9 @@ def launch(n_processes: int, device_name: str | None) -> int:
     processes = []
     for rank in range(n_processes):
         if not came:
-            processes.append(start_child([sys.executable, *sys.argv], environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+            processes.append(
+                start_child([sys.executable, *sys.argv], environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            )
 
     def end(grace: float = 0.0) -> None:
         time.sleep(grace)
@@ -172,12 +200,17 @@ def launch(n_processes: int, device_name: str | None) -> int:
             passed_on += 1
         codes = {rank: process.returncode for rank, process in enumerate(processes) if process.poll() is not None}
         if any(-code in came for code in codes.values()):
-            end()  # one had not come to training yet, and died of the signal at once: there is nothing to save, and the others wait for it
+            # one had not come to training yet, and died of the signal at once: there is nothing to save, and the others
+            # wait for it
+            end()
             return 128 + came[0]
         if failed := [rank for rank, code in codes.items() if code not in saved_and_stopped]:
             code = codes[failed[0]]
             if code < 0:  # else it has told itself
-                tell(f"error: process {failed[0]} of {n_processes} {how_it_ended(code)}; the state saved last is as it was", sys.stderr)
+                tell(
+                    f"error: process {failed[0]} of {n_processes} {how_it_ended(code)}; the state saved last is as it was",
+                    sys.stderr,
+                )
             end(grace=2)  # time for the others to fail with an error of their own, which may be the telling one
             return status_of(code)
         if len(codes) == len(processes):
@@ -216,7 +249,9 @@ def _fully_sharded(model: nn.Module, precision: str) -> tuple[Callable, Callable
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     if not dist.is_initialized():
-        raise UserError("training_params.parallel is \"fsdp\", which shards a model over processes: start it with train_parallel.py or torchrun")
+        raise UserError(
+            'training_params.parallel is "fsdp", which shards a model over processes: start it with train_parallel.py or torchrun'
+        )
     # Weights travel in the dtype of the products; gradients are summed in fp32.
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -233,4 +268,5 @@ def _fully_sharded(model: nn.Module, precision: str) -> tuple[Callable, Callable
             yield
         finally:
             model.set_requires_gradient_sync(True)
+
     return model.loss, local_gradients

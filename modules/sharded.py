@@ -9,13 +9,15 @@
 A tensor is the rows of all files, one under another in the order of the processes, which is how fully_shard divides it.
 Names are those of a plain state with "model." before, or "optimizer." before and ".exp_avg" or the like behind.
 
-Reading runs no code: safetensors hold nothing but numbers, and facts.pt is read with `weights_only`. Nothing is put into a
-model before every byte has been checked: the shards by their CRC-32, facts.pt by that of its zip file.
+Reading runs no code: safetensors hold nothing but numbers, and facts.pt is read with `weights_only`. Nothing is put
+into a model before every byte has been checked: the shards by their CRC-32, facts.pt by that of its zip file.
 
 torch.distributed.checkpoint is not used. Its own format unpickles whatever the folder holds. Its safetensors writer
 (HuggingFaceStorageWriter, torch 2.13) puts entries that are no tensors before the header, where no reader finds them,
-and copies a whole shard in memory; its reader infers a tensor's size from the files that it finds. Neither has checksums.
+and copies a whole shard in memory; its reader infers a tensor's size from the files that it finds. Neither has
+checksums.
 """
+
 import contextlib
 import io
 import os
@@ -44,7 +46,9 @@ from modules.schema import Schema, checked
 
 FACTS = "facts.pt"
 FORMER_FORMAT = ".metadata"  # torch.distributed.checkpoint's index, a pickle
-LEFTOVER = re.compile(r"(?:[0-9a-f]{16}\.)?(tmp|previous)")  # what stands behind ".<folder>." in the name of what a killed save leaves
+LEFTOVER = re.compile(
+    r"(?:[0-9a-f]{16}\.)?(tmp|previous)"
+)  # what stands behind ".<folder>." in the name of what a killed save leaves
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 READ_BYTES = 1 << 20
 WAY_OUT = "move the folder away: the same command then goes on from the run's plain .state, or from a copy of a backup in its place"
@@ -52,13 +56,17 @@ WAY_OUT = "move the folder away: the same command then goes on from the run's pl
 
 class ShardFile(Schema):
     """What a file of shards must be."""
+
     bytes: int = Field(ge=0)
     crc32: int = Field(ge=0, lt=1 << 32)
 
 
 class Settings(Schema):
     """One of AdamW's parameter groups."""
-    model_config = ConfigDict(extra="allow")  # what else torch keeps there: switches, which are exported and not put into an optimizer
+
+    model_config = ConfigDict(
+        extra="allow"
+    )  # what else torch keeps there: switches, which are exported and not put into an optimizer
     params: list[str]
     lr: float
     betas: Annotated[tuple[float, float], Field(strict=False)]  # a list too
@@ -68,21 +76,30 @@ class Settings(Schema):
 
 class Sharded(Schema):
     """What the shards hold. tensors: by name; on the meta device where their values are in the files."""
+
     files: dict[str, ShardFile]
     tensors: dict[str, torch.Tensor]
     param_groups: list[Settings]
 
     @model_validator(mode="after")
     def complete(self) -> "Sharded":
-        """Each parameter of the optimizer with its moments, in the shape that it has in the model, and no other entries."""
-        moments = {f"optimizer.{name}.{key}": f"model.{name}" for group in self.param_groups for name in group.params for key in MOMENTS}
+        """Each parameter of the optimizer with its moments, in the shape that it has in the model, and no other
+        entries."""
+        moments = {
+            f"optimizer.{name}.{key}": f"model.{name}"
+            for group in self.param_groups
+            for name in group.params
+            for key in MOMENTS
+        }
         for name in sorted(moments.keys() | moments.values() | self.tensors.keys()):
             if name not in self.tensors:
                 raise ValueError(f"{name} is missing")
             tensor = self.tensors[name]
             if tensor.layout != torch.strided or name not in moments and not name.startswith("model."):
                 raise ValueError(f"{name} is not of a model or of AdamW")
-            if name in moments and tensor.shape != (() if name.endswith(".step") else self.tensors[moments[name]].shape):
+            if name in moments and tensor.shape != (
+                () if name.endswith(".step") else self.tensors[moments[name]].shape
+            ):
                 raise ValueError(f"{name} has the shape {list(tensor.shape)}")
         return self
 
@@ -94,6 +111,7 @@ class Sharded(Schema):
 
 class Facts(Schema):
     """All of a sharded state but its shards."""
+
     step: int = Field(ge=0)
     config: dict
     sharded: Sharded
@@ -105,7 +123,8 @@ def sharded_path(path: Path) -> Path:
 
 
 def whole_sharded(path: Path) -> Path | None:
-    """The newest sharded state that belongs to `path`: its folder, or what a kill between two renames left. None where there is none."""
+    """The newest sharded state that belongs to `path`: its folder, or what a kill between two renames left. None where
+    there is none."""
     return whole_at(sharded_path(path))
 
 
@@ -113,12 +132,17 @@ def whole_at(folder: Path) -> Path | None:
     """`folder` if it is there, else the whole one that a killed save left beside it, else None."""
     if os.path.lexists(folder):
         return folder
-    whole = {kind: leftover for leftover, kind in leftovers(folder) if not leftover.is_symlink() and (leftover / FACTS).exists()}
+    whole = {
+        kind: leftover
+        for leftover, kind in leftovers(folder)
+        if not leftover.is_symlink() and (leftover / FACTS).exists()
+    }
     return whole.get("tmp") or whole.get("previous")
 
 
 def leftovers(folder: Path) -> list[tuple[Path, str]]:
-    """What killed saves of `folder` left beside it: each path, and whether it is the new state ("tmp") or the one before ("previous")."""
+    """What killed saves of `folder` left beside it: each path, and whether it is the new state ("tmp") or the one
+    before ("previous")."""
     prefix = f".{folder.name}."
     names = os.listdir(folder.parent) if folder.parent.exists() else []
     found = [(name, LEFTOVER.fullmatch(name.removeprefix(prefix))) for name in sorted(names) if name.startswith(prefix)]
@@ -128,7 +152,8 @@ def leftovers(folder: Path) -> list[tuple[Path, str]]:
 def save_sharded(state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, processes) -> None:
     """Write a state whose model is sharded: every process its shards. `state` is all of it but model and optimizer.
 
-    `folder` is replaced when the new one is whole. Call on all processes. UserError in all of them where one cannot write.
+    `folder` is replaced when the new one is whole. Call on all processes. UserError in all of them where one cannot
+    write.
     """
     fresh = None
     try:
@@ -148,22 +173,33 @@ def save_sharded(state: dict, model: nn.Module, optimizer: torch.optim.Optimizer
     except (OSError, UserError) as error:
         reason = describe_os_error(error) if isinstance(error, OSError) else error
         before = "the one saved before is as it was" if whole_at(folder) else "no sharded state was saved yet"
-        raise UserError(f"cannot save the sharded state {folder}: {reason}; {before}. "
-                        "Make room if the disk is full, then run the same command again") from None
+        raise UserError(
+            f"cannot save the sharded state {folder}: {reason}; {before}. "
+            "Make room if the disk is full, then run the same command again"
+        ) from None
     finally:
         if fresh is not None and processes.is_main:
-            shutil.rmtree(fresh, ignore_errors=True)  # of a failed save; after a good one there is no such folder any more
+            shutil.rmtree(
+                fresh, ignore_errors=True
+            )  # of a failed save; after a good one there is no such folder any more
 
 
 @contextlib.contextmanager
 def agreeing() -> Iterator[None]:
-    """A block that all processes run and that ends alike in all: where one fails, the others raise a UserError and wait for nothing."""
+    """A block that all processes run and that ends alike in all: where one fails, the others raise a UserError and wait
+    for nothing."""
     failure = None
     try:
         yield
     except Exception as error:
         failure = error
-    line = None if failure is None else str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"
+    line = (
+        None
+        if failure is None
+        else str(failure)
+        if isinstance(failure, UserError)
+        else f"{type(failure).__name__}: {failure}"
+    )
     lines = [line for line in gathered(line) if line is not None]
     if failure is not None:
         raise failure
@@ -181,7 +217,8 @@ def gathered(value: Any) -> list:
 
 
 def new_folder(folder: Path) -> Path:
-    """A new, empty folder beside `folder`, under a name that nobody can have known; what killed saves left is put in order."""
+    """A new, empty folder beside `folder`, under a name that nobody can have known; what killed saves left is put in
+    order."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     put_in_order(folder)
     fresh = beside(folder, "tmp")
@@ -214,7 +251,10 @@ def remove_leftovers(folder: Path) -> None:
 def by_name(weights: dict, moments: dict) -> dict[str, torch.Tensor]:
     """The tensors of a model and an optimizer, as `get_state_dict` gives them, in one dictionary."""
     return {f"model.{name}": tensor for name, tensor in weights.items()} | {
-        f"optimizer.{name}.{key}": tensor for name, entries in moments["state"].items() for key, tensor in entries.items()}
+        f"optimizer.{name}.{key}": tensor
+        for name, entries in moments["state"].items()
+        for key, tensor in entries.items()
+    }
 
 
 def outline(tensor: torch.Tensor) -> torch.Tensor:
@@ -227,7 +267,11 @@ def outline(tensor: torch.Tensor) -> torch.Tensor:
 def write_shard(folder: Path, rank: int, tensors: dict[str, torch.Tensor]) -> tuple[str, dict]:
     """Write this process's rows of what is sharded; the file's name, and its `ShardFile`."""
     path = folder / f"shard{rank:05d}.safetensors"
-    rows = {name: tensor.to_local().detach().cpu().contiguous() for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+    rows = {
+        name: tensor.to_local().detach().cpu().contiguous()
+        for name, tensor in tensors.items()
+        if isinstance(tensor, DTensor)
+    }
     path.touch(exist_ok=False)
     mode = path.stat().st_mode
     try:
@@ -265,9 +309,11 @@ def sharded_facts(folder: Path) -> dict:
 
 
 def restore_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read a sharded state into `model` and `optimizer`, on any number of processes, sharded or not. Call on all processes.
+    """Read a sharded state into `model` and `optimizer`, on any number of processes, sharded or not. Call on all
+    processes.
 
-    UserError in all of them where one finds damage, or a state of another model; model and optimizer are then as they were.
+    UserError in all of them where one finds damage, or a state of another model; model and optimizer are then as they
+    were.
     """
     rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     begun = bool(optimizer.state)
@@ -277,7 +323,9 @@ def restore_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: 
     try:
         with agreeing():
             check_headers(folder, sharded)
-            weights, moments = get_state_dict(model, optimizer)  # which gives the optimizer moments where it has none yet
+            weights, moments = get_state_dict(
+                model, optimizer
+            )  # which gives the optimizer moments where it has none yet
             tensors = by_name(weights, moments)
             check_fit(folder, sharded, tensors, moments["param_groups"])
     except Exception:
@@ -290,7 +338,7 @@ def restore_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: 
         for name in sharded.tensors.keys() - sharded.in_files.keys():
             rows, first = targets[name]
             saved = sharded.tensors[name]
-            rows.copy_(saved[first:first + len(rows)] if rows.dim() else saved)
+            rows.copy_(saved[first : first + len(rows)] if rows.dim() else saved)
     # The optimizer's settings stay its own: they are the config's and this program's, not what a file says.
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
 
@@ -305,8 +353,10 @@ def export_sharded(folder: Path, path: Path) -> None:
     check_bytes(folder, sharded, sharded.files)
     check_headers(folder, sharded)
     with reading(folder):
-        tensors = {name: torch.empty(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
-                   for name, tensor in sharded.tensors.items()}
+        tensors = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
+            for name, tensor in sharded.tensors.items()
+        }
         read_rows(folder, sharded, {name: (tensors[name], 0) for name in sharded.in_files})
     model, moments = {}, {}
     for name, tensor in tensors.items():
@@ -320,14 +370,17 @@ def export_sharded(folder: Path, path: Path) -> None:
 
 
 def read_facts(folder: Path) -> tuple[dict, Sharded]:
-    """What facts.pt holds, and apart from it what it says of the shards. Their files are there, in the size that they had."""
+    """What facts.pt holds, and apart from it what it says of the shards. Their files are there, in the size that they
+    had."""
     with reading(folder):
         try:
             names = os.listdir(folder)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{folder}: not a sharded state (expected a folder with {FACTS})") from None
         if FORMER_FORMAT in names:
-            raise UserError(f"{folder}: a sharded state of an earlier version, not read any more, as that could run code; {WAY_OUT}")
+            raise UserError(
+                f"{folder}: a sharded state of an earlier version, not read any more, as that could run code; {WAY_OUT}"
+            )
         if FACTS not in names:
             raise damaged(folder, f"{FACTS} is missing")
         facts, flaw = unpacked(io.BytesIO((folder / FACTS).read_bytes()))
@@ -361,7 +414,10 @@ def check_headers(folder: Path, sharded: Sharded) -> None:
             with safe_open(folder / file, "pt", backend="pread") as shard:
                 wrong = expected.keys() ^ set(shard.keys())
                 if wrong:
-                    raise damaged(folder, f"{file}: {min(wrong)} {'is missing' if min(wrong) in expected else 'is no tensor of it'}")
+                    raise damaged(
+                        folder,
+                        f"{file}: {min(wrong)} {'is missing' if min(wrong) in expected else 'is no tensor of it'}",
+                    )
                 for name, tensor in expected.items():
                     rows = shard.get_slice(name)
                     shape = rows.get_shape()
@@ -374,10 +430,13 @@ def check_headers(folder: Path, sharded: Sharded) -> None:
 
 
 def check_fit(folder: Path, sharded: Sharded, tensors: dict[str, torch.Tensor], param_groups: list[dict]) -> None:
-    """UserError where the state is not one of the model and the optimizer whose `tensors` and `param_groups` are given."""
+    """UserError where the state is not one of the model and the optimizer whose `tensors` and `param_groups` are
+    given."""
     wrong = sharded.tensors.keys() ^ tensors.keys()
     if wrong:
-        raise UserError(f"{folder}: not a state of this model: {min(wrong)} is {'missing' if min(wrong) in tensors else 'no part of it'}")
+        raise UserError(
+            f"{folder}: not a state of this model: {min(wrong)} is {'missing' if min(wrong) in tensors else 'no part of it'}"
+        )
     for name, tensor in tensors.items():
         expected, found = shape_of(tensor), shape_of(sharded.tensors[name])
         if expected != found:
@@ -406,7 +465,7 @@ def read_rows(folder: Path, sharded: Sharded, targets: dict[str, tuple[torch.Ten
                     before, passed[name] = passed[name], passed[name] + rows.get_shape()[0]
                     begin, end = max(before, first), min(passed[name], first + len(target))
                     if begin < end:
-                        target[begin - first:end - first].copy_(rows[begin - before:end - before])
+                        target[begin - first : end - first].copy_(rows[begin - before : end - before])
 
 
 def crc32_of(path: Path) -> int:
@@ -430,7 +489,8 @@ def damaged(folder: Path, what: str) -> UserError:
 
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Turn what fails while `folder` is read into a UserError, which calls it damaged only where its bytes are wrong."""
+    """Turn what fails while `folder` is read into a UserError, which calls it damaged only where its bytes are
+    wrong."""
     try:
         yield
     except OSError as error:

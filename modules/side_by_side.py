@@ -1,10 +1,12 @@
 """Runs trained side by side, in processes of the ordinary training scripts, each with a log file.
 
-Small models leave most of a CPU's cores idle: two processes of one thread each train nearly twice as much as one of two.
+Small models leave most of a CPU's cores idle: two processes of one thread each train nearly twice as much as one of
+two.
 
 When a run fails or this process is asked to stop, the others save and stop; a second signal ends them at once.
 When this process is killed, they stop by themselves (children.py).
 """
+
 import json
 import os
 import re
@@ -32,6 +34,7 @@ QUOTED_BYTES = 1 << 16  # of the end of a log in which to look for an error
 @dataclass
 class Training:
     """A run that is being trained: its process, and its log, which may begin with what earlier starts wrote."""
+
     name: str
     process: subprocess.Popen
     log: Path
@@ -48,7 +51,9 @@ class Training:
 
     def failed(self) -> bool:
         """Whether it ended otherwise than by finishing, or by stopping as it was asked to."""
-        return self.process.returncode not in ((0, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL) if self.asked_to_stop else (0,))
+        return self.process.returncode not in (
+            (0, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL) if self.asked_to_stop else (0,)
+        )
 
     def failure(self) -> str:
         """Why it failed, for the user."""
@@ -59,13 +64,17 @@ class Training:
 
 
 def train_side_by_side(runs: Sequence[Config], request: Request, device_name: str | None, jobs: int) -> int:
-    """Train the runs in `jobs` processes at a time, each with its share of the cores. The exit status: 0, or 128 + the signal that came.
+    """Train the runs in `jobs` processes at a time, each with its share of the cores. The exit status: 0, or 128 + the
+    signal that came.
 
     Raises UserError with the error of each run that failed, after the others have saved and stopped.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs))}
     waiting, running, failures = list(runs), [], []
-    with signals_kept(signal.SIGINT, signal.SIGTERM) as came, bar(total=len(runs), desc="training", unit="run") as progress:
+    with (
+        signals_kept(signal.SIGINT, signal.SIGTERM) as came,
+        bar(total=len(runs), desc="training", unit="run") as progress,
+    ):
         try:
             while running or (waiting and not came and not failures):
                 while waiting and len(running) < jobs and not came and not failures:
@@ -111,14 +120,23 @@ def start(config: Config, request: Request, device_name: str | None, environment
     command += [f"--project_name={request.project}", "--", str(config_path)]  # both may begin with "-"
     with open(log, "ab") as output:
         # A session of its own: a terminal's Ctrl-C comes once, through us.
-        process = start_child(command, environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                              start_new_session=True)
+        process = start_child(
+            command,
+            environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         return Training(config.name, process, log, output.tell())
 
 
 def error_in(output: str) -> str | None:
-    """The line in which a script's output tells its error: the last "error: ...", else what the last traceback ends with."""
-    lines = [line.rpartition("\r")[2].strip("\n") for line in output.split("\n")]  # a bar is drawn again after each carriage return
+    """The line in which a script's output tells its error: the last "error: ...", else what the last traceback ends
+    with."""
+    lines = [
+        line.rpartition("\r")[2].strip("\n") for line in output.split("\n")
+    ]  # a bar is drawn again after each carriage return
     if told := [line for line in lines if line.startswith("error: ")]:
         return told[-1]
     if "Traceback (most recent call last):" in lines:

@@ -25,6 +25,7 @@ Line sources repeat with a fixed period: a context of one line, with a stride of
 line, has every window on one example. Separators cost nothing once the model
 knows the period.
 """
+
 import codecs
 import math
 import shutil
@@ -48,6 +49,7 @@ MIRROR_BLOCK = 4_096  # characters; far longer than any context used here, so th
 
 class Source(NamedTuple):
     """A text and what is known of it."""
+
     text: Iterator[str]
     characters: int | None  # its length, where it is known before it is written
     entropy: float | None  # nats per character, where it is known
@@ -60,7 +62,9 @@ def open_source(source: str, **settings) -> Source:
     """
     match source, settings:
         case "primes", {"lines": lines, "digits": digits}:
-            return Source(prime_products(**settings), lines * prime_products_line(digits), prime_products_entropy(digits))
+            return Source(
+                prime_products(**settings), lines * prime_products_line(digits), prime_products_entropy(digits)
+            )
         case "circuit", {"lines": lines, "bits": bits}:
             return Source(linear_circuit(**settings), lines * linear_circuit_line(bits), linear_circuit_entropy(bits))
         case "markov", {"characters": characters, "symbols": symbols, "seed": seed}:
@@ -69,13 +73,18 @@ def open_source(source: str, **settings) -> Source:
             return Source(iid(**settings), characters, iid_entropy(symbols, seed))
         case "mirror", {"text": path, "block": block}:
             return Source(with_mirror_image(read_text(path), block), None, None)
-    raise UserError(f"expected primes, circuit, markov, iid or mirror with its sizes, found {source} with {', '.join(settings) or 'none'}")
+    raise UserError(
+        f"expected primes, circuit, markov, iid or mirror with its sizes, found {source} with {', '.join(settings) or 'none'}"
+    )
 
 
-# Products of primes -----------------------------------------------------------------------------------------------------
+# Products of primes
+# -----------------------------------------------------------------------------------------------------
+
 
 def prime_products(lines: int, digits: int = 3, seed: int = 0) -> Iterator[str]:
-    """`lines` lines "p q n": p and q independent uniform primes of exactly `digits` digits, n = p * q in 2 * `digits` digits."""
+    """`lines` lines "p q n": p and q independent uniform primes of exactly `digits` digits, n = p * q in 2 * `digits`
+    digits."""
     primes = primes_of(digits)
     sample = stream(seed, "sample")
     for n_lines in portions(lines, LINES_AT_ONCE):
@@ -84,7 +93,8 @@ def prime_products(lines: int, digits: int = 3, seed: int = 0) -> Iterator[str]:
 
 
 def prime_products_entropy(digits: int = 3) -> float:
-    """Nats per character: two uniform primes a line, and a product that adds nothing, in either direction of reading."""
+    """Nats per character: two uniform primes a line, and a product that adds nothing, in either direction of
+    reading."""
     return 2 * math.log(len(primes_of(digits))) / prime_products_line(digits)
 
 
@@ -101,12 +111,14 @@ def primes_of(digits: int) -> np.ndarray:
     is_prime[:2] = False
     for factor in range(2, math.isqrt(10**digits) + 1):
         if is_prime[factor]:
-            is_prime[factor * factor::factor] = False
+            is_prime[factor * factor :: factor] = False
     primes = np.flatnonzero(is_prime)
     return primes[primes >= 10 ** (digits - 1)]
 
 
-# Linear circuits over F2 ------------------------------------------------------------------------------------------------
+# Linear circuits over F2
+# ------------------------------------------------------------------------------------------------
+
 
 def linear_circuit(lines: int, bits: int = 10, seed: int = 0) -> Iterator[str]:
     """`lines` lines "x y": x uniform in {0, 1}^bits and y = A x over F2, with A = `circuit_matrix(bits, seed)`."""
@@ -116,19 +128,19 @@ def linear_circuit(lines: int, bits: int = 10, seed: int = 0) -> Iterator[str]:
         x = sample.integers(2, size=(n_lines, bits), dtype=np.uint8)
         y = x @ matrix.T % 2
         line = np.full((n_lines, linear_circuit_line(bits)), ord(" "), dtype=np.uint8)
-        line[:, :bits], line[:, bits + 1:-1], line[:, -1] = x + ord("0"), y + ord("0"), ord("\n")
+        line[:, :bits], line[:, bits + 1 : -1], line[:, -1] = x + ord("0"), y + ord("0"), ord("\n")
         yield line.tobytes().decode("ascii")
 
 
 def circuit_matrix(bits: int, seed: int = 0) -> np.ndarray:
     """A sparse invertible matrix over F2 with a dense inverse: a chain in scrambled order. [bits, bits] uint8.
 
-    The chain is y_0 = x_0, y_i = x_{i-1} + x_i: 2 - 1/bits ones a row. Its inverse is x_i = y_0 + … + y_i: (bits + 1) / 2 ones
-    a row. But who reads backward meets the x one after the other, and x_i also is x_j + y_{j+1} + … + y_i for any x_j
-    that was read before: where a neighbour was, that is as sparse as the way forward. So the columns stand in the order in which
-    each x is as far along the chain as can be from those read before it, and the rows in random order. (In random
-    columns the arrow is smaller and depends on their luck. Random parities of three of twelve bits, the
-    obvious alternative, are learned by a small model in neither direction within 600 steps.)
+    The chain is y_0 = x_0, y_i = x_{i-1} + x_i: 2 - 1/bits ones a row. Its inverse is x_i = y_0 + … + y_i: (bits + 1) /
+    2 ones a row. But who reads backward meets the x one after the other, and x_i also is x_j + y_{j+1} + … + y_i for
+    any x_j that was read before: where a neighbour was, that is as sparse as the way forward. So the columns stand in
+    the order in which each x is as far along the chain as can be from those read before it, and the rows in random
+    order. (In random columns the arrow is smaller and depends on their luck. Random parities of three of twelve bits,
+    the obvious alternative, are learned by a small model in neither direction within 600 steps.)
     """
     if not 1 <= bits <= MOST_BITS:
         raise UserError(f"bits: expected 1 to {MOST_BITS}, found {bits}")
@@ -151,10 +163,13 @@ def linear_circuit_line(bits: int) -> int:
     return 2 * bits + 2
 
 
-# Time-symmetric sources -------------------------------------------------------------------------------------------------
+# Time-symmetric sources
+# -------------------------------------------------------------------------------------------------
+
 
 def markov_chain(characters: int, symbols: int = 8, seed: int = 0) -> Iterator[str]:
-    """A stationary reversible Markov chain over the first `symbols` letters, `characters` long, in one line without an end."""
+    """A stationary reversible Markov chain over the first `symbols` letters, `characters` long, in one line without an
+    end."""
     transitions, stationary = markov_rule(symbols, seed)
     cumulative = transitions.cumsum(axis=1)[:, :-1]
     sample = stream(seed, "sample")
@@ -173,9 +188,9 @@ def markov_chain(characters: int, symbols: int = 8, seed: int = 0) -> Iterator[s
 def markov_rule(symbols: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Transition matrix [symbols, symbols] (rows sum to 1) and stationary law [symbols] of a reversible chain.
 
-    Symmetric positive weights w_ij make a random walk on a weighted graph: P_ij = w_ij / w_i, pi_i proportional to w_i = sum_j w_ij, and
-    pi_i P_ij = w_ij / w = pi_j P_ji is detailed balance. Log-normal weights make it a chain worth learning: at 8 symbols the
-    entropy rate is 12-37 % below the entropy of single symbols.
+    Symmetric positive weights w_ij make a random walk on a weighted graph: P_ij = w_ij / w_i, pi_i proportional to w_i
+    = sum_j w_ij, and pi_i P_ij = w_ij / w = pi_j P_ji is detailed balance. Log-normal weights make it a chain worth
+    learning: at 8 symbols the entropy rate is 12-37 % below the entropy of single symbols.
     """
     check_symbols(symbols)
     weights = np.exp(1.5 * stream(seed, "rule").standard_normal((symbols, symbols)))
@@ -186,8 +201,8 @@ def markov_rule(symbols: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def markov_chain_entropy(symbols: int = 8, seed: int = 0, window: int | None = None) -> float:
     """Nats per character: the entropy rate -sum pi_i P_ij ln P_ij, or the mean over a window that begins with no past.
 
-    The first of the `window` characters is then predicted from nothing and costs the entropy of the stationary law. That mean is the floor
-    of a model's loss, the same in both directions.
+    The first of the `window` characters is then predicted from nothing and costs the entropy of the stationary law.
+    That mean is the floor of a model's loss, the same in both directions.
     """
     transitions, stationary = markov_rule(symbols, seed)
     rate = -float(np.sum(stationary[:, None] * transitions * np.log(transitions)))
@@ -228,7 +243,7 @@ def with_mirror_image(text: Iterable[str], block: int = MIRROR_BLOCK) -> Iterato
         rest += piece
         whole = len(rest) // block * block
         for start in range(0, whole, block):
-            this = rest[start:start + block]
+            this = rest[start : start + block]
             yield this + this[::-1]
         rest = rest[whole:]
     if rest:
@@ -236,19 +251,22 @@ def with_mirror_image(text: Iterable[str], block: int = MIRROR_BLOCK) -> Iterato
 
 
 def turned_by_coin(documents: Sequence[np.ndarray], separator: int, tokens: int, seed: int = 0) -> np.ndarray:
-    """`tokens` ids of `documents` (arrays of ids), each forward or mirrored as a fair coin says, and `separator` between two.
+    """`tokens` ids of `documents` (arrays of ids), each forward or mirrored as a fair coin says, and `separator`
+    between two.
 
-    The documents stand in a circle, in random order, and the text is an arc of it that begins anywhere. Coins, order and beginning of an
-    arc are as likely as those of its mirror image, so the law of the text has exactly no arrow; and all else is as in the
-    documents: how often tokens occur, how far they depend on each other, that windows of one document are alike, and that documents
-    differ. Ids are mirrored, not characters: so it holds for every tokenizer.
+    The documents stand in a circle, in random order, and the text is an arc of it that begins anywhere. Coins, order
+    and beginning of an arc are as likely as those of its mirror image, so the law of the text has exactly no arrow; and
+    all else is as in the documents: how often tokens occur, how far they depend on each other, that windows of one
+    document are alike, and that documents differ. Ids are mirrored, not characters: so it holds for every tokenizer.
 
     Raises UserError where the documents have fewer ids.
     """
     sample = stream(seed, "sample")
     between = np.array([separator], dtype=documents[0].dtype)
     circle = []
-    for index, mirrored in zip(sample.permutation(len(documents)), sample.integers(2, size=len(documents)), strict=True):
+    for index, mirrored in zip(
+        sample.permutation(len(documents)), sample.integers(2, size=len(documents)), strict=True
+    ):
         circle += [documents[index][::-1] if mirrored else documents[index], between]
     ids = np.concatenate(circle)
     if tokens > len(ids):
@@ -256,18 +274,23 @@ def turned_by_coin(documents: Sequence[np.ndarray], separator: int, tokens: int,
     return np.roll(ids, -sample.integers(len(ids)))[:tokens]
 
 
-# Files ------------------------------------------------------------------------------------------------------------------
+# Files
+# ------------------------------------------------------------------------------------------------------------------
+
 
 def write_text(path: str | Path, text: Iterable[str], characters: int | None = None) -> int:
     """Write pieces of text to `path` as UTF-8, whole or not at all, and return the number of characters.
 
-    `characters`, where known, is the length of the progress bar; they are ASCII then, and UserError tells where they do not fit the disk.
-    Line ends are written as they are, on Windows too.
+    `characters`, where known, is the length of the progress bar; they are ASCII then, and UserError tells where they do
+    not fit the disk. Line ends are written as they are, on Windows too.
     """
     check_room(Path(path), characters or 0)
     written = 0
-    with (replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file,
-          bar(total=characters, desc=f"writing {Path(path).name}", unit="char", unit_scale=True) as progress):
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+        bar(total=characters, desc=f"writing {Path(path).name}", unit="char", unit_scale=True) as progress,
+    ):
         for piece in text:
             file.write(piece)
             written += len(piece)
@@ -276,7 +299,8 @@ def write_text(path: str | Path, text: Iterable[str], characters: int | None = N
 
 
 def read_text(path: str | Path) -> Iterator[str]:
-    """A text's characters in pieces, for `with_mirror_image`; compressed ones are read too. Raises UserError where it is not UTF-8."""
+    """A text's characters in pieces, for `with_mirror_image`; compressed ones are read too. Raises UserError where it
+    is not UTF-8."""
     from modules.tok_utils.inspection import check_is_text  # libraries that the other sources need not wait for
     from modules.tok_utils.text_source import TextSource
 
@@ -294,16 +318,21 @@ def read_text(path: str | Path) -> Iterator[str]:
 
 
 def check_room(path: Path, size: int) -> None:
-    """UserError where a new file of `size` bytes does not fit the disk of `path`. What is no regular file (/dev/null, a pipe) takes no room."""
+    """UserError where a new file of `size` bytes does not fit the disk of `path`. What is no regular file (/dev/null, a
+    pipe) takes no room."""
     folder = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
     if folder is None or path.exists() and not path.is_file():
         return
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise UserError(f"{path}: the text would be of {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there; ask for less of it")
+        raise UserError(
+            f"{path}: the text would be of {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there; ask for less of it"
+        )
 
 
-# Helpers ----------------------------------------------------------------------------------------------------------------
+# Helpers
+# ----------------------------------------------------------------------------------------------------------------
+
 
 def stream(seed: int, purpose: str) -> np.random.Generator:
     """The random numbers of one purpose: changing how much one of them draws leaves the other as it was."""

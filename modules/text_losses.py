@@ -5,6 +5,7 @@ directions, are taken from the window in whose middle it lies most. So the two m
 always see the same window around it, and away from the text's ends each sees a quarter of the context or more. Windows
 end to end, as in the held-out loss, would show every window's edge: there one of the models has seen nothing.
 """
+
 import numpy as np
 import torch
 from torch import nn
@@ -12,8 +13,14 @@ from torch import nn
 BATCH = 16  # windows evaluated together
 
 
-def text_losses(forward: nn.Module, backward: nn.Module, ids: np.ndarray, context: int, bos_id: int = 0,
-                device: str | torch.device = "cpu") -> tuple[np.ndarray, np.ndarray]:
+def text_losses(
+    forward: nn.Module,
+    backward: nn.Module,
+    ids: np.ndarray,
+    context: int,
+    bos_id: int = 0,
+    device: str | torch.device = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
     """Forward and backward losses of the tokens `ids` [n], nats, both [n] and in text order."""
     if len(ids) == 0:
         return np.zeros(0), np.zeros(0)
@@ -27,7 +34,8 @@ def text_losses(forward: nn.Module, backward: nn.Module, ids: np.ndarray, contex
 
 
 def central_windows(n: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Windows half a context apart over `n` tokens: their starts [W]; for each token, its window [n] and its place there [n]."""
+    """Windows half a context apart over `n` tokens: their starts [W]; for each token, its window [n] and its place
+    there [n]."""
     starts = np.unique(np.append(np.arange(0, max(1, n - context + 1), max(1, context // 2)), max(0, n - context)))
     halfway = (starts[1:] + starts[:-1] + context - 1) / 2  # between the middles of neighbouring windows
     chosen = np.searchsorted(halfway, np.arange(n))
@@ -40,7 +48,9 @@ def window_losses(model: nn.Module, targets_WT: torch.Tensor, bos_id: int, devic
     was_training = model.training
     model.eval()
     inputs_WT = torch.cat([torch.full_like(targets_WT[:, :1], bos_id), targets_WT[:, :-1]], dim=1)
-    parts = [model.losses(inputs.to(device), targets.to(device)).double().cpu()
-             for inputs, targets in zip(inputs_WT.split(BATCH), targets_WT.split(BATCH), strict=True)]
+    parts = [
+        model.losses(inputs.to(device), targets.to(device)).double().cpu()
+        for inputs, targets in zip(inputs_WT.split(BATCH), targets_WT.split(BATCH), strict=True)
+    ]
     model.train(was_training)
     return torch.cat(parts).numpy()

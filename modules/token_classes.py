@@ -3,6 +3,7 @@
 A token's class depends on its own bytes and on the token before it in the text, in either
 direction of reading: both models' losses are sorted by the same classes.
 """
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,8 +17,9 @@ WORD_START, INNER_PIECE, DIGITS, PUNCTUATION, WHITE_SPACE, AFTER_NEWLINE = range
 def classify(ids: np.ndarray, pieces: Sequence[bytes]) -> np.ndarray:
     """The class of each token of the stream `ids` [n], as indices into NAMES; `pieces[id]` are the bytes of a token.
 
-    The first rule that holds decides: white space only; after white space that holds a newline; digits only; no letter and no
-    digit; a space before it, or a token before it that does not end in a letter or digit (or none); otherwise it continues a word.
+    The first rule that holds decides: white space only; after white space that holds a newline; digits only; no letter
+    and no digit; a space before it, or a token before it that does not end in a letter or digit (or none); otherwise it
+    continues a word.
     """
     used, inverse = np.unique(ids, return_inverse=True)  # a text uses few ids of a large vocabulary
     texts = [pieces[i].decode("utf-8", errors="replace") for i in used]
@@ -31,9 +33,16 @@ def classify(ids: np.ndarray, pieces: Sequence[bytes]) -> np.ndarray:
     is_white = each(lambda text: not text.strip())
     ends_line = is_white & each(lambda text: "\n" in text)
     return np.select(
-        [is_white, before(ends_line, False), each(lambda text: text.strip().isdigit()), each(is_punctuation),
-         each(lambda text: text[:1].isspace()) | before(each(lambda text: not is_word_character(text[-1:])), True)],
-        [WHITE_SPACE, AFTER_NEWLINE, DIGITS, PUNCTUATION, WORD_START], INNER_PIECE)
+        [
+            is_white,
+            before(ends_line, False),
+            each(lambda text: text.strip().isdigit()),
+            each(is_punctuation),
+            each(lambda text: text[:1].isspace()) | before(each(lambda text: not is_word_character(text[-1:])), True),
+        ],
+        [WHITE_SPACE, AFTER_NEWLINE, DIGITS, PUNCTUATION, WORD_START],
+        INNER_PIECE,
+    )
 
 
 def is_punctuation(text: str) -> bool:

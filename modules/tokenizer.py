@@ -13,9 +13,11 @@ Here the `tokenizers` library does the work: it defines the ids. Whole corpora g
 `torch` is imported where a tensor is made, so that the processes that encode a corpus
 need not hold its hundreds of megabytes.
 
-Two things in a folder are not taken as they are, so that a text has one series of ids and BOS stands for the start of a window
-alone: dropout of merges is switched off, and a BOS that is no special token there is made one, so that its name written in a text is text.
+Two things in a folder are not taken as they are, so that a text has one series of ids and BOS stands for the start of a
+window alone: dropout of merges is switched off, and a BOS that is no special token there is made one, so that its name
+written in a text is text.
 """
+
 from __future__ import annotations
 
 import functools
@@ -44,7 +46,8 @@ SENTENCEPIECE_BLANK = "\u2581"
 DEFAULTS = {"use_regex": True, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
 
 
-MOST_IDS = 10_000_000  # ten times the largest vocabularies in use; beyond it stands damage or a slip, and memory for every id is asked for
+# ten times the largest vocabularies in use; beyond it stands damage or a slip, and memory for every id is asked for
+MOST_IDS = 10_000_000
 VERIFIED_TOKENS = 500  # whose text is encoded again to verify the bytes of tokens
 BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece names the token of one byte
 
@@ -52,7 +55,8 @@ Id = Annotated[int, Field(ge=0, lt=MOST_IDS)]
 
 
 class BpeModel(Schema):
-    """"model" of a tokenizer.json."""
+    """ "model" of a tokenizer.json."""
+
     type: Literal["BPE"] = "BPE"  # old files leave it out
     vocab: Annotated[dict[str, Id], Field(min_length=1)]
     merges: list[Any]
@@ -83,13 +87,18 @@ class BpeModel(Schema):
     def _merges_have_the_prefix(self):
         """The library aborts the process where they do not."""
         prefix = self.continuing_subword_prefix
-        if prefix and not all((merge.split(" ", 1) if isinstance(merge, str) else merge)[-1].startswith(prefix) for merge in self.merges):
-            raise ValueError(f"continuing_subword_prefix: expected what the second token of every merge begins with, found {shown(prefix)}")
+        if prefix and not all(
+            (merge.split(" ", 1) if isinstance(merge, str) else merge)[-1].startswith(prefix) for merge in self.merges
+        ):
+            raise ValueError(
+                f"continuing_subword_prefix: expected what the second token of every merge begins with, found {shown(prefix)}"
+            )
         return self
 
 
 class AddedToken(Schema):
     """An entry of "added_tokens"."""
+
     id: Id
     content: Annotated[str, Field(min_length=1)]
     special: bool = False
@@ -97,6 +106,7 @@ class AddedToken(Schema):
 
 class Definition(Schema):
     """What a tokenizer.json must hold for us; whether the rest makes sense, the library says."""
+
     model: BpeModel
     added_tokens: list[AddedToken] | None = None
     normalizer: dict[str, Any] | None = None
@@ -106,11 +116,13 @@ class Definition(Schema):
 
 class NamedToken(Schema):
     """A token as older folders write it: {"content": "<s>", ...}."""
+
     content: str
 
 
 class FolderConfig(Schema):
     """What of a tokenizer_config.json is read."""
+
     bos_token: str | NamedToken | None = None
     eos_token: str | NamedToken | None = None
 
@@ -123,7 +135,8 @@ class FolderConfig(Schema):
 
 
 class Tokenizer:
-    """A loaded tokenizer folder. `definition` is its tokenizer.json, `backend` the `tokenizers.Tokenizer` made of it."""
+    """A loaded tokenizer folder. `definition` is its tokenizer.json, `backend` the `tokenizers.Tokenizer` made of
+    it."""
 
     def __init__(self, folder: Path, definition: dict, backend: tokenizers.Tokenizer):
         self.folder, self.definition, self.backend = folder, definition, backend
@@ -138,6 +151,7 @@ class Tokenizer:
         Raises UserError for a `str` that is not Unicode text (lone surrogates).
         """
         import torch
+
         return torch.tensor(self.encode(text), dtype=torch.long).unsqueeze(0)
 
     def encode(self, text: str) -> list[int]:
@@ -148,7 +162,8 @@ class Tokenizer:
             raise UserError(f"text with a lone surrogate cannot be tokenized: {error}") from error
 
     def detokenize(self, tokens: torch.Tensor) -> str:
-        """The text of `tokens`, [1, seq_len] or [seq_len]. BOS shows as `<|endoftext|>`, a character cut in two as U+FFFD."""
+        """The text of `tokens`, [1, seq_len] or [seq_len]. BOS shows as `<|endoftext|>`, a character cut in two as
+        U+FFFD."""
         return self.backend.decode(tokens.flatten().tolist(), skip_special_tokens=False)
 
     @functools.cached_property
@@ -158,26 +173,34 @@ class Tokenizer:
 
     @functools.cached_property
     def bos_id(self) -> int:
-        """The id that stands before every window: `<|endoftext|>` (0 in ours), else what the folder names as its bos or eos token."""
+        """The id that stands before every window: `<|endoftext|>` (0 in ours), else what the folder names as its bos or
+        eos token."""
         for name in _folder_config(self.folder).names():
             if (token_id := self.backend.token_to_id(name)) is not None:
                 return token_id
-        raise UserError(f"{self.folder}: no {BOS_TOKEN} in the vocabulary, and no bos_token in tokenizer_config.json; windows need one")
+        raise UserError(
+            f"{self.folder}: no {BOS_TOKEN} in the vocabulary, and no bos_token in tokenizer_config.json; windows need one"
+        )
 
     @functools.cached_property
     def unk_id(self) -> int | None:
-        """The id that stands for whatever the vocabulary lacks; None where there is none, and what it lacks is left out."""
+        """The id that stands for whatever the vocabulary lacks; None where there is none, and what it lacks is left
+        out."""
         name = self.definition["model"].get("unk_token")
         return self.backend.token_to_id(name) if name else None
 
     def round_trip(self, text: str) -> tuple[str, str]:
         """What the ids of `text` should say and what they do say: two equal texts where nothing is lost.
 
-        What the tokenizer's own normalizer makes of the text counts as the text, and a blank that it puts before it is none of it.
+        What the tokenizer's own normalizer makes of the text counts as the text, and a blank that it puts before it is
+        none of it.
         """
         ids, pieces = self.encode(text), self.token_bytes()
-        back = (b"".join(pieces[i] for i in ids).decode("utf-8", "replace") if pieces else
-                self.backend.decode(ids, skip_special_tokens=False))
+        back = (
+            b"".join(pieces[i] for i in ids).decode("utf-8", "replace")
+            if pieces
+            else self.backend.decode(ids, skip_special_tokens=False)
+        )
         if back == text:
             return text, back
         normalizer = self.backend.normalizer
@@ -187,8 +210,8 @@ class Tokenizer:
     def token_bytes(self) -> list[bytes] | None:
         """The bytes that each id stands for, by id; a special token's are those of its name.
 
-        None where the folder does not tell, which is said once: then nothing that needs them (bits per byte of a part of the
-        text, classes of tokens, coloured pages) can be had.
+        None where the folder does not tell, which is said once: then nothing that needs them (bits per byte of a part
+        of the text, classes of tokens, coloured pages) can be had.
         """
         found = self._token_bytes
         return None if isinstance(found, str) else found
@@ -205,30 +228,40 @@ class Tokenizer:
             if self._gives_the_text(spell, pieces, [i for i, token in enumerate(tokens) if token and i not in added]):
                 return pieces
             reason = "the bytes of its tokens do not add up to the text that they stand for"
-        tell(f"{self.folder}: {reason}; so there are no bytes of single tokens, and nothing that needs them is shown", sys.stderr)
+        tell(
+            f"{self.folder}: {reason}; so there are no bytes of single tokens, and nothing that needs them is shown",
+            sys.stderr,
+        )
         return reason
 
     def _gives_the_text(self, spell: Callable[[str], bytes], pieces: list[bytes], ids: list[int]) -> bool:
-        """Whether `pieces` are what the library decodes the tokens `ids` to, and join to a text again when it is encoded."""
+        """Whether `pieces` are what the library decodes the tokens `ids` to, and join to a text again when it is
+        encoded."""
         decoded = self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
         if self.backend.decoder is not None and not all(
-                pieces[i].decode("utf-8", "replace") in (text, " " + text) for i, text in zip(ids, decoded, strict=True)):
+            pieces[i].decode("utf-8", "replace") in (text, " " + text) for i, text in zip(ids, decoded, strict=True)
+        ):
             return False
-        some = ids[::max(1, len(ids) // VERIFIED_TOKENS)]
+        some = ids[:: max(1, len(ids) // VERIFIED_TOKENS)]
         text = b"".join(pieces[i] for i in some).decode("utf-8", "ignore")
         joined = b"".join(pieces[i] for i in self.encode(text))
-        normalized = spell(self.backend.normalizer.normalize_str(text)) if self.backend.normalizer else text.encode("utf-8")
+        normalized = (
+            spell(self.backend.normalizer.normalize_str(text)) if self.backend.normalizer else text.encode("utf-8")
+        )
         return joined in (text.encode("utf-8"), b" " + text.encode("utf-8"), normalized, b" " + normalized)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of all that determines the ids: the same for two folders that encode alike by construction.
 
-        Computed from tokenizer.json itself, not from what the library writes, so that an upgrade of the library does not change it.
-        Nulls and defaults count as absent, merges as strings equal merges as pairs. What only decodes, pads or truncates is left out.
+        Computed from tokenizer.json itself, not from what the library writes, so that an upgrade of the library does
+        not change it. Nulls and defaults count as absent, merges as strings equal merges as pairs. What only decodes,
+        pads or truncates is left out.
         """
         model = self.definition["model"] | {"merges": merge_pairs(self.definition)}
-        parts = {"model": model} | {key: self.definition.get(key) for key in ("normalizer", "pre_tokenizer", "added_tokens")}
+        parts = {"model": model} | {
+            key: self.definition.get(key) for key in ("normalizer", "pre_tokenizer", "added_tokens")
+        }
         canonical = json.dumps(_without_defaults(parts), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
@@ -240,7 +273,10 @@ def get_tokenizer(m_path: str | os.PathLike) -> Tokenizer:
     """
     toki, dropout = load(m_path)
     if dropout:
-        tell(f"{m_path}: drops merges at random (dropout {dropout}); switched off here, so that a text has one series of ids", sys.stderr)
+        tell(
+            f"{m_path}: drops merges at random (dropout {dropout}); switched off here, so that a text has one series of ids",
+            sys.stderr,
+        )
     return toki
 
 
@@ -249,8 +285,10 @@ def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:
     folder = Path(m_path)
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise UserError(f"{folder}: expected a tokenizer folder with a tokenizer.json in it; found {'none' if folder.exists() else 'no folder'}. "
-                        "Make one with create_tokenizer (tokenize_to_h5.py), or use modules/tokenizers/en_tokenizer")
+        raise UserError(
+            f"{folder}: expected a tokenizer folder with a tokenizer.json in it; found {'none' if folder.exists() else 'no folder'}. "
+            "Make one with create_tokenizer (tokenize_to_h5.py), or use modules/tokenizers/en_tokenizer"
+        )
     definition = _read_json(path)
     model = definition.get("model") if isinstance(definition, dict) else None
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:
@@ -262,13 +300,23 @@ def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:
         definition["model"] = {key: value for key, value in model.items() if key != "dropout"}
     names = {token["content"] for token in definition.get("added_tokens") or ()}
     bos = next((name for name in _folder_config(folder).names() if name in names), None)
-    used = definition | {"added_tokens": [token | {"special": True} if token["content"] == bos else token
-                                          for token in definition.get("added_tokens") or ()]}
+    used = definition | {
+        "added_tokens": [
+            token | {"special": True} if token["content"] == bos else token
+            for token in definition.get("added_tokens") or ()
+        ]
+    }
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(used))
         backend.encode("a b")
-    except BaseException as error:  # the library raises plain Exception for whatever it dislikes in the file; its panics are none
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException" or isinstance(error, MemoryError):
+    except (
+        BaseException
+    ) as error:  # the library raises plain Exception for whatever it dislikes in the file; its panics are none
+        if (
+            not isinstance(error, Exception)
+            and type(error).__name__ != "PanicException"
+            or isinstance(error, MemoryError)
+        ):
             raise
         raise UserError(f"{path}: not a tokenizer that the tokenizers library reads: {first_line(error)}") from None
     return Tokenizer(folder, definition, backend), dropout
@@ -299,11 +347,19 @@ def _spelling(definition: dict) -> Callable[[str], bytes] | str:
     steps = _steps(definition.get("decoder") or definition.get("pre_tokenizer"))
     kinds = {step.get("type") for step in steps}
     if "ByteLevel" in kinds:
-        return lambda token: (bytes(BYTE_OF_CHARACTER[character] for character in token) if BYTE_OF_CHARACTER.keys() >= set(token)
-                              else token.encode("utf-8"))
-    replaced = [(step.get("replacement", SENTENCEPIECE_BLANK), " ") for step in steps if step.get("type") == "Metaspace"]
-    replaced += [(step["pattern"]["String"], step["content"]) for step in steps
-                 if step.get("type") == "Replace" and isinstance(step.get("pattern"), dict) and "String" in step["pattern"]]
+        return lambda token: (
+            bytes(BYTE_OF_CHARACTER[character] for character in token)
+            if BYTE_OF_CHARACTER.keys() >= set(token)
+            else token.encode("utf-8")
+        )
+    replaced = [
+        (step.get("replacement", SENTENCEPIECE_BLANK), " ") for step in steps if step.get("type") == "Metaspace"
+    ]
+    replaced += [
+        (step["pattern"]["String"], step["content"])
+        for step in steps
+        if step.get("type") == "Replace" and isinstance(step.get("pattern"), dict) and "String" in step["pattern"]
+    ]
     if not replaced:
         return f"its decoder ({', '.join(sorted(map(str, kinds))) or 'none'}) is neither byte-level nor SentencePiece's"
 
@@ -313,6 +369,7 @@ def _spelling(definition: dict) -> Callable[[str], bytes] | str:
         for old, new in replaced:
             token = token.replace(old, new)
         return token.encode("utf-8")
+
     return spell
 
 
@@ -330,7 +387,8 @@ def first_line(error: BaseException) -> str:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's way to write bytes as printable characters: those printable in Latin-1 stand for themselves, the others for U+0100 onward."""
+    """GPT-2's way to write bytes as printable characters: those printable in Latin-1 stand for themselves, the others
+    for U+0100 onward."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -342,7 +400,11 @@ BYTE_OF_CHARACTER = _byte_of_character()
 def _without_defaults(value):
     """`value` without what says nothing, at every depth: writers differ in whether they spell it out."""
     if isinstance(value, dict):
-        return {key: _without_defaults(item) for key, item in value.items() if item is not None and DEFAULTS.get(key) is not item}
+        return {
+            key: _without_defaults(item)
+            for key, item in value.items()
+            if item is not None and DEFAULTS.get(key) is not item
+        }
     if isinstance(value, list):
         return [_without_defaults(item) for item in value]
     return value

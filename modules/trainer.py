@@ -8,6 +8,7 @@ done between steps (validations, snippets, pictures) can leave a trace in the nu
 Nothing in a step waits for a GPU: losses stay there until they are logged. A loss that is
 not finite is found at the next log or save, and named with its step.
 """
+
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ class Training:
     step: optimizer steps done. validated: the step of the last validation. unlogged: the mean loss of
     each step since the last log, on the device. early_stages_unknown: as in a state.
     """
+
     config: Config
     processes: Processes
     stages: list[Stage]
@@ -68,12 +70,15 @@ class Training:
 
 
 def steps(training: Training, last_step: int, stop_asked: Callable[[], bool] = lambda: False) -> Iterator[torch.Tensor]:
-    """Train step by step up to `last_step` optimizer steps in total, giving this process's part of each step's loss, on the device.
+    """Train step by step up to `last_step` optimizer steps in total, giving this process's part of each step's loss, on
+    the device.
 
     Ends early where `stop_asked()`, asked before each step, answers yes; it must answer the same in all processes.
     """
     training.model.train()
-    with contextlib.closing(training_batches(training.windows, training.config, training.processes, training.step)) as batches:
+    with contextlib.closing(
+        training_batches(training.windows, training.config, training.processes, training.step)
+    ) as batches:
         while training.step < last_step and not stop_asked():
             loss = train_step(training, batches)
             training.step += 1
@@ -82,9 +87,11 @@ def steps(training: Training, last_step: int, stop_asked: Callable[[], bool] = l
 
 
 def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """One optimizer step on the next `aggregate` micro-batches, piece by piece; this process's part of its loss, on the device.
+    """One optimizer step on the next `aggregate` micro-batches, piece by piece; this process's part of its loss, on the
+    device.
 
-    Pieces may have unequal numbers of windows: each loss is weighted by its share, so that their sum, and its mean over processes, is the batch's.
+    Pieces may have unequal numbers of windows: each loss is weighted by its share, so that their sum, and its mean over
+    processes, is the batch's.
     """
     params, optim = training.config.training_params, training.config.optim_params
     for group in training.optimizer.param_groups:
@@ -112,7 +119,8 @@ def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.T
 def validate(training: Training, stop_asked: Callable[[], bool]) -> tuple[dict, np.ndarray] | None:
     """The entry of the held-out loss for the log, and the mean loss of each held-out window, nats per token, [windows].
 
-    None where the run is asked to stop meanwhile, and the validation is owed. Raises UserError where the loss is not finite.
+    None where the run is asked to stop meanwhile, and the validation is owed. Raises UserError where the loss is not
+    finite.
     """
     processes = training.processes
     start = time.perf_counter()
@@ -122,8 +130,16 @@ def validate(training: Training, stop_asked: Callable[[], bool]) -> tuple[dict, 
     most = -(-len(windows) // processes.count)
     batch_size = max(1, training.config.valid_batch_size // processes.count)
     try:
-        losses_WT = held_out_losses(training.model, training.held_out, batch_size, processes.device, training.precision,
-                                    indices=np.resize(mine, most), progress=processes.is_main, interrupted=stop_asked)[:len(mine)]
+        losses_WT = held_out_losses(
+            training.model,
+            training.held_out,
+            batch_size,
+            processes.device,
+            training.precision,
+            indices=np.resize(mine, most),
+            progress=processes.is_main,
+            interrupted=stop_asked,
+        )[: len(mine)]
     except Interrupted:
         return None
     totals = processes.total(torch.tensor([losses_WT.sum(dtype=np.float64), losses_WT.size], dtype=torch.float64))
@@ -133,13 +149,21 @@ def validate(training: Training, stop_asked: Callable[[], bool]) -> tuple[dict, 
     training.validated = training.step
     by_window = torch.zeros(len(windows), dtype=torch.float64)
     by_window[torch.from_numpy(mine)] = torch.from_numpy(losses_WT.mean(axis=1))
-    return log_entry(training, "valid", loss, tokens / (time.perf_counter() - start)), processes.total(by_window).numpy()
+    return log_entry(training, "valid", loss, tokens / (time.perf_counter() - start)), processes.total(
+        by_window
+    ).numpy()
 
 
 def log_entry(training: Training, split: str, loss: float, tokens_per_s: float) -> dict:
     """An entry of the log of metrics: `split` is "train" or "valid", the loss in nats per token."""
-    return {"step": training.step, "split": split, "loss": loss, "lr": training.lr, "tokens": training.step * training.step_tokens,
-            "tokens_per_s": round(tokens_per_s)}
+    return {
+        "step": training.step,
+        "split": split,
+        "loss": loss,
+        "lr": training.lr,
+        "tokens": training.step * training.step_tokens,
+        "tokens_per_s": round(tokens_per_s),
+    }
 
 
 def finite_mean(training: Training) -> float:
@@ -154,8 +178,10 @@ def finite_mean(training: Training) -> float:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = training.step - len(losses) + int(bad[0])
-        raise UserError(f"the training loss is {losses[bad[0]].item()} at step {step + 1} (learning rate "
-                        f"{lr_at(step, training.config.optim_params):.3g}); a smaller lr, a longer warm-up or precision \"fp32\" may help")
+        raise UserError(
+            f"the training loss is {losses[bad[0]].item()} at step {step + 1} (learning rate "
+            f'{lr_at(step, training.config.optim_params):.3g}); a smaller lr, a longer warm-up or precision "fp32" may help'
+        )
     return losses.mean().item()
 
 

@@ -1,11 +1,14 @@
 """Faults on purpose: processes killed, signalled or refused at a chosen moment of what they do to files.
 
-Every change that a process makes to files below one folder passes a `Watch`: each creation, each write that reaches the system, fsync,
-rename, removal, each record that torch writes. A *moment* is one of them, named by what it does to which file for which time: a trial
-can be repeated alone although threads take turns as they like. Writes are struck when half of their bytes are out.
+Every change that a process makes to files below one folder passes a `Watch`: each creation, each write that reaches the
+system, fsync, rename, removal, each record that torch writes. A *moment* is one of them, named by what it does to which
+file for which time: a trial can be repeated alone although threads take turns as they like. Writes are struck when half
+of their bytes are out.
 
-Trials run in processes that multiprocessing's fork server forks from one that has imported everything: tens of milliseconds each.
+Trials run in processes that multiprocessing's fork server forks from one that has imported everything: tens of
+milliseconds each.
 """
+
 import builtins
 import contextlib
 import errno
@@ -30,9 +33,20 @@ from tqdm import tqdm
 
 from tests.toy import ROOT
 
-PRELOADED = ["h5py", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "modules.figures", "modules.measure",
-             "modules.run", "modules.tok_utils", "tests.faults", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.serialization",
-             "PIL.PngImagePlugin"]
+PRELOADED = [
+    "h5py",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "modules.figures",
+    "modules.measure",
+    "modules.run",
+    "modules.tok_utils",
+    "tests.faults",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.utils.serialization",
+    "PIL.PngImagePlugin",
+]
 LASTING = (errno.ENOSPC, errno.EDQUOT)  # a full disk stays full
 TRIAL_S = 120
 TEXT_BYTES = 600_000
@@ -40,6 +54,7 @@ TEXT_BYTES = 600_000
 
 class Moment(NamedTuple):
     """The `number`-th time (from 1) that `action` happens to `where`, a path below the watched folder."""
+
     action: str
     where: str
     number: int
@@ -49,7 +64,9 @@ class Moment(NamedTuple):
 
 
 class Killed(NamedTuple):
-    """The process ends, as by a power cut, at the moment; with `signal_number` other than SIGKILL it is only sent that."""
+    """The process ends, as by a power cut, at the moment; with `signal_number` other than SIGKILL it is only sent
+    that."""
+
     moment: Moment | int
     signal_number: int = signal.SIGKILL
 
@@ -59,6 +76,7 @@ class Killed(NamedTuple):
 
 class Failing(NamedTuple):
     """The operation of the moment fails with `number`, an errno; a full disk fails from then on."""
+
     moment: Moment
     number: int
 
@@ -75,7 +93,8 @@ class Watch:
         self._counts, self._lock, self._full = Counter(), threading.Lock(), False
 
     def where(self, path) -> str | None:
-        """The watched path that a path or descriptor means, without what is random in names of temporary files; None outside the folder."""
+        """The watched path that a path or descriptor means, without what is random in names of temporary files; None
+        outside the folder."""
         if isinstance(path, int):
             try:
                 path = os.readlink(f"/proc/self/fd/{path}")
@@ -88,9 +107,15 @@ class Watch:
             return None
         return re.sub(r"\.([0-9a-f]{12,}|\d+)(?=\.)", "", os.path.relpath(path, self.folder))
 
-    def happens(self, action: str, path, half: Callable[[], object] = lambda: None,
-                error: Callable[[int], Exception] | None = None) -> None:
-        """Count the event; at the fault's moment do `half` of it and strike. `error` makes the exception of an errno."""
+    def happens(
+        self,
+        action: str,
+        path,
+        half: Callable[[], object] = lambda: None,
+        error: Callable[[int], Exception] | None = None,
+    ) -> None:
+        """Count the event; at the fault's moment do `half` of it and strike. `error` makes the exception of an
+        errno."""
         where = self.where(path)
         if where is None:
             return
@@ -118,29 +143,48 @@ class Watch:
         """Everything passes this watch inside the block."""
         import h5py
         import torch
+
         watch, real_open = self, io.open
 
         class File(io.FileIO):
             def write(self, data):
-                watch.happens("write", self.fileno(), lambda: super(File, self).write(memoryview(data).cast("B")[:len(data) // 2]))
+                watch.happens(
+                    "write",
+                    self.fileno(),
+                    lambda: super(File, self).write(memoryview(data).cast("B")[: len(data) // 2]),
+                )
                 return super().write(data)
 
         class Writer(torch._C.PyTorchFileWriter):
             def __init__(self, target, *args, **kwargs):
                 super().__init__(target, *args, **kwargs)
-                self._target = target if isinstance(target, (str, os.PathLike)) else os.devnull  # a file object counts its own writes
+                self._target = (
+                    target if isinstance(target, (str, os.PathLike)) else os.devnull
+                )  # a file object counts its own writes
 
             def write_record(self, name, *args, **kwargs):
-                watch.happens("record", self._target, error=lambda _: RuntimeError(
-                    f"[enforce fail at inline_container.cc:837] . PytorchStreamWriter failed writing file {name}: file write failed"))
+                watch.happens(
+                    "record",
+                    self._target,
+                    error=lambda _: RuntimeError(
+                        f"[enforce fail at inline_container.cc:837] . PytorchStreamWriter failed writing file {name}: file write failed"
+                    ),
+                )
                 return super().write_record(name, *args, **kwargs)
 
             def write_end_of_file(self):
-                watch.happens("record", self._target, error=lambda _: RuntimeError(
-                    "[enforce fail at inline_container.cc:743] . PytorchStreamWriter failed writing central directory: file write failed"))
+                watch.happens(
+                    "record",
+                    self._target,
+                    error=lambda _: RuntimeError(
+                        "[enforce fail at inline_container.cc:743] . PytorchStreamWriter failed writing central directory: file write failed"
+                    ),
+                )
                 return super().write_end_of_file()
 
-        def open_watched(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
+        def open_watched(
+            file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None
+        ):
             if not set(mode) & set("wax+") or watch.where(file) is None:
                 return real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
             if not isinstance(file, int):
@@ -149,7 +193,9 @@ class Watch:
             buffered = raw if buffering == 0 else (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
             if "b" in mode:
                 return buffered
-            text = io.TextIOWrapper(buffered, io.text_encoding(encoding), errors, newline, line_buffering=buffering == 1)
+            text = io.TextIOWrapper(
+                buffered, io.text_encoding(encoding), errors, newline, line_buffering=buffering == 1
+            )
             text.mode = mode
             return text
 
@@ -159,9 +205,11 @@ class Watch:
 
         def before(action, real, of=0, with_names=1):
             """`real`, counted as `action` on its argument number `of`."""
+
             def watched(*args, **kwargs):
                 watch.happens(action, args[of], error=named(*args[:with_names]) if with_names else None)
                 return real(*args, **kwargs)
+
             return watched
 
         def open_descriptor(path, flags, *args, **kwargs):
@@ -170,18 +218,32 @@ class Watch:
             return real_os["open"](path, flags, *args, **kwargs)
 
         def write_descriptor(descriptor, data):
-            watch.happens("write", descriptor, lambda: real_os["write"](descriptor, memoryview(data).cast("B")[:len(data) // 2]))
+            watch.happens(
+                "write", descriptor, lambda: real_os["write"](descriptor, memoryview(data).cast("B")[: len(data) // 2])
+            )
             return real_os["write"](descriptor, data)
 
         def create_h5(name, *args, **kwargs):
-            watch.happens("hdf5", name, error=lambda number: OSError(number, "Unable to synchronously create file (unable to open file)"))
+            watch.happens(
+                "hdf5",
+                name,
+                error=lambda number: OSError(number, "Unable to synchronously create file (unable to open file)"),
+            )
             return real_h5(name, *args, **kwargs)
 
-        watched_os = {"open": open_descriptor, "write": write_descriptor, "fsync": before("fsync", os.fsync, with_names=0),
-                   "replace": before("rename", os.replace, of=1, with_names=2), "rename": before("rename", os.rename, of=1, with_names=2),
-                   "unlink": before("unlink", os.unlink), "remove": before("unlink", os.remove), "mkdir": before("mkdir", os.mkdir),
-                   "rmdir": before("rmdir", os.rmdir), "sendfile": before("copy", os.sendfile, with_names=0),
-                   "truncate": before("truncate", os.truncate)}
+        watched_os = {
+            "open": open_descriptor,
+            "write": write_descriptor,
+            "fsync": before("fsync", os.fsync, with_names=0),
+            "replace": before("rename", os.replace, of=1, with_names=2),
+            "rename": before("rename", os.rename, of=1, with_names=2),
+            "unlink": before("unlink", os.unlink),
+            "remove": before("unlink", os.remove),
+            "mkdir": before("mkdir", os.mkdir),
+            "rmdir": before("rmdir", os.rmdir),
+            "sendfile": before("copy", os.sendfile, with_names=0),
+            "truncate": before("truncate", os.truncate),
+        }
         real_os = {name: getattr(os, name) for name in watched_os}
         real_h5, real_writer = h5py.h5f.create, torch._C.PyTorchFileWriter
         try:
@@ -198,8 +260,10 @@ class Watch:
 
 
 class Ended(NamedTuple):
-    """How a trial's process ended: exit status or minus the signal; "ok" with what its work returned, "refused" with one line, "fault" with
-    what else it raised, None where it was killed; the events of its files, and what it printed."""
+    """How a trial's process ended: exit status or minus the signal; "ok" with what its work returned, "refused" with
+    one line, "fault" with what else it raised, None where it was killed; the events of its files, and what it
+    printed."""
+
     status: int
     how: str | None
     value: Any
@@ -207,14 +271,25 @@ class Ended(NamedTuple):
     output: str
 
 
-def in_process(folder: Path, work: Callable, *args, fault: Killed | Failing | None = None, kill_after_s: float | None = None,
-               environment: dict[str, str] | None = None) -> Ended:
+def in_process(
+    folder: Path,
+    work: Callable,
+    *args,
+    fault: Killed | Failing | None = None,
+    kill_after_s: float | None = None,
+    environment: dict[str, str] | None = None,
+) -> Ended:
     """`work(*args)` in a process of its own whose working folder is `folder` and whose files there are watched."""
     return started(folder, work, *args, fault=fault, environment=environment)(kill_after_s)
 
 
-def started(folder: Path, work: Callable, *args, fault: Killed | Failing | None = None,
-            environment: dict[str, str] | None = None) -> Callable[..., Ended]:
+def started(
+    folder: Path,
+    work: Callable,
+    *args,
+    fault: Killed | Failing | None = None,
+    environment: dict[str, str] | None = None,
+) -> Callable[..., Ended]:
     """As `in_process`, at once; the returned function waits for the end (and kills after so many seconds)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -227,6 +302,7 @@ def started(folder: Path, work: Callable, *args, fault: Killed | Failing | None 
     def listen():
         with contextlib.suppress(EOFError, OSError):
             told.append(ours.recv())
+
     listener = threading.Thread(target=listen)
     listener.start()
 
@@ -242,6 +318,7 @@ def started(folder: Path, work: Callable, *args, fault: Killed | Failing | None 
         if hung:
             return Ended(process.exitcode, "fault", f"did not end within {TRIAL_S} s", [], output)
         return Ended(process.exitcode, *(told[0] if told else (None, None, [])), output)
+
     ended.pid = process.pid
     return ended
 
@@ -254,7 +331,9 @@ def _trial(connection, folder: Path, work: Callable, args: tuple, fault, environ
     output = os.open(_output_of(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.stdout, sys.stderr = (io.open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))  # the server has none to share
+    sys.stdout, sys.stderr = (
+        io.open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2)
+    )  # the server has none to share
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed process leaves behind
     os.environ.update(environment)
     os.chdir(folder)
@@ -267,8 +346,10 @@ def _trial(connection, folder: Path, work: Callable, args: tuple, fault, environ
 
 
 def outcome(work: Callable, *args) -> tuple[str, Any]:
-    """("ok", what `work(*args)` returns), ("refused", the one line that a user gets), or ("fault", what else was raised, and where)."""
+    """("ok", what `work(*args)` returns), ("refused", the one line that a user gets), or ("fault", what else was
+    raised, and where)."""
     from modules.errors import UserError, describe_os_error
+
     try:
         return "ok", work(*args)
     except UserError as error:
@@ -284,17 +365,28 @@ def outcome(work: Callable, *args) -> tuple[str, Any]:
 
 def in_short(error: BaseException) -> str:
     """Kind and message of an exception, and the places in this project that it came through."""
-    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
-              if f"{ROOT}{os.sep}" in frame.filename and "site-packages" not in frame.filename and Path(frame.filename) != Path(__file__)]
+    places = [
+        f"{Path(frame.filename).name}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if f"{ROOT}{os.sep}" in frame.filename
+        and "site-packages" not in frame.filename
+        and Path(frame.filename) != Path(__file__)
+    ]
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({' > '.join(places)})"
 
 
-# What is there afterwards --------------------------------------------------------------------------------------------------
+# What is there afterwards
+# --------------------------------------------------------------------------------------------------
+
 
 def contents(folder: Path, but: tuple[str, ...] = (".lock",)) -> dict[str, str]:
-    """A digest of each file below `folder`, by relative path, of what must be the same from run to run: times and speeds are left out."""
-    return {str(path.relative_to(folder)): digest_of(path) for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.suffix not in but}
+    """A digest of each file below `folder`, by relative path, of what must be the same from run to run: times and
+    speeds are left out."""
+    return {
+        str(path.relative_to(folder)): digest_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix not in but
+    }
 
 
 def digest_of(path: Path) -> str:
@@ -302,11 +394,14 @@ def digest_of(path: Path) -> str:
     from modules.checkpoint import load_state
     from modules.errors import UserError
     from modules.metrics import read_metrics
+
     try:
         if path.suffix == ".state":
             return digest({key: value for key, value in load_state(path).items() if key != "saved_at"})
         if path.suffix == ".jsonl":
-            return digest([{key: value for key, value in entry.items() if key != "tokens_per_s"} for entry in read_metrics(path)])
+            return digest(
+                [{key: value for key, value in entry.items() if key != "tokens_per_s"} for entry in read_metrics(path)]
+            )
     except UserError as error:
         return f"damaged: {error}"
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -319,6 +414,7 @@ def digest(value) -> str:
     def add(value):
         import numpy as np
         import torch
+
         if isinstance(value, torch.Tensor):
             add(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy() if value.numel() else np.zeros(0))
             hashed.update(f"{value.dtype} {tuple(value.shape)}".encode())
@@ -334,24 +430,39 @@ def digest(value) -> str:
                 add(entry)
         else:
             hashed.update(repr(value).encode())
+
     add(value)
     return hashed.hexdigest()[:16]
 
 
 def difference(found: dict, expected: dict) -> str:
     """What one listing has that another has not, in words; empty where they are equal."""
+
     def what(name: str) -> str:
-        return "missing" if name not in found else "there, and should not be" if name not in expected else f"other content ({found[name]})"
-    return "; ".join(f"{name}: {what(name)}" for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name))
+        return (
+            "missing"
+            if name not in found
+            else "there, and should not be"
+            if name not in expected
+            else f"other content ({found[name]})"
+        )
+
+    return "; ".join(
+        f"{name}: {what(name)}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    )
 
 
-# Trainings, as a trial's work ----------------------------------------------------------------------------------------------
+# Trainings, as a trial's work
+# ----------------------------------------------------------------------------------------------
 
 TINY = dict(figsize=(0.1, 0.1))  # inches: a real picture takes half a second
 
 
 def train(name: str = "toy", cooldown: int | None = None, pictures: bool = False) -> int:
-    """Train the config `<name>.json` of the working folder; the exit status. Pictures are empty, in the curve's colour, unless asked."""
+    """Train the config `<name>.json` of the working folder; the exit status. Pictures are empty, in the curve's colour,
+    unless asked."""
     import torch
     from matplotlib.figure import Figure
 
@@ -359,10 +470,14 @@ def train(name: str = "toy", cooldown: int | None = None, pictures: bool = False
     from modules.config import load_config
     from modules.parallel import Processes, joined
     from modules.run import Request, run
+
     torch.set_num_threads(1)
 
     def empty(name, direction, entries, *_):
-        return Figure(**TINY, facecolor=f"#{digest([(entry['step'], entry['split'], entry['loss']) for entry in entries])[:6]}")
+        return Figure(
+            **TINY, facecolor=f"#{digest([(entry['step'], entry['split'], entry['loss']) for entry in entries])[:6]}"
+        )
+
     request, config = Request("tests", cooldown=cooldown), load_config(f"{name}.json").with_model("gpt")
     with patch.object(figures, "run_curve", figures.run_curve if pictures else empty):
         if "RANK" in os.environ:
@@ -375,22 +490,26 @@ def tokenize() -> None:
     """All of tokenize_to_h5.py for `text.txt` in the working folder."""
     from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
     from modules.tokenizer import get_tokenizer
+
     folder = create_tokenizer("text.txt", "tokenizers", "toki", vocab_size=400)
     chunks = tokenize_folder("text.txt", folder, num_workers=1, chunk_bytes=TEXT_BYTES // 30, out_h5_folder="out")
     make_h5(chunks, "out", get_tokenizer(folder))
 
 
 def measure(name: str) -> str:
-    """Measure `<name>_forward` and `<name>_backward` of the working folder, into `report/`; pictures are empty, in colours."""
+    """Measure `<name>_forward` and `<name>_backward` of the working folder, into `report/`; pictures are empty, in
+    colours."""
     import torch
     from matplotlib.figure import Figure
 
     from modules import measure, report
+
     torch.set_num_threads(1)
 
     def empty(comparisons):
         names = [f"{comparisons[0]['name']}-loss", "arrow-by-checkpoint", "arrow-by-tokens-seen"]
         return {each: Figure(**TINY, facecolor=f"#{digest(comparisons)[:6]}") for each in names}
+
     states = [Path("runs/tests/state") / f"{name}_{direction}.state" for direction in ("forward", "backward")]
     device, wish = torch.device("cpu"), measure.Wish(Path("report"), command="the command", save_losses=True)
     with patch.object(report, "draw_all", empty):
@@ -398,13 +517,22 @@ def measure(name: str) -> str:
 
 
 def write_toy(folder: Path, name: str = "toy", **changes) -> Path:
-    """A folder with data and the config of a run of seconds, whose paths are relative: equal runs in two folders have equal states."""
+    """A folder with data and the config of a run of seconds, whose paths are relative: equal runs in two folders have
+    equal states."""
     from tests.toy import config_dict, write_tokens
+
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "toy.h5").exists():
         write_tokens(folder / "toy.h5", n_tokens=6_000)
-    small = dict(training_params__steps_to_train=20, training_params__save_every=5, training_params__backup_every=10,
-                 training_params__step_log=4, training_params__batch_size=8, optim_params__oscil_steps=15, model_params__n_layers=1)
+    small = dict(
+        training_params__steps_to_train=20,
+        training_params__save_every=5,
+        training_params__backup_every=10,
+        training_params__step_log=4,
+        training_params__batch_size=8,
+        optim_params__oscil_steps=15,
+        model_params__n_layers=1,
+    )
     config = config_dict(folder, **small | changes)
     config["training_params"] |= {"dataset_folder": "toy.h5", "state_save_loc": "runs"}
     (folder / f"{name}.json").write_text(json.dumps(config))

@@ -1,4 +1,5 @@
 """What tests that kill real processes ask the kernel about them."""
+
 import time
 from pathlib import Path
 

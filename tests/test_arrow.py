@@ -1,4 +1,5 @@
 """The statistics of the arrow against brute force, textbook cases and simulated data of known truth."""
+
 import math
 from statistics import NormalDist
 
@@ -23,7 +24,11 @@ def test_means_of_a_case_small_enough_to_do_by_hand():
     assert found.nats.value == pytest.approx(7 / 6) and found.percent.value == pytest.approx(100 * 7 / 18)
     # differences of the windows: 0.5, 1.5, 1.5; their variance 1/3
     assert found.paired_se == pytest.approx(math.sqrt(1 / 3 / 3))
-    assert (found.n_windows, found.n_tokens) == (3, 6) and found.nats.seeds is None and found.nats.both == found.nats.windows
+    assert (
+        (found.n_windows, found.n_tokens) == (3, 6)
+        and found.nats.seeds is None
+        and found.nats.both == found.nats.windows
+    )
 
 
 def test_exchanging_the_directions_negates_the_arrow_and_its_intervals():
@@ -49,7 +54,8 @@ def test_one_seed_has_no_direction():
     found = arrow.measure(*losses(gap=0.2, n_windows=400, n_seeds=1))
     assert found.nats.both[0] > 0 and found.verdict == (
         f"One seed: these two models differ by {found.percent.value:.2f} %; "
-        "at least 3 seeds (5 are the default) tell whether the text does.")
+        "at least 3 seeds (5 are the default) tell whether the text does."
+    )
     assert found.percent.p is None and found.seeds_sd is None
 
 
@@ -90,13 +96,20 @@ def test_percents_do_not_know_the_unit_of_the_losses(scale):
 
 def test_losses_by_window_alone_give_the_same_arrow():
     forward, backward = losses(n_seeds=3)
-    whole, by_window = arrow.measure(forward, backward), arrow.measure(*(each.mean(axis=2)[..., None] for each in (forward, backward)))
-    assert by_window.nats.value == pytest.approx(whole.nats.value) and by_window.percent.both == pytest.approx(whole.percent.both)
+    whole, by_window = (
+        arrow.measure(forward, backward),
+        arrow.measure(*(each.mean(axis=2)[..., None] for each in (forward, backward))),
+    )
+    assert by_window.nats.value == pytest.approx(whole.nats.value) and by_window.percent.both == pytest.approx(
+        whole.percent.both
+    )
 
 
 def test_documents_widen_the_interval_where_the_arrow_is_one_of_documents():
     random = np.random.default_rng(0)
-    documents = np.repeat(np.arange(20), 30)[random.permutation(600)]  # their windows stand anywhere: only their ids tell
+    documents = np.repeat(np.arange(20), 30)[
+        random.permutation(600)
+    ]  # their windows stand anywhere: only their ids tell
     forward = np.full((600, 1), 3.0)
     backward = forward + (random.standard_normal(20)[documents] + 0.1 * random.standard_normal(600))[:, None]
     blind, seeing = arrow.measure(forward, backward), arrow.measure(forward, backward, documents=documents)
@@ -113,7 +126,9 @@ def test_outlook_says_what_could_have_been_found_and_what_is_lacking():
     forward, backward = losses(n_seeds=3, n_windows=400)
     by_seed = arrow.measure(forward, backward + np.array([-0.2, 0.0, 0.2])[:, None, None])
     half_width = by_seed.percent.noise.half_width / 2
-    assert f"takes about {noise.seeds_needed(by_seed.percent.noise, half_width) - 3} more seed" in by_seed.outlook(half_width)
+    assert f"takes about {noise.seeds_needed(by_seed.percent.noise, half_width) - 3} more seed" in by_seed.outlook(
+        half_width
+    )
     flat = np.full((3, 50, 1), 100.0)
     apart = arrow.measure(flat, flat + np.array([-20.0, 10.0, 30.0])[:, None, None])
     assert "takes more than 1,000 seeds" in apart.outlook(0.1)
@@ -127,7 +142,8 @@ def test_by_context_compares_equal_knowledge_and_adds_up_to_the_arrow(seed, n_to
     curve = arrow.by_context(forward, backward)
     assert curve["arrow"].mean() == pytest.approx(arrow.measure(forward, backward).nats.value)
     for seen in range(n_tokens):
-        # After `seen` tokens, the forward model meets number `seen` from the left, the backward model number `seen` from the right.
+        # After `seen` tokens, the forward model meets number `seen` from the left, the backward model number `seen`
+        # from the right.
         assert curve["forward"][seen] == pytest.approx(forward[:, :, seen].mean())
         assert curve["backward"][seen] == pytest.approx(backward[:, :, n_tokens - 1 - seen].mean())
 
@@ -193,8 +209,15 @@ def test_units():
     assert arrow.bits_per_byte(4 * math.log(2), bytes_per_token=4) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("forward, backward", [(np.ones((3, 4)), np.ones((3, 5))), (np.ones((1, 4)), np.ones((1, 4))),
-                                               (np.ones(4), np.ones(4)), (np.ones((3, 4)), np.full((3, 4), np.nan))])
+@pytest.mark.parametrize(
+    "forward, backward",
+    [
+        (np.ones((3, 4)), np.ones((3, 5))),
+        (np.ones((1, 4)), np.ones((1, 4))),
+        (np.ones(4), np.ones(4)),
+        (np.ones((3, 4)), np.full((3, 4), np.nan)),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(forward, backward):
     with pytest.raises(ValueError, match="expected"):
         arrow.measure(forward, backward)

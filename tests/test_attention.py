@@ -1,4 +1,5 @@
 """Attention by products against torch's own, and its dropout against the formula."""
+
 import math
 
 import pytest
@@ -8,7 +9,13 @@ from modules.models import attention
 from modules.models.attention import causal_attention
 
 NOTHING_DROPPED = 1e-9  # takes the way of dropout; 16 bits never decide for so rare a thing
-SHAPES = [(1, 1, 1, 1), (3, 7, 2, 5), (1, 128, 1, 8), (2, 129, 3, 4), (5, 300, 2, 6)]  # windows, tokens, heads, channels
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 7, 2, 5),
+    (1, 128, 1, 8),
+    (2, 129, 3, 4),
+    (5, 300, 2, 6),
+]  # windows, tokens, heads, channels
 
 
 def results(qkv: torch.Tensor, function) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,7 +27,9 @@ def results(qkv: torch.Tensor, function) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def random_qkv(windows: int, tokens: int, heads: int, channels: int, dtype=torch.float64) -> torch.Tensor:
-    return torch.randn(windows, tokens, 3 * heads * channels, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        windows, tokens, 3 * heads * channels, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -29,8 +38,11 @@ def test_products_give_the_numbers_and_gradients_of_torchs_attention(shape, cach
     """Whether windows and queries go through one by one or all at once."""
     monkeypatch.setattr(attention, "CPU_CACHE_BYTES", cache_bytes)
     qkv, heads = random_qkv(*shape), shape[2]
-    for found, expected in zip(results(qkv, lambda x: causal_attention(x, heads, NOTHING_DROPPED)),
-                               results(qkv, lambda x: causal_attention(x, heads)), strict=True):
+    for found, expected in zip(
+        results(qkv, lambda x: causal_attention(x, heads, NOTHING_DROPPED)),
+        results(qkv, lambda x: causal_attention(x, heads)),
+        strict=True,
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
@@ -43,7 +55,8 @@ def test_in_bf16_they_are_as_near_to_the_truth_as_bf16_is():
 
 
 def test_what_is_measured_has_scores_in_fp32():
-    """Without gradients, as held-out losses are computed, torch's kernel does it: nearer to the truth where scores are large."""
+    """Without gradients, as held-out losses are computed, torch's kernel does it: nearer to the truth where scores are
+    large."""
     qkv = 3 * random_qkv(4, 256, 6, 32, torch.bfloat16)
     exact = causal_attention(qkv.double(), 6)
     with torch.no_grad():
@@ -56,13 +69,21 @@ def test_what_is_measured_has_scores_in_fp32():
 @pytest.mark.parametrize("shape", [(3, 7, 2, 5), (2, 140, 3, 4)])
 def test_with_dropout_they_are_the_formula_with_the_same_choices(shape, monkeypatch):
     windows, tokens, heads, channels = shape
-    monkeypatch.setattr(attention, "CPU_CACHE_BYTES", heads * tokens * tokens * 8)  # one window at a time in either call below
+    monkeypatch.setattr(
+        attention, "CPU_CACHE_BYTES", heads * tokens * tokens * 8
+    )  # one window at a time in either call below
     p = 0.3
-    # Scores of zero make every weight 1 / (position + 1), and the unit vectors as values show the weights: which were kept, that is.
+    # Scores of zero make every weight 1 / (position + 1), and the unit vectors as values show the weights: which were
+    # kept, that is.
     shown = torch.zeros(windows, tokens, 3, heads, tokens, dtype=torch.float64)
     shown[:, :, 2] = torch.eye(tokens, dtype=torch.float64)[:, None]
     torch.manual_seed(3)
-    weights = causal_attention(shown.flatten(2).requires_grad_(), heads, p).detach().unflatten(-1, (heads, tokens)).transpose(1, 2)
+    weights = (
+        causal_attention(shown.flatten(2).requires_grad_(), heads, p)
+        .detach()
+        .unflatten(-1, (heads, tokens))
+        .transpose(1, 2)
+    )
     full = torch.ones(tokens, tokens, dtype=torch.float64).tril() / torch.arange(1, tokens + 1)[:, None] / (1 - p)
     kept = weights != 0
     torch.testing.assert_close(weights, full * kept)
@@ -71,12 +92,15 @@ def test_with_dropout_they_are_the_formula_with_the_same_choices(shape, monkeypa
 
     def formula(qkv: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv.unflatten(-1, (3, heads, channels)).permute(2, 0, 3, 1, 4)
-        scores = (q @ k.mT / math.sqrt(channels)).masked_fill(torch.ones(tokens, tokens, dtype=torch.bool).triu(1), -math.inf)
+        scores = (q @ k.mT / math.sqrt(channels)).masked_fill(
+            torch.ones(tokens, tokens, dtype=torch.bool).triu(1), -math.inf
+        )
         return (scores.softmax(-1) * kept / (1 - p) @ v).transpose(1, 2).flatten(2)
 
     def by_products(qkv: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(3)
         return causal_attention(qkv, heads, p)
+
     qkv = random_qkv(*shape)
     for found, expected in zip(results(qkv, by_products), results(qkv, formula), strict=True):
         torch.testing.assert_close(found, expected)

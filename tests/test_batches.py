@@ -1,4 +1,5 @@
 """A step is the same windows, whatever number of processes and pieces it is divided over."""
+
 import contextlib
 import itertools
 from unittest import mock
@@ -25,11 +26,19 @@ def folder(tmp_path_factory):
 
 
 def config_of(folder, batch_size: int, aggregate: int = 1):
-    return load_config(write_config(folder, training_params__batch_size=batch_size, training_params__aggregate=aggregate)).with_model("gpt")
+    return load_config(
+        write_config(folder, training_params__batch_size=batch_size, training_params__aggregate=aggregate)
+    ).with_model("gpt")
 
 
 @settings(max_examples=60, deadline=None)
-@given(batch_size=st.integers(1, 40), count=st.integers(1, 5), aggregate=st.integers(1, 3), piece_tokens=st.integers(1, 700), step=st.integers(0, 400))
+@given(
+    batch_size=st.integers(1, 40),
+    count=st.integers(1, 5),
+    aggregate=st.integers(1, 3),
+    piece_tokens=st.integers(1, 700),
+    step=st.integers(0, 400),
+)
 def test_all_parts_of_a_step_together_are_its_windows(folder, batch_size, count, aggregate, piece_tokens, step):
     count = min(count, batch_size)
     config = config_of(folder, batch_size, aggregate)
@@ -37,13 +46,15 @@ def test_all_parts_of_a_step_together_are_its_windows(folder, batch_size, count,
     processes = [Processes(rank, count, CPU) for rank in range(count)]
     parts = []
     with mock.patch.multiple(batches, CPU_NUMBERS=32 * piece_tokens, FEWEST_CPU_TOKENS=1):
-        pieces, = {batches.pieces_of_a_batch(config, one) for one in processes}
+        (pieces,) = {batches.pieces_of_a_batch(config, one) for one in processes}
         for one in processes:
             with contextlib.closing(batches.training_batches(windows, config, one, step)) as upcoming:
                 parts += [targets for _, targets in itertools.islice(upcoming, aggregate * pieces)]
     expected = windows.batch(step_order(step, batch_size * aggregate, len(windows), config.training_params.seed))[1]
     assert sorted(torch.cat(parts).tolist()) == sorted(expected.tolist())
-    assert all(1 <= len(part) <= max(2, -(-piece_tokens // 16)) for part in parts), "none is empty, none larger than asked"
+    assert all(1 <= len(part) <= max(2, -(-piece_tokens // 16)) for part in parts), (
+        "none is empty, none larger than asked"
+    )
 
 
 def test_a_gpu_gets_its_batch_whole_and_a_cpu_what_fits(folder):

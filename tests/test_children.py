@@ -1,4 +1,5 @@
 """Processes end with who started them, and say why they ended."""
+
 import os
 import re
 import signal
@@ -26,7 +27,9 @@ child.wait()
 
 
 def python(code: str, **environment) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+    )
 
 
 def ends(pid: int) -> bool:
@@ -75,14 +78,18 @@ def test_signals_are_kept_and_the_handlers_put_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-# A lock that an orphan holds --------------------------------------------------------------------------------------------
+# A lock that an orphan holds
+# --------------------------------------------------------------------------------------------
+
 
 def test_only_the_lock_of_an_orphan_is_worth_waiting_for():
     now = time.monotonic()
     me, parent = str(os.getpid()), str(os.getppid())
     assert parent_of(me) == parent
     assert not awaited(f"{me} {parent}", now), "its launcher lives"
-    assert not awaited(f"{me} ", now) and not awaited("", now) and not awaited("junk \0 junk", now), "nobody launched it, or nobody knows"
+    assert not awaited(f"{me} ", now) and not awaited("", now) and not awaited("junk \0 junk", now), (
+        "nobody launched it, or nobody knows"
+    )
     assert awaited(f"{me} 999999999", now), "somebody launched it who is its parent no more"
     assert not awaited(f"{me} 999999999", now - children.ORPHAN_SECONDS - 1)
 
@@ -107,20 +114,29 @@ def test_a_run_waits_for_the_orphan_that_holds_its_lock_and_names_others(tmp_pat
 
     here, state = Processes(0, 1, torch.device("cpu")), tmp_path / "toy.state"
     for launcher, seconds in (("999999999", 2), ("", 60)):
-        holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(state), str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                                  env=os.environ | {LAUNCHER: launcher})
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(state), str(seconds)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {LAUNCHER: launcher},
+        )
         assert holder.stdout.readline() == "held\n"
         if launcher:
             with only_run(state, here):
                 assert holder.wait(timeout=20) == 0
         else:
-            with pytest.raises(UserError, match=rf"another process is training this run \({holder.pid}\)"), only_run(state, here):
+            with (
+                pytest.raises(UserError, match=rf"another process is training this run \({holder.pid}\)"),
+                only_run(state, here),
+            ):
                 pass
         holder.kill()
         holder.communicate()
 
 
-# What a log says --------------------------------------------------------------------------------------------------------
+# What a log says
+# --------------------------------------------------------------------------------------------------------
 
 TRACEBACK = """Traceback (most recent call last):
   File "x.py", line 1, in <module>
@@ -139,15 +155,18 @@ RuntimeError: two
 BAR = "toy:  10%|#         | 4/40 [00:01<00:09,  4.00step/s]"
 
 
-@pytest.mark.parametrize("output, expected", [
-    ("", None),
-    (f"\r{BAR}\r{BAR}", None),
-    (f"\r{BAR}\r{BAR}\nerror: no room\n", "error: no room"),
-    (f"\r{BAR}error: of the bar\rerror: told after it\n\r{BAR}", "error: told after it"),
-    ("error: first\nerror: last\nwarning: something\n", "error: last"),
-    (f"reading forward\n{TRACEBACK}\r{BAR}\r", "RuntimeError: two"),
-    ("Traceback (most recent call last):\n  File", None),
-])
+@pytest.mark.parametrize(
+    "output, expected",
+    [
+        ("", None),
+        (f"\r{BAR}\r{BAR}", None),
+        (f"\r{BAR}\r{BAR}\nerror: no room\n", "error: no room"),
+        (f"\r{BAR}error: of the bar\rerror: told after it\n\r{BAR}", "error: told after it"),
+        ("error: first\nerror: last\nwarning: something\n", "error: last"),
+        (f"reading forward\n{TRACEBACK}\r{BAR}\r", "RuntimeError: two"),
+        ("Traceback (most recent call last):\n  File", None),
+    ],
+)
 def test_a_log_is_quoted_by_its_error_and_not_by_a_bar(output, expected):
     assert error_in(output) == expected
 
@@ -157,7 +176,12 @@ def test_a_log_is_quoted_by_its_error_and_not_by_a_bar(output, expected):
 def test_a_measurement_that_is_killed_takes_its_trainings_along_and_can_be_started_again_at_once(tmp_path):
     from tests.toy import PROJECT, start_script, write_config
 
-    config = write_config(tmp_path, training_params__steps_to_train=100_000, training_params__save_every=50_000, training_params__backup_every=50_000)
+    config = write_config(
+        tmp_path,
+        training_params__steps_to_train=100_000,
+        training_params__save_every=50_000,
+        training_params__backup_every=50_000,
+    )
     arguments = ("measure_arrow.py", config, "--jobs", 2, "-d", "cpu", "-p", PROJECT)
     folder = tmp_path / "runs" / PROJECT
 
@@ -171,7 +195,10 @@ def test_a_measurement_that_is_killed_takes_its_trainings_along_and_can_be_start
     process.kill()
     process.communicate()
     again = start_script(*arguments)
-    both(lambda name: len(re.findall(r"reading \w+, steps [1-9]", (folder / "logs" / f"{name}.log").read_text())) == 1, again)
+    both(
+        lambda name: len(re.findall(r"reading \w+, steps [1-9]", (folder / "logs" / f"{name}.log").read_text())) == 1,
+        again,
+    )
     assert not any(is_running(training) for training in trainings), "they saved and stopped, and were waited for"
     again.terminate()
     output = again.communicate(timeout=60)[0]

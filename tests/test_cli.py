@@ -1,4 +1,5 @@
 """Arguments: absurd ones are refused in one line, with nothing written."""
+
 import argparse
 import io
 import sys
@@ -19,37 +20,82 @@ from tests.toy import run_script
 
 HUGE = "9" * 10_000
 COMMANDS = [
-    *([script, *rest, "--max_mb", value] for script, *rest in (["collect_docstrings", "OUT"], ["collect_manpages", "fr", "OUT"])
-      for value in ("nan", "inf", "-inf", "-1", "0", "1e300", "1e-400", "", "x", HUGE)),
+    *(
+        [script, *rest, "--max_mb", value]
+        for script, *rest in (["collect_docstrings", "OUT"], ["collect_manpages", "fr", "OUT"])
+        for value in ("nan", "inf", "-inf", "-1", "0", "1e300", "1e-400", "", "x", HUGE)
+    ),
     *(["collect_docstrings", value] for value in ("", "$THERE_IS_NO_SUCH_VARIABLE/x.txt")),
     ["collect_docstrings", "OUT", "--folder", ""],
-    *(["generate_text", kind, "OUT", *flag] for kind, flag in [
-        ("iid", ("--seed", "-1")), ("iid", ("--seed", str(2**70))), ("iid", ("--symbols", "1000000000")), ("iid", ("--symbols", "1")),
-        ("iid", ("--characters", "0")), ("markov", ("--characters", "1e6")), ("markov", ("--characters", HUGE)), ("markov", ("--seed", "nan")),
-        ("circuit", ("--bits", "1000000")), ("circuit", ("--bits", "0")), ("circuit", ("--lines", str(10**15))), ("circuit", ("--lines", str(10**12))),
-        ("primes", ("--digits", "40")), ("primes", ("--digits", "-3")), ("primes", ("--lines", "")),
-        ("mirror", ("--text", "")), ("mirror", ("--text", "x", "--block", "0")), ("mirror", ("--text", "x", "--block", str(10**18)))]),
-    ["generate_text", "nonsense", "OUT"], ["generate_text"], ["generate_text", "iid", ""],
-    *(["measure_arrow", "config.json", *flag] for flag in [
-        ("--seeds", "1000000000"), ("--seeds", "0"), ("--jobs", "3000"), ("--jobs", "-1"), ("--jobs", "two"), ("-o", ""), ("-t", ""), ("--states", "x"),
-        ("--text", "")]),
-    ["measure_arrow", ""], ["measure_arrow"],
+    *(
+        ["generate_text", kind, "OUT", *flag]
+        for kind, flag in [
+            ("iid", ("--seed", "-1")),
+            ("iid", ("--seed", str(2**70))),
+            ("iid", ("--symbols", "1000000000")),
+            ("iid", ("--symbols", "1")),
+            ("iid", ("--characters", "0")),
+            ("markov", ("--characters", "1e6")),
+            ("markov", ("--characters", HUGE)),
+            ("markov", ("--seed", "nan")),
+            ("circuit", ("--bits", "1000000")),
+            ("circuit", ("--bits", "0")),
+            ("circuit", ("--lines", str(10**15))),
+            ("circuit", ("--lines", str(10**12))),
+            ("primes", ("--digits", "40")),
+            ("primes", ("--digits", "-3")),
+            ("primes", ("--lines", "")),
+            ("mirror", ("--text", "")),
+            ("mirror", ("--text", "x", "--block", "0")),
+            ("mirror", ("--text", "x", "--block", str(10**18))),
+        ]
+    ),
+    ["generate_text", "nonsense", "OUT"],
+    ["generate_text"],
+    ["generate_text", "iid", ""],
+    *(
+        ["measure_arrow", "config.json", *flag]
+        for flag in [
+            ("--seeds", "1000000000"),
+            ("--seeds", "0"),
+            ("--jobs", "3000"),
+            ("--jobs", "-1"),
+            ("--jobs", "two"),
+            ("-o", ""),
+            ("-t", ""),
+            ("--states", "x"),
+            ("--text", ""),
+        ]
+    ),
+    ["measure_arrow", ""],
+    ["measure_arrow"],
 ]
-SCRIPTS = {"collect_docstrings": collect_docstrings, "collect_manpages": collect_manpages, "generate_text": generate_text, "measure_arrow": measure_arrow}
+SCRIPTS = {
+    "collect_docstrings": collect_docstrings,
+    "collect_manpages": collect_manpages,
+    "generate_text": generate_text,
+    "measure_arrow": measure_arrow,
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(word[:20] for word in command))
 def test_absurd_arguments_are_refused_in_one_line_and_nothing_is_written(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     script, *arguments = [str(tmp_path / "new" / "out.txt") if word == "OUT" else word for word in command]
-    with patch.object(sys, "argv", [f"{script}.py", *arguments]), redirect_stderr(io.StringIO()) as errors, pytest.raises(SystemExit) as ended:
+    with (
+        patch.object(sys, "argv", [f"{script}.py", *arguments]),
+        redirect_stderr(io.StringIO()) as errors,
+        pytest.raises(SystemExit) as ended,
+    ):
         SCRIPTS[script].main()
     (line,) = errors.getvalue().splitlines()
     assert ended.value.code in (1, 2) and line.startswith("error: ") and len(line) < 400
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flag", [("--cooldown", "0"), ("--cooldown", str(10**18)), ("--cooldown", "1.5"), ("-t", ""), ("-t", "$NO_SUCH/x")])
+@pytest.mark.parametrize(
+    "flag", [("--cooldown", "0"), ("--cooldown", str(10**18)), ("--cooldown", "1.5"), ("-t", ""), ("-t", "$NO_SUCH/x")]
+)
 def test_absurd_arguments_of_training_are_refused(flag):
     with redirect_stderr(io.StringIO()) as errors, pytest.raises(SystemExit) as ended:
         training_parser("").parse_args(["config.json", *flag])
@@ -61,7 +107,12 @@ def test_help_needs_no_standard_input(stream):
     import subprocess
 
     from tests.toy import command
-    done = subprocess.run(["bash", "-c", f'exec "$@" {stream}', "bash", *command("train_script.py", "--help")], capture_output=True, text=True)
+
+    done = subprocess.run(
+        ["bash", "-c", f'exec "$@" {stream}', "bash", *command("train_script.py", "--help")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "file_location" in done.stdout and not done.stderr
 
 

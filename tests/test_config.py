@@ -1,4 +1,5 @@
 """Configs: what loads, what comes back out, and that each mistake is found and named."""
+
 import copy
 import json
 import math
@@ -36,8 +37,16 @@ PUBLISHED = """{
     "optim_params": {"lr": 0.0001, "warmup_steps": 4000, "oscil_steps": 300000, "lr_shrink": 0.85, "lr_init": 1e-07, "lr_min": 1e-06}
 }"""
 GPT = json.loads(PUBLISHED)
-GRU = GPT | {"model_params": {"vocab_size": 50257, "n_layers": 3, "embed_dim": 512, "desired_attn_length": 256, "dropout": 0.0,
-                              "embd_dropout": 0.05}}
+GRU = GPT | {
+    "model_params": {
+        "vocab_size": 50257,
+        "n_layers": 3,
+        "embed_dim": 512,
+        "desired_attn_length": 256,
+        "dropout": 0.0,
+        "embd_dropout": 0.05,
+    }
+}
 
 
 def changed(config: dict, dotted: str, value) -> dict:
@@ -65,6 +74,7 @@ def write(tmp_path):
         path = tmp_path / "en_gpt1_forward.json"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path
+
     return write
 
 
@@ -72,13 +82,21 @@ def test_the_specified_example_loads(write):
     config = load_config(write(PUBLISHED))
     assert config.name == "en_gpt1_forward"
     assert (config.model_params.context, config.model_params.embd_dropout) == (256, 0.0)
-    assert (config.training_params.steps_to_train, config.training_params.seed, config.training_params.precision) == (None, 0, "auto")
+    assert (config.training_params.steps_to_train, config.training_params.seed, config.training_params.precision) == (
+        None,
+        0,
+        "auto",
+    )
     assert (config.stride, config.valid_batch_size, config.optim_params.grad_clip) == (128, 180, 1.0)
     assert config.model is None
 
 
 def test_published_configs_leave_keys_out(write):
-    for section, key in (("training_params", "save_every"), ("training_params", "steps_to_train"), ("model_params", "embd_dropout")):
+    for section, key in (
+        ("training_params", "save_every"),
+        ("training_params", "steps_to_train"),
+        ("model_params", "embd_dropout"),
+    ):
         missing = copy.deepcopy(GPT)
         del missing[section][key]
         null = changed(GPT, f"{section}.{key}", None)
@@ -103,8 +121,11 @@ def test_copies_are_validated_and_keep_the_name():
     assert backward.with_training(backwards=False, seed=0) == config
     assert config.with_name("other").name == "other"
     assert config.with_model("gpt").model == "gpt"
-    for refused in (lambda: config.with_training(bachwards=True), lambda: config.with_model("gru"),
-                    lambda: config.with_model("gpt").with_model("lstm")):
+    for refused in (
+        lambda: config.with_training(bachwards=True),
+        lambda: config.with_model("gru"),
+        lambda: config.with_model("gpt").with_model("lstm"),
+    ):
         with pytest.raises(UserError):
             refused()
     with pytest.raises(ValueError):
@@ -116,42 +137,77 @@ def test_smallest_stride_is_one():
     assert parse_config(changed(GPT, "training_params.stride", 256), "run").stride == 256
 
 
-@pytest.mark.parametrize("key, value, expected", [
-    ("model_params.n_layers", 256.0, "expected an integer, found 256.0"),
-    ("model_params.n_layers", "12", 'expected an integer, found "12"'),
-    ("model_params.n_layers", True, "expected an integer, found true"),
-    ("model_params.n_layers", None, "expected an integer, found null"),
-    ("model_params.n_layers", 0, "expected at least 1, found 0"),
-    ("model_params.attn_length", 1, "expected at least 2, found 1"),
-    ("model_params.dropout", 1.0, "expected less than 1, found 1.0"),
-    ("model_params.dropout", -0.1, "expected at least 0, found -0.1"),
-    ("model_params.dropout", True, "expected a number, found true"),
-    ("training_params.backwards", 1, "expected true or false, found 1"),
-    ("training_params.dataset_folder", "", 'expected a path, found ""'),
-    ("training_params.dataset_folder", 3, "expected a string, found 3"),
-    ("training_params.precision", "fp16", "expected 'auto', 'fp32' or 'bf16', found \"fp16\""),
-    ("training_params.compile", 1, "expected 'auto', True or False"),
-    ("training_params.parallel", "dp", "expected 'ddp' or 'fsdp'"),
-    ("training_params.stride", 0, "expected at least 1"),
-    ("training_params.seed", -1, "expected at least 0"),
-    ("training_params.seed", 2**63, "expected at most"),
-    ("optim_params.lr", 0, "expected greater than 0"),
-    ("optim_params.lr", "1e-4", 'expected a number, found "1e-4"'),
-    ("optim_params.lr_shrink", 1.5, "expected at most 1"),
-    ("optim_params.grad_clip", 0, "expected greater than 0"),
-    ("training_params", [], "expected an object"),
-    ("model", "rnn", "expected 'gpt', 'gru' or 'lstm'"),
-])
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("model_params.n_layers", 256.0, "expected an integer, found 256.0"),
+        ("model_params.n_layers", "12", 'expected an integer, found "12"'),
+        ("model_params.n_layers", True, "expected an integer, found true"),
+        ("model_params.n_layers", None, "expected an integer, found null"),
+        ("model_params.n_layers", 0, "expected at least 1, found 0"),
+        ("model_params.attn_length", 1, "expected at least 2, found 1"),
+        ("model_params.dropout", 1.0, "expected less than 1, found 1.0"),
+        ("model_params.dropout", -0.1, "expected at least 0, found -0.1"),
+        ("model_params.dropout", True, "expected a number, found true"),
+        ("training_params.backwards", 1, "expected true or false, found 1"),
+        ("training_params.dataset_folder", "", 'expected a path, found ""'),
+        ("training_params.dataset_folder", 3, "expected a string, found 3"),
+        ("training_params.precision", "fp16", "expected 'auto', 'fp32' or 'bf16', found \"fp16\""),
+        ("training_params.compile", 1, "expected 'auto', True or False"),
+        ("training_params.parallel", "dp", "expected 'ddp' or 'fsdp'"),
+        ("training_params.stride", 0, "expected at least 1"),
+        ("training_params.seed", -1, "expected at least 0"),
+        ("training_params.seed", 2**63, "expected at most"),
+        ("optim_params.lr", 0, "expected greater than 0"),
+        ("optim_params.lr", "1e-4", 'expected a number, found "1e-4"'),
+        ("optim_params.lr_shrink", 1.5, "expected at most 1"),
+        ("optim_params.grad_clip", 0, "expected greater than 0"),
+        ("training_params", [], "expected an object"),
+        ("model", "rnn", "expected 'gpt', 'gru' or 'lstm'"),
+    ],
+)
 def test_wrong_values_are_named(key, value, expected):
     line = error_of(changed(GPT, key, value))
     assert f" {key}: " in line and expected in line
 
 
-# Numbers that nothing trains with ------------------------------------------------------------------------------------------
+# Numbers that nothing trains with
+# ------------------------------------------------------------------------------------------
 
-ABSURD = [10**12, 10**15, 10**18, 10**30, 2**63, 2**64, 10**400, 10**5_000, -1, -10**30, 0, 1e300, -1e300, 1.8e308, 1e-300, 5e-324, -0.0, float("inf"),
-          float("-inf"), float("nan"), "9" * 10_000, "NaN", [], {}, [[[[]]]], True]
-KEYS = [f"{section}.{key}" for section, keys in parse_config(GPT, "run").to_dict().items() if isinstance(keys, dict) for key in keys]
+ABSURD = [
+    10**12,
+    10**15,
+    10**18,
+    10**30,
+    2**63,
+    2**64,
+    10**400,
+    10**5_000,
+    -1,
+    -(10**30),
+    0,
+    1e300,
+    -1e300,
+    1.8e308,
+    1e-300,
+    5e-324,
+    -0.0,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    "9" * 10_000,
+    "NaN",
+    [],
+    {},
+    [[[[]]]],
+    True,
+]
+KEYS = [
+    f"{section}.{key}"
+    for section, keys in parse_config(GPT, "run").to_dict().items()
+    if isinstance(keys, dict)
+    for key in keys
+]
 
 
 def check_what_follows(config) -> None:
@@ -179,8 +235,14 @@ def test_absurd_values_of_any_key_are_refused_in_one_short_line_or_harmless(key)
             check_what_follows(config)
 
 
-@given(data=st.data(), value=st.integers() | st.floats() | st.integers(-10**40, 10**40) | st.floats(allow_nan=False).map(lambda x: x * 1e200) |
-       st.sampled_from([2**b + d for b in range(1, 80) for d in (-1, 0, 1)]))
+@given(
+    data=st.data(),
+    value=st.integers()
+    | st.floats()
+    | st.integers(-(10**40), 10**40)
+    | st.floats(allow_nan=False).map(lambda x: x * 1e200)
+    | st.sampled_from([2**b + d for b in range(1, 80) for d in (-1, 0, 1)]),
+)
 def test_any_number_for_any_keys_is_refused_or_gives_a_run_that_can_be_counted(data, value):
     config = copy.deepcopy(data.draw(st.sampled_from([GPT, GRU])))
     for key in data.draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3)):
@@ -192,20 +254,31 @@ def test_any_number_for_any_keys_is_refused_or_gives_a_run_that_can_be_counted(d
         assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("key, value, expected", [
-    ("model_params.n_layers", 10**12, "expected at most 10,000 (a layer takes time whatever its width"),
-    ("training_params.steps_to_train", 10**18, "expected at most 100,000,000,000 (at a thousand steps a second, three years), found 1000000000000000000"),
-    ("optim_params.warmup_steps", 10**30, "a 64-bit integer"),
-    ("optim_params.lr", 1e300, "fp32"),
-    ("model_params.mlp_ratio", 1e300, "expected at most 1,000"),
-    ("model_params.mlp_ratio", 1e-300, "embed_dim * mlp_ratio of at least 1"),
-    ("training_params.batch_size", 10**15, "expected at most 33,554,432 (with windows of two tokens"),
-    ("training_params.batch_size", 10**6, "batch_size x aggregate x context of at most 67,108,864 tokens (the largest published steps), found 1,000,000 x 256"),
-    ("training_params.valid_batch_size", 10**6, "valid_batch_size x context of at most 67,108,864"),
-    ("training_params.dataset_folder", "a\0b", "a path has no NUL"),
-    ("training_params.state_save_loc", "\ud800", "expected a valid string"),
-    ("training_params." + "k" * 10_000, 1, "kkk...: unknown key"),
-])
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("model_params.n_layers", 10**12, "expected at most 10,000 (a layer takes time whatever its width"),
+        (
+            "training_params.steps_to_train",
+            10**18,
+            "expected at most 100,000,000,000 (at a thousand steps a second, three years), found 1000000000000000000",
+        ),
+        ("optim_params.warmup_steps", 10**30, "a 64-bit integer"),
+        ("optim_params.lr", 1e300, "fp32"),
+        ("model_params.mlp_ratio", 1e300, "expected at most 1,000"),
+        ("model_params.mlp_ratio", 1e-300, "embed_dim * mlp_ratio of at least 1"),
+        ("training_params.batch_size", 10**15, "expected at most 33,554,432 (with windows of two tokens"),
+        (
+            "training_params.batch_size",
+            10**6,
+            "batch_size x aggregate x context of at most 67,108,864 tokens (the largest published steps), found 1,000,000 x 256",
+        ),
+        ("training_params.valid_batch_size", 10**6, "valid_batch_size x context of at most 67,108,864"),
+        ("training_params.dataset_folder", "a\0b", "a path has no NUL"),
+        ("training_params.state_save_loc", "\ud800", "expected a valid string"),
+        ("training_params." + "k" * 10_000, 1, "kkk...: unknown key"),
+    ],
+)
 def test_bounds_say_why(key, value, expected):
     assert expected in error_of(changed(GPT, key, value))
 
@@ -214,13 +287,16 @@ def test_a_hundred_thousand_unknown_keys_are_one_line():
     assert "and 99997 more" in error_of(GPT | {f"key{number}": 1 for number in range(100_000)})
 
 
-@pytest.mark.parametrize("key, value, expected", [
-    ("model_params.n_heads", 7, "embed_dim divisible by n_heads, found 768 and 7"),
-    ("optim_params.lr_min", 1e-3, "lr_min of at most lr, found lr_min 0.001 and lr 0.0001"),
-    ("optim_params.lr_init", 1e-3, "lr_init of at most lr"),
-    ("optim_params.cooldown_steps", 100, "together"),
-    ("optim_params.cooldown_start", 100, "together"),
-])
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("model_params.n_heads", 7, "embed_dim divisible by n_heads, found 768 and 7"),
+        ("optim_params.lr_min", 1e-3, "lr_min of at most lr, found lr_min 0.001 and lr 0.0001"),
+        ("optim_params.lr_init", 1e-3, "lr_init of at most lr"),
+        ("optim_params.cooldown_steps", 100, "together"),
+        ("optim_params.cooldown_start", 100, "together"),
+    ],
+)
 def test_rules_between_keys(key, value, expected):
     line = error_of(changed(GPT, key, value))
     assert key.split(".")[0] in line and expected in line
@@ -232,8 +308,11 @@ def test_a_config_is_an_object(data):
 
 
 def test_only_these_keys_are_required():
-    smallest = {"model_params": {"vocab_size": 10, "n_layers": 1, "n_heads": 1, "embed_dim": 4, "attn_length": 8},
-                "training_params": {"dataset_folder": "a.h5", "batch_size": 1}, "optim_params": {"lr": 1e-3}}
+    smallest = {
+        "model_params": {"vocab_size": 10, "n_layers": 1, "n_heads": 1, "embed_dim": 4, "attn_length": 8},
+        "training_params": {"dataset_folder": "a.h5", "batch_size": 1},
+        "optim_params": {"lr": 1e-3},
+    }
     parse_config(smallest, "run")
     for section, keys in smallest.items():
         for key in keys:
@@ -270,8 +349,12 @@ def test_files_that_are_no_config(write, tmp_path):
         with pytest.raises(UserError, match=expected):
             load_config(write(text))
     os.mkfifo(tmp_path / "pipe.json")
-    for path, expected in ((tmp_path / "missing.json", "no such config file"), (tmp_path, "found a folder"), (tmp_path / "pipe.json", "no regular file"),
-                           ("a\0b", "no path that a file can have")):
+    for path, expected in (
+        (tmp_path / "missing.json", "no such config file"),
+        (tmp_path, "found a folder"),
+        (tmp_path / "pipe.json", "no regular file"),
+        ("a\0b", "no path that a file can have"),
+    ):
         with pytest.raises(UserError, match=expected):
             load_config(path)
 
@@ -286,7 +369,7 @@ def test_every_key_with_a_letter_dropped_is_found(data):
     section = data.draw(st.sampled_from(["model_params", "training_params", "optim_params"]))
     key = data.draw(st.sampled_from([key for key in config[section] if len(key) > 2]))
     at = data.draw(st.integers(0, len(key) - 1))
-    typo = key[:at] + key[at + 1:]
+    typo = key[:at] + key[at + 1 :]
     config[section][typo] = config[section].pop(key)
     assert f"{section}.{typo}: unknown key, nearest valid key: {section}.{key}" in error_of(config)
 
@@ -295,24 +378,47 @@ positive = st.integers(1, 2**63 - 1)
 steps = st.integers(1, MAX_STEPS)
 few = st.integers(1, 100)
 rate = st.floats(1e-9, 1.0)
-optional = {"mlp_ratio": st.floats(0.5, 8), "dropout": st.floats(0, 0.99), "embd_dropout": st.none() | st.floats(0, 0.99)}
+optional = {
+    "mlp_ratio": st.floats(0.5, 8),
+    "dropout": st.floats(0, 0.99),
+    "embd_dropout": st.none() | st.floats(0, 0.99),
+}
 
 
 @given(
-    heads=st.integers(1, 64), head_width=st.integers(2, 64),
-    model=st.fixed_dictionaries({"vocab_size": st.integers(2, 10**6), "n_layers": st.integers(1, 10_000), "attn_length": st.integers(2, 5_000)},
-                                optional=optional),
-    training=st.fixed_dictionaries({"dataset_folder": st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1), "batch_size": few}, optional={
-        "aggregate": few, "backwards": st.booleans(), "steps_to_train": st.none() | steps, "save_every": positive, "stride": st.none() | positive,
-        "seed": st.integers(0, 2**63 - 1), "compile": st.sampled_from(["auto", True, False]),
-        "parallel": st.sampled_from(["ddp", "fsdp"])}),
+    heads=st.integers(1, 64),
+    head_width=st.integers(2, 64),
+    model=st.fixed_dictionaries(
+        {"vocab_size": st.integers(2, 10**6), "n_layers": st.integers(1, 10_000), "attn_length": st.integers(2, 5_000)},
+        optional=optional,
+    ),
+    training=st.fixed_dictionaries(
+        {
+            "dataset_folder": st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1),
+            "batch_size": few,
+        },
+        optional={
+            "aggregate": few,
+            "backwards": st.booleans(),
+            "steps_to_train": st.none() | steps,
+            "save_every": positive,
+            "stride": st.none() | positive,
+            "seed": st.integers(0, 2**63 - 1),
+            "compile": st.sampled_from(["auto", True, False]),
+            "parallel": st.sampled_from(["ddp", "fsdp"]),
+        },
+    ),
     rates=st.lists(rate, min_size=3, max_size=3).map(sorted),
-    optim=st.fixed_dictionaries({}, optional={
-        "warmup_steps": st.integers(0, 10**9), "oscil_steps": positive, "lr_shrink": st.floats(0.01, 1)}),
+    optim=st.fixed_dictionaries(
+        {}, optional={"warmup_steps": st.integers(0, 10**9), "oscil_steps": positive, "lr_shrink": st.floats(0.01, 1)}
+    ),
 )
 def test_round_trip(heads, head_width, model, training, rates, optim):
-    data = {"model_params": model | {"n_heads": heads, "embed_dim": heads * head_width}, "training_params": training,
-            "optim_params": optim | dict(zip(("lr_init", "lr_min", "lr"), rates, strict=True))}
+    data = {
+        "model_params": model | {"n_heads": heads, "embed_dim": heads * head_width},
+        "training_params": training,
+        "optim_params": optim | dict(zip(("lr_init", "lr_min", "lr"), rates, strict=True)),
+    }
     config = parse_config(data, "run")
     again = parse_config(json.loads(json.dumps(config.to_dict())), "run")
     assert again == config
@@ -333,14 +439,26 @@ def test_the_docs_show_the_keys_as_they_are():
     assert key_table() in shown, "paste the output of python -m modules.config"
 
 
-# Paths ------------------------------------------------------------------------------------------------------------------
+# Paths
+# ------------------------------------------------------------------------------------------------------------------
+
 
 def test_home_and_variables_in_paths_are_expanded_where_files_are_opened_and_kept_as_written(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    config = parse_config(changed(changed(GPT, "training_params.dataset_folder", "~/en.h5"), "training_params.state_save_loc", "${SCRATCH}/$SCRATCH/runs"), "run")
+    config = parse_config(
+        changed(
+            changed(GPT, "training_params.dataset_folder", "~/en.h5"),
+            "training_params.state_save_loc",
+            "${SCRATCH}/$SCRATCH/runs",
+        ),
+        "run",
+    )
     assert config.dataset_path == "/home/ada/en.h5" and config.runs_folder == f"{tmp_path}/{tmp_path}/runs"
-    assert config.to_dict()["training_params"]["dataset_folder"] == "~/en.h5" and config.training_params.state_save_loc == "${SCRATCH}/$SCRATCH/runs"
+    assert (
+        config.to_dict()["training_params"]["dataset_folder"] == "~/en.h5"
+        and config.training_params.state_save_loc == "${SCRATCH}/$SCRATCH/runs"
+    )
     for value in (None, ""):  # "$SCRATCH/runs" is not to become "/runs"
         monkeypatch.setenv("SCRATCH", value) if value is not None else monkeypatch.delenv("SCRATCH")
         with pytest.raises(UserError, match=r"run: training_params.state_save_loc: .*the variable SCRATCH is not set"):
@@ -351,7 +469,16 @@ def test_what_exists_under_a_name_with_a_dollar_is_used_as_it_is(monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("x", "other")
     (tmp_path / "a $x$" / "$y").mkdir(parents=True)
-    for path in ("a $x$", "a $x$/$y", "./a $x$/$y/new", str(tmp_path / "a $x$" / "new"), "price: 5 $", "a/$/b", "~ada-who-has-no-account/x", "x~"):
+    for path in (
+        "a $x$",
+        "a $x$/$y",
+        "./a $x$/$y/new",
+        str(tmp_path / "a $x$" / "new"),
+        "price: 5 $",
+        "a/$/b",
+        "~ada-who-has-no-account/x",
+        "x~",
+    ):
         assert expanded(path, "path") == path
     assert expanded("a $x$/$x", "path") == "a $x$/other"
     monkeypatch.delenv("HOME")

@@ -1,4 +1,5 @@
 """The committed configs: all load, are what the generator writes, and come in pairs that differ in direction only."""
+
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def test_run_names_are_unique():
     assert len({file.stem for file in FILES}) == len(FILES) > 100
 
 
-@pytest.mark.parametrize("forward", [file for file in FILES if file.stem.endswith("_forward")], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "forward", [file for file in FILES if file.stem.endswith("_forward")], ids=lambda file: file.stem
+)
 def test_pairs_load_and_differ_in_direction_only(forward):
     config = load_config(forward)
     other = load_config(forward.with_name(forward.name.replace("_forward", "_backward")))

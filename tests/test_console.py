@@ -1,4 +1,5 @@
 """What the user is told cannot end the work: streams of every kind of failing, Ctrl-C, missing memory."""
+
 import errno
 import io
 import os
@@ -52,9 +53,15 @@ class Stream(io.StringIO):
         self.fail("flush")
 
 
-ERRORS = [BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "I/O error"),
-          OSError(errno.EBADF, "Bad file descriptor"), ValueError("I/O operation on closed file."),
-          AttributeError("no write"), RuntimeError("")]
+ERRORS = [
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EIO, "I/O error"),
+    OSError(errno.EBADF, "Bad file descriptor"),
+    ValueError("I/O operation on closed file."),
+    AttributeError("no write"),
+    RuntimeError(""),
+]
 
 
 @pytest.fixture
@@ -67,6 +74,7 @@ def streams(monkeypatch):
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", err)
         return out, err
+
     return put
 
 
@@ -100,7 +108,13 @@ def test_a_stream_that_fails_at_any_moment_ends_nothing_and_the_other_tells_of_i
 
 
 def test_both_streams_may_fail_or_be_missing(streams):
-    for pair in ((Stream(ERRORS[0]), Stream(ERRORS[1])), (None, None), (None, Stream()), (Stream(), None), (Stream(ERRORS[0]), None)):
+    for pair in (
+        (Stream(ERRORS[0]), Stream(ERRORS[1])),
+        (None, None),
+        (None, Stream()),
+        (Stream(), None),
+        (Stream(ERRORS[0]), None),
+    ):
         streams(*pair)
         assert talk() == 435
 
@@ -125,7 +139,11 @@ def test_text_is_written_in_what_the_stream_can_take(streams, encoding):
 @given(st.text(st.characters(exclude_categories=[])))
 def test_any_text_is_one_line_that_can_be_written(text):
     line = console.one_line(text)
-    assert len(line.splitlines()) <= 1 and line.encode("utf-8") is not None and not re.search(r"[\x00-\x1f\x7f-\x9f]", line)
+    assert (
+        len(line.splitlines()) <= 1
+        and line.encode("utf-8") is not None
+        and not re.search(r"[\x00-\x1f\x7f-\x9f]", line)
+    )
     assert text.isprintable() <= (line == text)
 
 
@@ -150,11 +168,15 @@ def test_what_is_attempted_gives_its_result_or_none_and_a_reason(streams):
         assert console.attempt("the picture", lambda: open("/nowhere/at/all")) is None
         assert console.attempt("the sum", lambda: 1 / 0) is None
         assert console.attempt("the list", lambda: next(iter([]))) is None  # an error without a word
-    assert err.getvalue() == ("warning: the picture: /nowhere/at/all: No such file or directory\nwarning: the sum: division by zero\n"
-                              "warning: the list: StopIteration\n")
+    assert err.getvalue() == (
+        "warning: the picture: /nowhere/at/all: No such file or directory\nwarning: the sum: division by zero\n"
+        "warning: the list: StopIteration\n"
+    )
     for end in (KeyboardInterrupt, SystemExit):
+
         def ending(end=end):
             raise end
+
         with pytest.raises(end):
             console.attempt("the end", ending)
 
@@ -167,13 +189,27 @@ def test_a_bar_that_cannot_be_drawn_is_left_out_and_the_work_goes_on(streams, mo
 
 
 def test_errors_that_a_user_can_act_on():
-    assert described(UserError("wrong")) == "wrong" and described(ValueError("a bug")) is None and described(RuntimeError("a bug")) is None
-    assert described(OSError(errno.ENOSPC, "No space left on device", "a.txt")).startswith("a.txt: No space left on device")
-    torch_cpu = ("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
-                 "you tried to allocate 40000000000 bytes. Error code 12")
+    assert (
+        described(UserError("wrong")) == "wrong"
+        and described(ValueError("a bug")) is None
+        and described(RuntimeError("a bug")) is None
+    )
+    assert described(OSError(errno.ENOSPC, "No space left on device", "a.txt")).startswith(
+        "a.txt: No space left on device"
+    )
+    torch_cpu = (
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 40000000000 bytes. Error code 12"
+    )
     assert described(RuntimeError(torch_cpu)) == "not enough memory: 37.25 GiB could not be had"
-    assert described(RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU")) == "not enough memory: 20.00 MiB could not be had"
-    assert described(MemoryError("Unable to allocate 72.8 TiB for an array")) == "not enough memory: 72.8 TiB could not be had"
+    assert (
+        described(RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU"))
+        == "not enough memory: 20.00 MiB could not be had"
+    )
+    assert (
+        described(MemoryError("Unable to allocate 72.8 TiB for an array"))
+        == "not enough memory: 72.8 TiB could not be had"
+    )
     assert described(MemoryError()) == described(RuntimeError("std::bad_alloc")) == "not enough memory"
 
 
@@ -183,23 +219,46 @@ def test_a_library_is_called_in_a_thread_with_its_result_and_its_errors():
         interruptibly(lambda: (_ for _ in ()).throw(UserError("in there")))
 
 
-# Real processes ---------------------------------------------------------------------------------------------------------
+# Real processes
+# ---------------------------------------------------------------------------------------------------------
+
 
 def run(body, tmp_path, redirection="", **environment):
     """Run a script whose main is `body` through a shell; it works in `tmp_path`."""
     (tmp_path / "script.py").write_text(MAIN + body, encoding="utf-8")
-    return subprocess.run(["bash", "-c", f'"$0" script.py {redirection}; exit ${{PIPESTATUS[0]}}', sys.executable], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=100, errors="replace", env=ENVIRONMENT | environment)
+    return subprocess.run(
+        ["bash", "-c", f'"$0" script.py {redirection}; exit ${{PIPESTATUS[0]}}', sys.executable],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        errors="replace",
+        env=ENVIRONMENT | environment,
+    )
 
 
-@pytest.mark.parametrize("redirection", [
-    ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", "&>/dev/full", "| head -1", "2>&1 | head -1", "| true"])
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        ">&-",
+        "2>&-",
+        "<&- >&- 2>&-",
+        ">/dev/full",
+        "2>/dev/full",
+        "&>/dev/full",
+        "| head -1",
+        "2>&1 | head -1",
+        "| true",
+    ],
+)
 def test_the_work_is_done_whatever_becomes_of_the_output(tmp_path, redirection):
     done = run(TALK, tmp_path, redirection)
     assert done.returncode == 0 and (tmp_path / "done").exists()
     assert "Exception" not in done.stderr + done.stdout and "Traceback" not in done.stderr + done.stdout
     if redirection == ">/dev/full":
-        assert done.stderr.count("warning: nothing more can be written to standard output (No space left on device)") == 1
+        assert (
+            done.stderr.count("warning: nothing more can be written to standard output (No space left on device)") == 1
+        )
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
@@ -219,8 +278,14 @@ def test_a_pipe_that_does_not_block_is_waited_for(tmp_path, unbuffered):
     (tmp_path / "script.py").write_text(MAIN + 'console.tell("x" * 300_000)\n    console.tell("end")\nmain()')
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    process = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True,
-                               env=ENVIRONMENT | {"PYTHONUNBUFFERED": unbuffered})
+    process = subprocess.Popen(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | {"PYTHONUNBUFFERED": unbuffered},
+    )
     os.close(writing)
     time.sleep(1)  # the pipe is full by then
     with open(reading) as pipe:
@@ -236,16 +301,25 @@ def test_a_pipe_that_nobody_reads_is_given_up(streams, monkeypatch):
         _, err = streams(pipe, Stream())
         for _ in range(3):
             console.tell("x" * 100_000)
-        assert err.getvalue() == "warning: nothing more can be written to standard output (nobody reads from the pipe)\n"
+        assert (
+            err.getvalue() == "warning: nothing more can be written to standard output (nobody reads from the pipe)\n"
+        )
 
 
 @pytest.mark.parametrize("presses", [1, 3])
 def test_ctrl_c_is_one_line_and_ends_a_loop_of_a_shell_too(tmp_path, presses):
     (tmp_path / "script.py").write_text(MAIN + 'import time; open("started", "w").close(); time.sleep(60)\nmain()')
-    loop = subprocess.Popen(["bash", "-c", 'for i in 1 2; do "$0" script.py; done; echo went on', sys.executable], cwd=tmp_path, text=True,
-                            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env=ENVIRONMENT,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    loop = subprocess.Popen(
+        ["bash", "-c", 'for i in 1 2; do "$0" script.py; done; echo went on', sys.executable],
+        cwd=tmp_path,
+        text=True,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (tmp_path / "started").exists():
         time.sleep(0.02)
     for _ in range(presses):

@@ -1,4 +1,5 @@
 """Contrasts of arrows: what is shared goes from a difference, what is not adds up."""
+
 import math
 
 import numpy as np
@@ -14,7 +15,12 @@ from modules.noise import noise_of
 
 def made(random: np.random.Generator, value=0.0, seeds=0.0, windows=0.0, n_seeds=3, n_windows=64, own=1.0) -> Sample:
     """An arrow whose noise is `own` in each part, on top of that of `seeds` [n_seeds] and `windows` [n_windows]."""
-    parts = np.zeros((n_seeds, n_windows)) + np.reshape(seeds, (-1, 1)) + windows + own * random.standard_normal((n_seeds, n_windows))
+    parts = (
+        np.zeros((n_seeds, n_windows))
+        + np.reshape(seeds, (-1, 1))
+        + windows
+        + own * random.standard_normal((n_seeds, n_windows))
+    )
     return Sample(value + parts.mean(), parts - parts.mean())
 
 
@@ -36,7 +42,9 @@ def test_a_contrast_turned_round_is_its_negative_and_with_itself_nothing(seed):
     random = np.random.default_rng(seed)
     one, other = made(random, 1.0), made(random)
     for same_seeds, same_text in ((True, True), (False, True), (True, False)):
-        there, back = (contrast(*both, same_seeds=same_seeds, same_text=same_text) for both in ((one, other), (other, one)))
+        there, back = (
+            contrast(*both, same_seeds=same_seeds, same_text=same_text) for both in ((one, other), (other, one))
+        )
         assert back.value == -there.value and back.se == pytest.approx(there.se) and back.p == pytest.approx(there.p)
     nothing = contrast(one, one, same_seeds=True, same_text=True)
     assert (nothing.value, nothing.se, nothing.both, nothing.p) == (0, 0, (0, 0), 1)
@@ -54,8 +62,14 @@ def test_what_is_shared_goes_from_the_difference():
 
 def test_what_is_not_shared_adds_up():
     random = np.random.default_rng(2)
-    one, other = made(random, seeds=random.standard_normal(3), n_windows=40), made(random, seeds=random.standard_normal(5), n_seeds=5)
-    found, alone = contrast(one, other, same_seeds=False, same_text=False).noise, [noise_of(each.parts) for each in (one, other)]
+    one, other = (
+        made(random, seeds=random.standard_normal(3), n_windows=40),
+        made(random, seeds=random.standard_normal(5), n_seeds=5),
+    )
+    found, alone = (
+        contrast(one, other, same_seeds=False, same_text=False).noise,
+        [noise_of(each.parts) for each in (one, other)],
+    )
     for part in ("seeds", "windows", "interaction"):
         assert getattr(found, part) == pytest.approx(sum(getattr(each, part) for each in alone))
     first, second = (each.seeds for each in alone)
@@ -74,7 +88,9 @@ def test_documents_count_where_both_have_the_same():
     one, other = (Sample(each.value, each.parts, documents) for each in (made(random), made(random)))
     for second, counted in ((other, documents), (Sample(0, other.parts), None)):
         found = contrast(one, second, same_seeds=True, same_text=True).noise
-        assert list(vars(found).values()) == pytest.approx(list(vars(noise_of(one.parts - other.parts, documents=counted)).values()))
+        assert list(vars(found).values()) == pytest.approx(
+            list(vars(noise_of(one.parts - other.parts, documents=counted)).values())
+        )
 
 
 def test_seeds_that_are_shared_must_be_equally_many_and_one_seed_says_nothing_of_seeds():
@@ -91,14 +107,18 @@ def test_intervals_of_a_contrast_cover_the_truth(same_seeds, same_text):
     random, covered = np.random.default_rng(6), 0
     for _ in range(150):
         of_seeds, of_windows = random.standard_normal((2, 3)), 8 * random.standard_normal((2, 64))
-        one, other = (made(random, value, of_seeds[0 if same_seeds else i], of_windows[0 if same_text else i])
-                      for i, value in enumerate((1.0, 0.3)))
+        one, other = (
+            made(random, value, of_seeds[0 if same_seeds else i], of_windows[0 if same_text else i])
+            for i, value in enumerate((1.0, 0.3))
+        )
         low, high = contrast(one, other, same_seeds=same_seeds, same_text=same_text).both
         covered += low < 0.7 < high
     assert 0.92 <= covered / 150 < 1
 
 
-# Trends -----------------------------------------------------------------------------------------------------------------
+# Trends
+# -----------------------------------------------------------------------------------------------------------------
+
 
 def test_trend_is_the_slope_by_doublings():
     random = np.random.default_rng(7)
@@ -126,7 +146,9 @@ def test_trend_wants_three_values_that_have_logarithms(x):
         trend(x, [made(np.random.default_rng(0))] * len(x), same_seeds=True, same_text=True)
 
 
-# What turns round -------------------------------------------------------------------------------------------------------
+# What turns round
+# -------------------------------------------------------------------------------------------------------
+
 
 @given(seed=st.integers(0, 1_000), same_text=st.booleans())
 @settings(deadline=None, max_examples=20)
@@ -134,10 +156,14 @@ def test_the_halves_add_up_to_the_arrow_and_differ_by_the_controls(seed, same_te
     random = np.random.default_rng(seed)
     text, control = made(random, 1.0, seeds=random.standard_normal(3)), made(random, -0.5)
     turns, stays = turning(text, control, same_text=same_text)
-    assert turns.value + stays.value == pytest.approx(text.value) and stays.value - turns.value == pytest.approx(control.value)
+    assert turns.value + stays.value == pytest.approx(text.value) and stays.value - turns.value == pytest.approx(
+        control.value
+    )
     # Mirroring the question: the control's arrow of time is the opposite one, what does not turn is the same.
     turned, stayed = turning(control, text, same_text=same_text)
-    assert intervals(turned) == pytest.approx([-end for pair in (turns.windows, turns.seeds, turns.both) for end in reversed(pair)])
+    assert intervals(turned) == pytest.approx(
+        [-end for pair in (turns.windows, turns.seeds, turns.both) for end in reversed(pair)]
+    )
     assert intervals(stayed) == pytest.approx(intervals(stays))
 
 
@@ -158,7 +184,9 @@ def test_held_out_text_that_is_shared_helps_the_half_that_stays_and_not_the_half
     assert apart.se == pytest.approx(turns.se / math.sqrt(2), rel=0.2)  # what would be wrong here
 
 
-# Many tests -------------------------------------------------------------------------------------------------------------
+# Many tests
+# -------------------------------------------------------------------------------------------------------------
+
 
 def test_holm_of_the_textbook():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

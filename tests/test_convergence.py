@@ -1,4 +1,6 @@
-"""Whether an arrow has converged, from the held-out losses that runs keep at each validation; and the arrow by context from one pair."""
+"""Whether an arrow has converged, from the held-out losses that runs keep at each validation; and the arrow by context
+from one pair."""
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,10 @@ def test_the_arrow_by_checkpoint_is_that_of_each_checkpoint(pair):
     folder, group = pair
     found = compare(group, CPU).comparison["convergence"]
     assert [point["step"] for point in found["points"]] == [5, 10, 15, 20]
-    losses = {name: {entry["step"]: entry["loss"] for entry in metrics_of(folder, name) if entry["split"] == "valid"} for name in ("x_forward", "x_backward")}
+    losses = {
+        name: {entry["step"]: entry["loss"] for entry in metrics_of(folder, name) if entry["split"] == "valid"}
+        for name in ("x_forward", "x_backward")
+    }
     for point in found["points"]:
         forward, backward = (losses[name][point["step"]] for name in ("x_forward", "x_backward"))
         assert point["percent"] == pytest.approx(100 * (backward / forward - 1), abs=1e-3)
@@ -69,13 +74,18 @@ def series(arrows, steps, rng, noise=0.02):
     """Validations of two seeds whose arrow (nats at loss 3) takes the values `arrows`."""
     difficulty = rng.normal(3, 0.3, 400)
     forward = [{step: difficulty + rng.normal(0, noise, 400) for step in steps} for _ in range(3)]
-    return forward, [{step: each[step] + value + rng.normal(0, noise, 400) for step, value in zip(steps, arrows, strict=True)} for each in forward]
+    return forward, [
+        {step: each[step] + value + rng.normal(0, noise, 400) for step, value in zip(steps, arrows, strict=True)}
+        for each in forward
+    ]
 
 
 @pytest.mark.parametrize("arrows, moving", [([0.3, 0.2, 0.1, 0.0], True), ([0.3, 0.02, 0.02, 0.02], False)])
 def test_an_arrow_that_changes_by_more_than_its_interval_is_still_moving(arrows, moving):
     steps = [250, 500, 750, 1000]
-    found = convergence(*series(arrows, steps, np.random.default_rng(0)), 1000, 1.0, None, {"forward": 3.0, "backward": 3.0}, 0.01)
+    found = convergence(
+        *series(arrows, steps, np.random.default_rng(0)), 1000, 1.0, None, {"forward": 3.0, "backward": 3.0}, 0.01
+    )
     assert found.moving is moving and in_words(found).startswith("Still moving" if moving else "Not seen to move")
     assert found.change == pytest.approx(100 * (arrows[3] - arrows[1]) / 3, abs=0.3) and not found.warnings
 
@@ -89,8 +99,14 @@ def test_what_is_not_known_is_not_called_converged():
 
 def test_many_passes_and_unequal_gaps_are_warned_of():
     found = convergence([], [], 10, 2.6, {"forward": 2.9, "backward": 2.95}, {"forward": 3.0, "backward": 3.0}, 0.01)
-    assert len(found.warnings) == 2 and "2.6 times" in found.warnings[0] and "+0.1000 nats forward and +0.0500 backward" in found.warnings[1]
-    assert not convergence([], [], 10, 1.5, {"forward": 2.9, "backward": 2.9}, {"forward": 3.0, "backward": 3.0}, 0.01).warnings
+    assert (
+        len(found.warnings) == 2
+        and "2.6 times" in found.warnings[0]
+        and "+0.1000 nats forward and +0.0500 backward" in found.warnings[1]
+    )
+    assert not convergence(
+        [], [], 10, 1.5, {"forward": 2.9, "backward": 2.9}, {"forward": 3.0, "backward": 3.0}, 0.01
+    ).warnings
 
 
 @pytest.mark.parametrize("length", [2, 8])
@@ -98,11 +114,17 @@ def test_windows_in_parts_are_windows_of_that_length(pair, length):
     """Against each part evaluated alone, behind BOS, in the direction of reading."""
     for run in pair[1][0]:
         model, windows = load_model(run, CPU), held_out_windows(run)
-        tokens = torch.from_numpy(windows.token_file.tokens[windows.first:].astype(np.int64)).view(-1, length)
+        tokens = torch.from_numpy(windows.token_file.tokens[windows.first :].astype(np.int64)).view(-1, length)
         read = tokens.flip(1) if windows.backwards else tokens
         logits = model(torch.cat([torch.zeros(len(read), 1, dtype=torch.long), read[:, :-1]], dim=1))
-        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), read.flatten(), reduction="none").view(32, 16).mean(1)
-        np.testing.assert_allclose(sub_window_losses(model, windows, length, 8, CPU), expected.detach().numpy(), atol=1e-5)
+        expected = (
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), read.flatten(), reduction="none")
+            .view(32, 16)
+            .mean(1)
+        )
+        np.testing.assert_allclose(
+            sub_window_losses(model, windows, length, 8, CPU), expected.detach().numpy(), atol=1e-5
+        )
         with pytest.raises(ValueError, match="divide"):
             sub_window_losses(model, windows, 3, 8, CPU)
 

@@ -1,4 +1,5 @@
 """The corpus of docstrings: prose stays, everything else goes, and the same files always give the same text."""
+
 import os
 import subprocess
 import sys
@@ -60,8 +61,10 @@ def test_the_text_depends_on_the_files_only(tmp_path):
     for run in range(2):
         folder = tmp_path / str(run)
         folder.mkdir()
-        for number in (range(40) if run else reversed(range(40))):
-            (folder / f"f{number}.py").write_text(f'"""Module {number} says its number in a sentence and nothing else."""')
+        for number in range(40) if run else reversed(range(40)):
+            (folder / f"f{number}.py").write_text(
+                f'"""Module {number} says its number in a sentence and nothing else."""'
+            )
         write_docstring_corpus(tmp_path / "prose.txt", 1, [folder])
         texts.append((tmp_path / "prose.txt").read_text())
     assert texts[0] == texts[1]

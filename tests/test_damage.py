@@ -1,11 +1,13 @@
-"""Damaged files: each kind that we read, its content changed at random. Two outcomes are right, one line that names the file or the very
-result of the file as it was, and none may touch another file.
+"""Damaged files: each kind that we read, its content changed at random. Two outcomes are right, one line that names the
+file or the very result of the file as it was, and none may touch another file.
 
-Some kinds cannot know better: in a config, a text or a tokenizer that a person wrote, another digit is another file. There a third outcome
-counts, `another`: a valid file whose difference shows (another config, another fingerprint).
+Some kinds cannot know better: in a config, a text or a tokenizer that a person wrote, another digit is another file.
+There a third outcome counts, `another`: a valid file whose difference shows (another config, another fingerprint).
 
-`-m slow -s` shows a table; MUTATIONS=400 in the environment tries more. The description of a trial is the seed of its mutation.
+`-m slow -s` shows a table; MUTATIONS=400 in the environment tries more. The description of a trial is the seed of its
+mutation.
 """
+
 import contextlib
 import copy
 import gzip
@@ -48,12 +50,16 @@ from tests.faults import copied, digest, outcome, train, write_toy
 from tests.tok_texts import sample_text, trained
 
 HERE = Processes(0, 1, torch.device("cpu"))
-MUTATIONS = int(os.environ.get("MUTATIONS", 40))  # of the bytes of each kind; and as many of the structure of those that have one
+MUTATIONS = int(
+    os.environ.get("MUTATIONS", 40)
+)  # of the bytes of each kind; and as many of the structure of those that have one
 CHUNK_BYTES = 8_000
 TRIAL_S = 30
 
 
-# Mutations ----------------------------------------------------------------------------------------------------------------
+# Mutations
+# ----------------------------------------------------------------------------------------------------------------
+
 
 def flip_bit(data: bytearray, chance: random.Random, _) -> None:
     data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
@@ -65,17 +71,17 @@ def flip_bytes(data: bytearray, chance: random.Random, _) -> None:
 
 
 def truncate(data: bytearray, chance: random.Random, _) -> None:
-    del data[chance.choice([0, 1, len(data) - 1, chance.randrange(len(data))]):]
+    del data[chance.choice([0, 1, len(data) - 1, chance.randrange(len(data))]) :]
 
 
 def duplicate(data: bytearray, chance: random.Random, _) -> None:
     start, length = chance.randrange(len(data)), chance.randint(1, 200)
-    data[start:start] = data[start:start + length]
+    data[start:start] = data[start : start + length]
 
 
 def cut_out(data: bytearray, chance: random.Random, _) -> None:
     start = chance.randrange(len(data))
-    del data[start:start + chance.randint(1, 200)]
+    del data[start : start + chance.randint(1, 200)]
 
 
 def zero(data: bytearray, chance: random.Random, _) -> None:
@@ -86,8 +92,8 @@ def zero(data: bytearray, chance: random.Random, _) -> None:
 
 def move(data: bytearray, chance: random.Random, _) -> None:
     start = chance.randrange(len(data))
-    moved = data[start:start + 300]
-    del data[start:start + 300]
+    moved = data[start : start + 300]
+    del data[start : start + 300]
     at = chance.randint(0, len(data))
     data[at:at] = moved
 
@@ -97,13 +103,57 @@ def append(data: bytearray, chance: random.Random, _) -> None:
 
 
 def replace_by_another_kind(data: bytearray, chance: random.Random, others: list[bytes]) -> None:
-    data[:] = chance.choice([*others, b"", b"\n", b"[]", b"{}", b"null", b"1", b'"text"', b"[" * 100_000, b"\xff\xfe",
-                             chance.randbytes(5_000), pickle.dumps({"a": 1}), pickle.dumps(Path("/"))])
+    data[:] = chance.choice(
+        [
+            *others,
+            b"",
+            b"\n",
+            b"[]",
+            b"{}",
+            b"null",
+            b"1",
+            b'"text"',
+            b"[" * 100_000,
+            b"\xff\xfe",
+            chance.randbytes(5_000),
+            pickle.dumps({"a": 1}),
+            pickle.dumps(Path("/")),
+        ]
+    )
 
 
 BYTES = [flip_bit, flip_bytes, truncate, duplicate, cut_out, zero, move, append, flip_bit, replace_by_another_kind]
-ODD = [None, True, False, 0, -1, 1, -10**30, 10**30, 2**63, 2**64, 1.5, -0.0, 1e300, -1e-300, math.nan, math.inf, -math.inf, "", "text",
-       "\0", "../x", "x" * 5_000, "1", [], {}, [[]], [None], {"": None}, {"a": {"b": []}}]
+ODD = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    -(10**30),
+    10**30,
+    2**63,
+    2**64,
+    1.5,
+    -0.0,
+    1e300,
+    -1e-300,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "",
+    "text",
+    "\0",
+    "../x",
+    "x" * 5_000,
+    "1",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    {"a": {"b": []}},
+]
 
 
 def places(value, path=()) -> Iterator[tuple]:
@@ -114,7 +164,8 @@ def places(value, path=()) -> Iterator[tuple]:
 
 
 def odd_entry(value, chance: random.Random):
-    """`value`, nested data, with one entry gone, doubled, nested or of another type or range; and what was done, in words."""
+    """`value`, nested data, with one entry gone, doubled, nested or of another type or range; and what was done, in
+    words."""
     value = copy.deepcopy(value)
     by_depth = {}
     for path in places(value):
@@ -126,9 +177,21 @@ def odd_entry(value, chance: random.Random):
     key, old = path[-1], holder[path[-1]]
     how = chance.choice(["delete", "add", "nest", "odd", "odd", "odd"])
     if isinstance(old, torch.Tensor):
-        odd = [old.double(), old.long(), old[..., None], old.flatten()[:-1], torch.full(old.shape, math.nan),
-               torch.full(old.shape, -math.inf), old.to(torch.complex64), torch.zeros(0), old.float().to_sparse(),
-               torch.empty(old.shape, device="meta"), old.bool(), {"a": old}, *ODD]
+        odd = [
+            old.double(),
+            old.long(),
+            old[..., None],
+            old.flatten()[:-1],
+            torch.full(old.shape, math.nan),
+            torch.full(old.shape, -math.inf),
+            old.to(torch.complex64),
+            torch.zeros(0),
+            old.float().to_sparse(),
+            torch.empty(old.shape, device="meta"),
+            old.bool(),
+            {"a": old},
+            *ODD,
+        ]
     else:
         odd = ODD if not isinstance(old, (int, float)) or isinstance(old, bool) else [*ODD, str(old), [old], -old - 1]
     new = chance.choice(odd)
@@ -144,15 +207,19 @@ def odd_entry(value, chance: random.Random):
     return value, f"{how} {'.'.join(map(str, path))} <- {str(new)[:60]}"
 
 
-# Kinds --------------------------------------------------------------------------------------------------------------------
+# Kinds
+# --------------------------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Kind:
     """A kind of file, as it lies in a folder with what belongs to it.
 
-    file: the one to damage, relative. use: what a user's command does with it; its result, as plain data. another: whether a result that
-    differs from the expected one is right all the same. restructure: (path, chance) damages the structure and says how.
+    file: the one to damage, relative. use: what a user's command does with it; its result, as plain data. another:
+    whether a result that differs from the expected one is right all the same. restructure: (path, chance) damages the
+    structure and says how.
     """
+
     name: str
     folder: Path
     file: str
@@ -190,18 +257,26 @@ def restructured_h5(path: Path, chance: random.Random) -> str:
         new = file.create_dataset("tokens", **{"data": data} | changed)
         new.attrs.update(said)
 
-    structures = {"chunked": lambda file: dataset(file, chunks=(100,)), "compressed": lambda file: dataset(file, compression="gzip"),
-                  "float": lambda file: dataset(file, data=lambda data: data.astype(float)),
-                  "2-D": lambda file: dataset(file, data=lambda data: data[None]),
-                  "empty": lambda file: dataset(file, data=lambda data: data[:0]), "text": lambda file: dataset(file, data="tokens"),
-                  "negative": lambda file: dataset(file, data=lambda data: -1 - data.astype(np.int64)),
-                  "shorter": lambda file: dataset(file, data=lambda data: data[:-1]),
-                  "larger ids": lambda file: dataset(file, data=lambda data: data.astype(np.uint32) + 60_000),
-                  "wider": lambda file: dataset(file, data=lambda data: data.astype(np.uint64)),
-                  "big-endian": lambda file: dataset(file, data=lambda data: data.astype(">u2")),
-                  "group": lambda file: (file.pop("tokens"), file.create_group("tokens")), "gone": lambda file: file.pop("tokens"),
-                  "link": lambda file: (file.move("tokens", "other"), file.__setitem__("tokens", h5py.SoftLink("/nowhere"))),
-                  "outside": lambda file: (file.pop("tokens"), file.__setitem__("tokens", h5py.ExternalLink("other.h5", "tokens")))}
+    structures = {
+        "chunked": lambda file: dataset(file, chunks=(100,)),
+        "compressed": lambda file: dataset(file, compression="gzip"),
+        "float": lambda file: dataset(file, data=lambda data: data.astype(float)),
+        "2-D": lambda file: dataset(file, data=lambda data: data[None]),
+        "empty": lambda file: dataset(file, data=lambda data: data[:0]),
+        "text": lambda file: dataset(file, data="tokens"),
+        "negative": lambda file: dataset(file, data=lambda data: -1 - data.astype(np.int64)),
+        "shorter": lambda file: dataset(file, data=lambda data: data[:-1]),
+        "larger ids": lambda file: dataset(file, data=lambda data: data.astype(np.uint32) + 60_000),
+        "wider": lambda file: dataset(file, data=lambda data: data.astype(np.uint64)),
+        "big-endian": lambda file: dataset(file, data=lambda data: data.astype(">u2")),
+        "group": lambda file: (file.pop("tokens"), file.create_group("tokens")),
+        "gone": lambda file: file.pop("tokens"),
+        "link": lambda file: (file.move("tokens", "other"), file.__setitem__("tokens", h5py.SoftLink("/nowhere"))),
+        "outside": lambda file: (
+            file.pop("tokens"),
+            file.__setitem__("tokens", h5py.ExternalLink("other.h5", "tokens")),
+        ),
+    }
     with h5py.File(path, "r+") as file:
         if chance.random() < 0.3:
             how = chance.choice(sorted(structures))
@@ -210,9 +285,30 @@ def restructured_h5(path: Path, chance: random.Random) -> str:
         attributes = file["tokens"].attrs
         name = chance.choice(sorted(attributes))
         old = attributes[name]
-        new = chance.choice([None, -1, 2**63, 2**31, 1.5, math.nan, "text", "", [1, 2], np.zeros((2, 2)), [], True, np.bytes_(b"\xff"),
-                             h5py.Empty("f"), "x" * 5_000, str(old), [old], np.float64(0), 0,
-                             old[::-1] if isinstance(old, str) else old + 1])
+        new = chance.choice(
+            [
+                None,
+                -1,
+                2**63,
+                2**31,
+                1.5,
+                math.nan,
+                "text",
+                "",
+                [1, 2],
+                np.zeros((2, 2)),
+                [],
+                True,
+                np.bytes_(b"\xff"),
+                h5py.Empty("f"),
+                "x" * 5_000,
+                str(old),
+                [old],
+                np.float64(0),
+                0,
+                old[::-1] if isinstance(old, str) else old + 1,
+            ]
+        )
         del attributes[name]
         if new is not None:
             attributes[name] = new
@@ -244,20 +340,30 @@ def used_state(folder: Path) -> dict:
     check_same_run(found, config, data.token_file, files)
     config = schedule_of(found, config, None, False, files)
     training = prepare(config, data, HERE, found, files.state)
-    return {"tensors": digest(checkpoint.snapshot(training.model, training.optimizer)), "step": training.step,
-            "validated": training.validated, "unlogged": digest(torch.stack(training.unlogged)) if training.unlogged else None,
-            "stages": [stage.model_dump() for stage in training.stages]}
+    return {
+        "tensors": digest(checkpoint.snapshot(training.model, training.optimizer)),
+        "step": training.step,
+        "validated": training.validated,
+        "unlogged": digest(torch.stack(training.unlogged)) if training.unlogged else None,
+        "stages": [stage.model_dump() for stage in training.stages],
+    }
 
 
 def measured_state(folder: Path) -> dict:
     """What a measurement reads of the state."""
     read = read_run(folder / "runs/tests/state/toy.state")
-    return {"weights": digest(load_model(read, torch.device("cpu")).state_dict()), "step": read.state["step"],
-            "held out": read.held_out_windows, "stages": [stage.model_dump() for stage in read.stages], "parameters": read.parameters}
+    return {
+        "weights": digest(load_model(read, torch.device("cpu")).state_dict()),
+        "step": read.state["step"],
+        "held out": read.held_out_windows,
+        "stages": [stage.model_dump() for stage in read.stages],
+        "parameters": read.parameters,
+    }
 
 
 def shows_another_history(_, result: dict, expected: dict) -> bool:
-    """Whether only the settings of its steps differ: a measurement compares them with the other direction's, step by step."""
+    """Whether only the settings of its steps differ: a measurement compares them with the other direction's, step by
+    step."""
     return result | {"stages": None} == expected | {"stages": None}
 
 
@@ -276,22 +382,34 @@ def used_metrics(folder: Path) -> list:
 
 def are_entries(_, result: list, expected: list) -> bool:
     """All of them such as a run writes: what is damaged may be left out, not shown."""
-    return all(isinstance(entry["step"], int) and entry["split"] in ("train", "valid") and math.isfinite(entry["loss"]) for entry in result)
+    return all(
+        isinstance(entry["step"], int) and entry["split"] in ("train", "valid") and math.isfinite(entry["loss"])
+        for entry in result
+    )
 
 
 def used_h5(folder: Path) -> dict:
     token_file = open_tokens(folder / "out.h5")
     token_file.check_ids(token_file.vocab_size or 1_500)
     said = [token_file.vocab_size, token_file.tokenizer_fingerprint, token_file.bos_id, token_file.text_bytes]
-    return {"tokens": digest(np.asarray(token_file.tokens[:], dtype=np.uint32)), "attributes": said, "known as": token_file.fingerprint}
+    return {
+        "tokens": digest(np.asarray(token_file.tokens[:], dtype=np.uint32)),
+        "attributes": said,
+        "known as": token_file.fingerprint,
+    }
 
 
 def used_tokenizer(folder: Path) -> dict:
     toki = get_tokenizer(folder / "toki")
     slow = why_not_fast(toki)
     ids = Encoder(toki, fast=not slow).encode(sample_text(3_000))
-    return {"ids": digest(np.asarray(ids, dtype=np.int64)), "alone": toki.encode(sample_text(300)), "bos": toki.bos_id,
-            "size": toki.vocab_size, "known as": toki.fingerprint}
+    return {
+        "ids": digest(np.asarray(ids, dtype=np.int64)),
+        "alone": toki.encode(sample_text(300)),
+        "bos": toki.bos_id,
+        "size": toki.vocab_size,
+        "known as": toki.fingerprint,
+    }
 
 
 def is_known_as_another(_, result: dict, expected: dict) -> bool:
@@ -303,8 +421,24 @@ def restructured_npz(path: Path, chance: random.Random) -> str:
         arrays = {name: archive[name] for name in archive.files}
     name = chance.choice(sorted(arrays))
     old = arrays.pop(name)
-    new = chance.choice([None, old * math.nan, old + math.inf, old[0, 0], old[:0], old.astype(str), old.astype(complex), old[..., :-1],
-                         old[None], old.astype(object), old > 0, np.array("losses"), np.zeros((0, 0)), -old])
+    new = chance.choice(
+        [
+            None,
+            old * math.nan,
+            old + math.inf,
+            old[0, 0],
+            old[:0],
+            old.astype(str),
+            old.astype(complex),
+            old[..., :-1],
+            old[None],
+            old.astype(object),
+            old > 0,
+            np.array("losses"),
+            np.zeros((0, 0)),
+            -old,
+        ]
+    )
     if new is not None:
         arrays[name] = new
     np.savez(path, **arrays)
@@ -322,7 +456,11 @@ class InProcess:
 
     def __init__(self, tokenizer_path, fast: bool, errors: str):
         self._toki = get_tokenizer(tokenizer_path)
-        self._encoder, self._part, self._errors = Encoder(self._toki, fast), FAST_PART_BYTES if fast else LIBRARY_PART_BYTES, errors
+        self._encoder, self._part, self._errors = (
+            Encoder(self._toki, fast),
+            FAST_PART_BYTES if fast else LIBRARY_PART_BYTES,
+            errors,
+        )
 
     def encode(self, data: bytes):
         return encode_chunk(data, self._toki, self._encoder, self._part, self._errors)
@@ -350,11 +488,13 @@ def used_text(name: str) -> Callable[[Path], list]:
     def use(folder: Path) -> list:
         with h5py.File(made(folder, name)) as file:
             return file["tokens"][:].tolist()
+
     return use
 
 
 def is_that_text(name: str) -> Callable:
     """Whether the ids are those of the whole text as it is now, by other means."""
+
     def read(path: Path) -> bytes:
         data = path.read_bytes()
         if path.suffix == ".gz":
@@ -364,15 +504,21 @@ def is_that_text(name: str) -> Callable:
         if path.suffix == ".zst":
             return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True).read()
         return data
-    return lambda folder, result, expected: result == get_tokenizer(folder / "toki").encode(read(folder / name).decode("utf-8"))
+
+    return lambda folder, result, expected: (
+        result == get_tokenizer(folder / "toki").encode(read(folder / name).decode("utf-8"))
+    )
 
 
-# Trials -------------------------------------------------------------------------------------------------------------------
+# Trials
+# -------------------------------------------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
     def late(*_):
         raise TimeoutError(f"took more than {seconds} s")
+
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
     try:
@@ -383,7 +529,11 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
 
 
 class Table:
@@ -405,8 +555,18 @@ class Table:
         touched = [name for name in before if after.get(name) != before[name]]
         touched += [name for name in after.keys() - before.keys() if "_tokens/" not in name]
         if how == "refused":
-            named = Path(kind.file).name in value or Path(kind.file).parent.name not in ("", ".") and Path(kind.file).parent.name in value
-            problem = f"the line does not name the file: {value}" if not named else f"refused, but touched {touched}" if touched else ""
+            named = (
+                Path(kind.file).name in value
+                or Path(kind.file).parent.name not in ("", ".")
+                and Path(kind.file).parent.name in value
+            )
+            problem = (
+                f"the line does not name the file: {value}"
+                if not named
+                else f"refused, but touched {touched}"
+                if touched
+                else ""
+            )
         elif how == "ok":
             same = value == expected
             how = "identical" if same else "another"
@@ -430,6 +590,7 @@ class Table:
                 mutate(data, random.Random(seed), others)  # noqa: B023 (used at once)
                 path.write_bytes(data)
                 return mutate.__name__  # noqa: B023
+
             self.trial(kind, expected, folder, damage, seed)
 
     def structure(self, kind: Kind, folder: Path, count: int = MUTATIONS) -> None:
@@ -437,7 +598,8 @@ class Table:
         expected = self.undamaged(kind, folder)
         for number in range(count):
             seed = f"{kind.name}, structure {number}"
-            self.trial(kind, expected, folder, lambda path: kind.restructure(path, random.Random(seed)), seed)  # noqa: B023
+            # noqa: B023
+            self.trial(kind, expected, folder, lambda path: kind.restructure(path, random.Random(seed)), seed)
 
     def undamaged(self, kind: Kind, folder: Path) -> object:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -448,7 +610,10 @@ class Table:
     def settle(self) -> None:
         print(f"\n{'kind':28} {'mutations':>9} {'refused':>9} {'identical':>9} {'another':>9} {'faults':>9}")
         for name, counts in self.rows.items():
-            print(f"{name:28} {sum(counts.values()):9}", *(f"{counts[how]:9}" for how in ("refused", "identical", "another", "fault")))
+            print(
+                f"{name:28} {sum(counts.values()):9}",
+                *(f"{counts[how]:9}" for how in ("refused", "identical", "another", "fault")),
+            )
         assert not self.faults, f"{len(self.faults)} faults:\n" + "\n".join(self.faults)
 
 
@@ -461,7 +626,9 @@ def only_what_reads(monkeypatch):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A run of 22 steps, two of them not yet logged: config, data, state, backups, metrics."""
-    folder = write_toy(tmp_path_factory.mktemp("run") / "run", training_params__steps_to_train=22, training_params__backup_every=100)
+    folder = write_toy(
+        tmp_path_factory.mktemp("run") / "run", training_params__steps_to_train=22, training_params__backup_every=100
+    )
     here = os.getcwd()
     os.chdir(folder)
     try:
@@ -480,11 +647,21 @@ def text_folder(tmp_path_factory):
     folder.mkdir()
     text = sample_text(40_000)
     trained(folder / "toki", [text], 500)
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS_TOKEN, "eos_token": BOS_TOKEN, "model_max_length": 1024}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS_TOKEN,
+        "eos_token": BOS_TOKEN,
+        "model_max_length": 1024,
+    }
     (folder / "toki" / "tokenizer_config.json").write_text(json.dumps(config))
     data = text.encode("utf-8")
-    for name, packed in (("text.txt", data), ("plain.txt", data), ("g.txt.gz", gzip.compress(data, mtime=0)),
-                         ("x.txt.xz", lzma.compress(data)), ("z.txt.zst", zstandard.ZstdCompressor(write_checksum=True).compress(data))):
+    for name, packed in (
+        ("text.txt", data),
+        ("plain.txt", data),
+        ("g.txt.gz", gzip.compress(data, mtime=0)),
+        ("x.txt.xz", lzma.compress(data)),
+        ("z.txt.zst", zstandard.ZstdCompressor(write_checksum=True).compress(data)),
+    ):
         (folder / name).write_bytes(packed)
     before, chunks.Worker = chunks.Worker, InProcess
     try:
@@ -497,24 +674,32 @@ def text_folder(tmp_path_factory):
 
 def kinds_of_runs(folder: Path) -> list[Kind]:
     state = "runs/tests/state/toy.state"
-    return [Kind("config", folder, "toy.json", used_config, is_a_config, restructured_json),
-            Kind("state, to train on", folder, state, used_state, restructure=restructured_torch),
-            Kind("state, to measure", folder, state, measured_state, shows_another_history, restructured_torch),
-            Kind("losses", folder, "losses.npz", used_losses, restructure=restructured_npz),
-            Kind("metrics", folder, "runs/tests/metrics/toy.jsonl", used_metrics, are_entries, restructured_line)]
+    return [
+        Kind("config", folder, "toy.json", used_config, is_a_config, restructured_json),
+        Kind("state, to train on", folder, state, used_state, restructure=restructured_torch),
+        Kind("state, to measure", folder, state, measured_state, shows_another_history, restructured_torch),
+        Kind("losses", folder, "losses.npz", used_losses, restructure=restructured_npz),
+        Kind("metrics", folder, "runs/tests/metrics/toy.jsonl", used_metrics, are_entries, restructured_line),
+    ]
 
 
 def kinds_of_texts(folder: Path) -> list[Kind]:
     chunk, manifest = "text_tokens/chunk_000002.pt", "text_tokens/manifest.json"
-    return [Kind("h5", folder, "out.h5", used_h5, is_known_as_another, restructured_h5),
-            Kind("tokenizer.json", folder, "toki/tokenizer.json", used_tokenizer, is_known_as_another, restructured_json),
-            Kind("tokenizer_config.json", folder, "toki/tokenizer_config.json", used_tokenizer, restructure=restructured_json),
-            Kind("chunk, joined", folder, chunk, joined, restructure=restructured_torch),
-            Kind("chunk, gone on with", folder, chunk, tokenized_again, restructure=restructured_torch),
-            Kind("manifest, joined", folder, manifest, joined, restructure=restructured_json),
-            Kind("manifest, gone on with", folder, manifest, tokenized_again, restructure=restructured_json),
-            *(Kind(f"text {name.partition('.')[2]}", folder, name, used_text(name), is_that_text(name))
-              for name in ("plain.txt", "g.txt.gz", "x.txt.xz", "z.txt.zst"))]
+    return [
+        Kind("h5", folder, "out.h5", used_h5, is_known_as_another, restructured_h5),
+        Kind("tokenizer.json", folder, "toki/tokenizer.json", used_tokenizer, is_known_as_another, restructured_json),
+        Kind(
+            "tokenizer_config.json", folder, "toki/tokenizer_config.json", used_tokenizer, restructure=restructured_json
+        ),
+        Kind("chunk, joined", folder, chunk, joined, restructure=restructured_torch),
+        Kind("chunk, gone on with", folder, chunk, tokenized_again, restructure=restructured_torch),
+        Kind("manifest, joined", folder, manifest, joined, restructure=restructured_json),
+        Kind("manifest, gone on with", folder, manifest, tokenized_again, restructure=restructured_json),
+        *(
+            Kind(f"text {name.partition('.')[2]}", folder, name, used_text(name), is_that_text(name))
+            for name in ("plain.txt", "g.txt.gz", "x.txt.xz", "z.txt.zst")
+        ),
+    ]
 
 
 def all_kinds(run_folder: Path, text_folder: Path) -> tuple[list[Kind], list[bytes]]:
@@ -558,7 +743,9 @@ def test_two_files_of_one_kind_in_each_others_place(run_folder, text_folder, tmp
     other = text_folder / "text_tokens/chunk_000003.pt"
     for name in ("chunk, joined", "chunk, gone on with"):
         expected = table.undamaged(kinds[name], tmp_path / "t")
-        table.trial(kinds[name], expected, tmp_path / "t", lambda path: str(shutil.copy(other, path)), f"{name}, swapped")
+        table.trial(
+            kinds[name], expected, tmp_path / "t", lambda path: str(shutil.copy(other, path)), f"{name}, swapped"
+        )
     table.settle()
 
 
@@ -566,6 +753,7 @@ def test_two_files_of_one_kind_in_each_others_place(run_folder, text_folder, tmp
 def test_forty_mutations_of_a_sharded_state(tmp_path):
     """Any file of its folder, whatever the format: bytes, swapped, gone, one too many."""
     from tests.test_kills import sharded
+
     folder = write_toy(tmp_path / "sharded", training_params__parallel="fsdp", training_params__steps_to_train=7)
     ended, _ = sharded(folder)
     assert (ended.how, ended.value) == ("ok", 0), ended
@@ -595,6 +783,7 @@ def test_forty_mutations_of_a_sharded_state(tmp_path):
                 path.write_bytes(data)
                 how = mutate.__name__  # noqa: B023
             return f"{how} {path.name}"
+
         if not number:
             expected = table.undamaged(kind, tmp_path / "t")
         table.trial(kind, expected, tmp_path / "t", damage, seed)
@@ -603,12 +792,18 @@ def test_forty_mutations_of_a_sharded_state(tmp_path):
 
 def test_a_refusal_is_told_from_a_fault():
     """The judge itself: what it must tell apart."""
+
     def of(error):
         def work():
             raise error
+
         return outcome(work)[0]
+
     assert of(UserError("one line")) == "refused" and of(UserError("two\nlines")) == "fault"
-    assert of(OSError(28, "No space left on device", "/a")) == "refused" and of(OSError(28, "No space left on device")) == "fault"
+    assert (
+        of(OSError(28, "No space left on device", "/a")) == "refused"
+        and of(OSError(28, "No space left on device")) == "fault"
+    )
     assert of(KeyError("key")) == "fault" and of(SystemExit(1)) == "fault"
 
 

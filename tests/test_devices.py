@@ -1,4 +1,5 @@
 """Which devices there are to train on."""
+
 import pytest
 import torch
 
@@ -6,7 +7,26 @@ from modules.devices import pick_device
 from modules.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["", "meta", "cpu:5", "cpu:-1", "cuda:-1", "cuda:99", "cuda:x", "mps:7", "xla", "xla:0", "hpu", "gpu", "cpu cpu", "\N{GREEK SMALL LETTER ALPHA}", "c" * 10_000])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "meta",
+        "cpu:5",
+        "cpu:-1",
+        "cuda:-1",
+        "cuda:99",
+        "cuda:x",
+        "mps:7",
+        "xla",
+        "xla:0",
+        "hpu",
+        "gpu",
+        "cpu cpu",
+        "\N{GREEK SMALL LETTER ALPHA}",
+        "c" * 10_000,
+    ],
+)
 def test_a_device_that_cannot_train_is_refused_in_one_line(name):
     with pytest.raises(UserError, match="no device '.* here; there is .*cpu") as caught:
         pick_device(name)

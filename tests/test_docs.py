@@ -1,11 +1,17 @@
 """The documentation: what it points at is there, and its tree is the tree."""
+
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "configs" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "RESULTS.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -25,9 +31,12 @@ def test_readme_commands_know_their_flags():
     """Every flag of our scripts that the pages use is one that the script explains."""
     import subprocess
     import sys
+
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES[:2])
     for script in ("measure_arrow.py", "tokenize_to_h5.py", "train_script.py"):
-        explained = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=120).stdout
+        explained = subprocess.run(
+            [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=120
+        ).stdout
         for line in text.splitlines():
             if script in line and "python" in line:
                 for flag in re.findall(r"(?<=\s)--?[a-z]\w*", line.partition(script)[2]):

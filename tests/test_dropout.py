@@ -1,4 +1,5 @@
 """Dropout drawn 16 bits at a time: as many as asked, independent, repeatable, and the same in the backward pass."""
+
 import math
 
 import pytest
@@ -13,7 +14,9 @@ def kept(p: float, *shape: int, dtype=torch.float32, seed: int = 0) -> torch.Ten
     """Where a dropout of ones is not zero."""
     torch.manual_seed(seed)
     out = Dropout(p)(torch.ones(*shape, dtype=dtype))
-    assert set(out.unique().tolist()) <= {0, torch.tensor(1 / (1 - p), dtype=dtype).item()}, "kept numbers make up for the others"
+    assert set(out.unique().tolist()) <= {0, torch.tensor(1 / (1 - p), dtype=dtype).item()}, (
+        "kept numbers make up for the others"
+    )
     return out != 0
 
 

@@ -1,8 +1,9 @@
 """Disks that are full, fail or refuse: each operation in turn, and file systems that are really too small.
 
-A command that meets one ends in one line that says where (or goes on, where what failed was not needed); what was there stays whole, and
-the next undisturbed command ends with the same bits. `-m slow -s` shows the counts.
+A command that meets one ends in one line that says where (or goes on, where what failed was not needed); what was there
+stays whole, and the next undisturbed command ends with the same bits. `-m slow -s` shows the counts.
 """
+
 import errno
 import os
 import shutil
@@ -30,16 +31,27 @@ from tests.test_kills import aimed, undisturbed
 from tests.tok_texts import sample_text
 
 # What each operation may fail with, in turn.
-FAILURES = {"open": (errno.EACCES, errno.ENOSPC, errno.EIO, errno.EMFILE),
-            "write": (errno.ENOSPC, errno.EIO, errno.EDQUOT), "copy": (errno.ENOSPC, errno.EIO), "record": (errno.ENOSPC,),
-            "fsync": (errno.EIO, errno.ENOSPC, errno.EDQUOT), "rename": (errno.EACCES, errno.ENOSPC, errno.EIO),
-            "mkdir": (errno.EACCES, errno.ENOSPC), "unlink": (errno.EACCES, errno.EIO),
-            "rmdir": (errno.EACCES,), "truncate": (errno.EFBIG, errno.EIO), "hdf5": (errno.ENOSPC, errno.EIO)}
+FAILURES = {
+    "open": (errno.EACCES, errno.ENOSPC, errno.EIO, errno.EMFILE),
+    "write": (errno.ENOSPC, errno.EIO, errno.EDQUOT),
+    "copy": (errno.ENOSPC, errno.EIO),
+    "record": (errno.ENOSPC,),
+    "fsync": (errno.EIO, errno.ENOSPC, errno.EDQUOT),
+    "rename": (errno.EACCES, errno.ENOSPC, errno.EIO),
+    "mkdir": (errno.EACCES, errno.ENOSPC),
+    "unlink": (errno.EACCES, errno.EIO),
+    "rmdir": (errno.EACCES,),
+    "truncate": (errno.EFBIG, errno.EIO),
+    "hdf5": (errno.ENOSPC, errno.EIO),
+}
 
 
 def failures(moments: list[Moment]) -> list[Failing]:
     """One failure at each moment; the errors take turns."""
-    return [Failing(moment, FAILURES[moment.action][number % len(FAILURES[moment.action])]) for number, moment in enumerate(moments)]
+    return [
+        Failing(moment, FAILURES[moment.action][number % len(FAILURES[moment.action])])
+        for number, moment in enumerate(moments)
+    ]
 
 
 def settled(trials: Trials, fault, folder: Path, expected: dict, work, *args, before: dict, failed) -> None:
@@ -55,7 +67,11 @@ def settled(trials: Trials, fault, folder: Path, expected: dict, work, *args, be
     problems += [f"{name} was there before, and is gone" for name in before if name not in found]
     # report.md leaves out a picture that could not be written.
     written = [name for name in found if name.startswith("report/") and not name.endswith((".tmp", ".md"))]
-    problems += [f"{name} is neither old nor new" for name in written if found[name] not in (before.get(name), expected.get(name))]
+    problems += [
+        f"{name} is neither old nor new"
+        for name in written
+        if found[name] not in (before.get(name), expected.get(name))
+    ]
     left = [name for name in found if name.endswith(".tmp")]
     if failed.how == "refused" and left and not (isinstance(fault, Failing) and fault.moment.action == "unlink"):
         problems.append(f"temporary files are left: {left}")
@@ -141,7 +157,8 @@ def test_a_report_with_each_operation_failing(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that gives an empty folder on a file system of its own, of so many bytes; or, with `grown`, lets that grow."""
+    """A function that gives an empty folder on a file system of its own, of so many bytes; or, with `grown`, lets that
+    grow."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -149,9 +166,12 @@ def small_disk(tmp_path):
         if os.path.ismount(folder) and not grown:
             subprocess.run(["umount", str(folder)], check=True)
         options = f"{'remount,' if grown else ''}size={size}"
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True
+        ).returncode:
             pytest.skip("needs the right to mount a file system")
         return folder
+
     yield sized
     if os.path.ismount(folder):
         subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -170,7 +190,9 @@ def test_on_disks_from_too_small_to_just_enough(what, tmp_path, small_disk):
     whole = copied(base, tmp_path / "whole")
     _, expected = undisturbed(whole, work)
     least, most = size_of(base), size_of(whole)
-    most += max(path.stat().st_size for path in whole.rglob("*")) + 100_000  # while a file is replaced it is there twice
+    most += (
+        max(path.stat().st_size for path in whole.rglob("*")) + 100_000
+    )  # while a file is replaced it is there twice
     trials, sizes = Trials(f"{what} on small disks"), 16 if what == "training" else 10
     for number in range(sizes):
         size = least + 20_000 + (most - least) * number // (sizes - 1)

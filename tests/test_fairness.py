@@ -1,9 +1,11 @@
 """The bookkeeping itself has no direction: an exact model loses the same forward and backward, to the last digits.
 
-The exact model is the joint table of all windows of three tokens over a small vocabulary, factorised left to right for one direction and
-right to left for the other. Both give every window the same probability; so after windows, BOS, flipping, batching and
-bringing the losses back into text order, the totals must agree: window by window, and whatever the table.
+The exact model is the joint table of all windows of three tokens over a small vocabulary, factorised left to right for
+one direction and right to left for the other. Both give every window the same probability; so after windows, BOS,
+flipping, batching and bringing the losses back into text order, the totals must agree: window by window, and whatever
+the table.
 """
+
 import h5py
 import numpy as np
 import pytest
@@ -21,12 +23,16 @@ LENGTH = 3
 
 
 class TableModel(nn.Module):
-    """-ln P(token | tokens read before it), from a table of the probabilities of whole windows in the direction of reading. [V, V, V]"""
+    """-ln P(token | tokens read before it), from a table of the probabilities of whole windows in the direction of
+    reading. [V, V, V]"""
 
     def __init__(self, table: np.ndarray):
         super().__init__()
         first, pair = table.sum(axis=(1, 2)), table.sum(axis=2)
-        self.nats = [torch.from_numpy(-np.log(conditional)) for conditional in (first, pair / first[:, None], table / pair[:, :, None])]
+        self.nats = [
+            torch.from_numpy(-np.log(conditional))
+            for conditional in (first, pair / first[:, None], table / pair[:, :, None])
+        ]
 
     def losses(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         bos, a, b = inputs_BT.T
@@ -60,7 +66,7 @@ def test_exact_models_lose_the_same_forward_and_backward(tmp_path_factory, seed,
     tokens = random.integers(1, VOCABULARY, size=LENGTH * held_out + rest)
     forward, backward = both_directions(token_file(tmp_path_factory.mktemp("data") / "t.h5", tokens), table, held_out)
 
-    held_out_text = tokens[-LENGTH * held_out:].reshape(-1, LENGTH) - 1
+    held_out_text = tokens[-LENGTH * held_out :].reshape(-1, LENGTH) - 1
     truth = -np.log(table[tuple(held_out_text.T)])
     assert forward.sum(axis=1) == pytest.approx(truth, abs=1e-9)
     assert backward.sum(axis=1) == pytest.approx(truth, abs=1e-9)

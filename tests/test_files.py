@@ -1,4 +1,6 @@
-"""Writing files: whole or not at all, over ordinary files only, with nothing left behind, and with errors that say where and what to do."""
+"""Writing files: whole or not at all, over ordinary files only, with nothing left behind, and with errors that say
+where and what to do."""
+
 import errno
 import os
 import stat
@@ -21,8 +23,11 @@ from modules.files import replacing, sweep
 from tests.toy import ROOT
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has none of these")
-NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1).map(
-    lambda name: name.encode()[:255].decode("utf-8", "ignore")).filter(lambda name: name not in (".", ".."))
+NAMES = (
+    st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
+    .map(lambda name: name.encode()[:255].decode("utf-8", "ignore"))
+    .filter(lambda name: name not in (".", ".."))
+)
 
 
 def write(path, data: bytes = b"new") -> None:
@@ -39,7 +44,9 @@ def child(source: str, *arguments, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", source, *map(str, arguments)], text=True, **options)
 
 
-# What is written --------------------------------------------------------------------------------------------------------
+# What is written
+# --------------------------------------------------------------------------------------------------------
+
 
 @settings(deadline=None)
 @given(name=NAMES)
@@ -95,6 +102,7 @@ def test_threads_that_write_the_same_file_do_not_meet(tmp_path):
             together.wait()
             write(tmp_path / "a", bytes([number]) * 10_000)
             seen.append((tmp_path / "a").read_bytes())
+
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
@@ -104,7 +112,9 @@ def test_threads_that_write_the_same_file_do_not_meet(tmp_path):
     assert not hidden(tmp_path)
 
 
-# What it is written over ------------------------------------------------------------------------------------------------
+# What it is written over
+# ------------------------------------------------------------------------------------------------
+
 
 @posix
 def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
@@ -193,7 +203,9 @@ def test_temporary_names_cannot_be_guessed_and_are_short():
     assert all(len(name.encode()) <= 143 and files.TEMPORARY.fullmatch(name) for name in names)
 
 
-# What killed writers leave ----------------------------------------------------------------------------------------------
+# What killed writers leave
+# ----------------------------------------------------------------------------------------------
+
 
 @posix
 def test_what_a_killed_writer_left_is_swept_and_a_living_ones_is_not(tmp_path):
@@ -203,7 +215,9 @@ with replacing(sys.argv[1]) as temporary:
     temporary.write_bytes(b"half")
     print(temporary, flush=True)
     sys.stdin.read()"""
-    writers = [child(hang, tmp_path / name, stdout=subprocess.PIPE, stdin=subprocess.PIPE) for name in ("killed", "alive")]
+    writers = [
+        child(hang, tmp_path / name, stdout=subprocess.PIPE, stdin=subprocess.PIPE) for name in ("killed", "alive")
+    ]
     killed, alive = (Path(writer.stdout.readline().strip()) for writer in writers)
     sweep(tmp_path)
     assert killed.exists() and alive.exists()
@@ -229,8 +243,15 @@ def test_only_what_is_surely_left_over_is_swept(tmp_path):
     dead = {f".x.{here}.{gone.pid}.{start or 0}.{tail}", f".x.ffffffffffff.1.1.{tail}"}
     if start:
         dead.add(f".x.{here}.{os.getpid()}.{int(start) - 1}.{tail}")  # another process had this one's number before
-    kept = {f".x.{here}.{os.getpid()}.{start or 0}.{tail}", f".y.ffffffffffff.1.1.{tail}",  # this process; another machine's, fresh
-            ".x.1234.tmp", ".notes.tmp", "x.tmp", f"x.{here}.{gone.pid}.0.{tail}", f".x.{here}.{gone.pid}.0.{tail}.txt"}  # users'
+    kept = {
+        f".x.{here}.{os.getpid()}.{start or 0}.{tail}",
+        f".y.ffffffffffff.1.1.{tail}",  # this process; another machine's, fresh
+        ".x.1234.tmp",
+        ".notes.tmp",
+        "x.tmp",
+        f"x.{here}.{gone.pid}.0.{tail}",
+        f".x.{here}.{gone.pid}.0.{tail}.txt",
+    }  # users'
     for name in dead | kept:
         (tmp_path / name).write_bytes(b"")
     long_ago = time.time() - 2 * files.QUIET_S
@@ -242,13 +263,16 @@ def test_only_what_is_surely_left_over_is_swept(tmp_path):
     sweep(tmp_path / "not there")
 
 
-# What fails -------------------------------------------------------------------------------------------------------------
+# What fails
+# -------------------------------------------------------------------------------------------------------------
+
 
 @posix
 @pytest.mark.parametrize("unsupported", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM])
 def test_a_file_system_without_fsync_is_no_error(tmp_path, monkeypatch, unsupported):
     def fsync(_):
         raise OSError(unsupported, os.strerror(unsupported))
+
     monkeypatch.setattr(os, "fsync", fsync)
     write(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"new"
@@ -261,17 +285,23 @@ def test_bytes_that_did_not_reach_the_disk_are_an_error(tmp_path, monkeypatch, n
 
     def fsync(_):
         raise OSError(number, os.strerror(number))
+
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError) as caught:
         write(tmp_path / "a")
-    assert str(tmp_path / "a") in describe_os_error(caught.value) and (tmp_path / "a").read_bytes() == b"old" and not hidden(tmp_path)
+    assert (
+        str(tmp_path / "a") in describe_os_error(caught.value)
+        and (tmp_path / "a").read_bytes() == b"old"
+        and not hidden(tmp_path)
+    )
 
 
 @posix
 @pytest.mark.parametrize("writer", ["open", "torch"])
 def test_a_file_that_grows_too_large_is_named_with_what_to_do(tmp_path, writer):
     write(tmp_path / "a", b"old")
-    process = child("""
+    process = child(
+        """
 import resource
 from modules.errors import one_line_errors
 from modules.files import replacing
@@ -284,20 +314,32 @@ def main():
             torch.save({"x": torch.ones(100_000)}, out)
         else:
             out.write(bytes(100_000))
-main()""", tmp_path / "a", writer, stderr=subprocess.PIPE)
+main()""",
+        tmp_path / "a",
+        writer,
+        stderr=subprocess.PIPE,
+    )
     said = process.communicate()[1]
-    assert process.returncode == 1 and said.startswith(f"error: {tmp_path / 'a'}: File too large; ") and "ulimit -f" in said
+    assert (
+        process.returncode == 1
+        and said.startswith(f"error: {tmp_path / 'a'}: File too large; ")
+        and "ulimit -f" in said
+    )
     assert len(said.splitlines()) == 1
     assert (tmp_path / "a").read_bytes() == b"old" and not hidden(tmp_path)
 
 
-@pytest.mark.parametrize("number, advice", [(errno.ENOSPC, "make room"), (errno.EDQUOT, "quota"), (errno.EROFS, "can be written"),
-                                            (errno.EFBIG, "ulimit -f")])
+@pytest.mark.parametrize(
+    "number, advice",
+    [(errno.ENOSPC, "make room"), (errno.EDQUOT, "quota"), (errno.EROFS, "can be written"), (errno.EFBIG, "ulimit -f")],
+)
 def test_a_write_that_fails_names_the_file_and_what_to_do(tmp_path, number, advice):
     """A write knows no name, an open that of the temporary file, a copy (shutil) two."""
     for names in ((), ("temporary",), ("copied from", None, "temporary")):
         with pytest.raises(OSError) as caught, replacing(tmp_path / "a") as temporary:
-            raise OSError(number, os.strerror(number), *(str(temporary) if name == "temporary" else name for name in names))
+            raise OSError(
+                number, os.strerror(number), *(str(temporary) if name == "temporary" else name for name in names)
+            )
         assert caught.value.filename == str(tmp_path / "a") and caught.value.errno == number
         said = describe_os_error(caught.value)
         assert said.startswith(f"{tmp_path / 'a'}: {os.strerror(number)}; ") and advice in said
@@ -325,8 +367,15 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
         assert str(tmp_path / "file") in (said := describe_os_error(caught.value)) and "in the way of a folder" in said
 
 
-@pytest.mark.parametrize("error, said", [
-    (OSError("no number\nand two lines"), "no number"), (OSError(), "OSError"), (OSError(errno.ENOENT, "", b"a\xff"), "a\udcff: "),
-    (OSError(errno.EBADF, "", 3), os.strerror(errno.EBADF)), (OSError(errno.ENOENT, "", Path("a")), "a: ")])
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError("no number\nand two lines"), "no number"),
+        (OSError(), "OSError"),
+        (OSError(errno.ENOENT, "", b"a\xff"), "a\udcff: "),
+        (OSError(errno.EBADF, "", 3), os.strerror(errno.EBADF)),
+        (OSError(errno.ENOENT, "", Path("a")), "a: "),
+    ],
+)
 def test_every_os_error_is_described_in_a_line(error, said):
     assert describe_os_error(error).startswith(said) and "\n" not in describe_os_error(error)

@@ -1,8 +1,11 @@
-"""A run is what it was trained as, not what its last config says: what may change between its two halves, and what then is known of it.
+"""A run is what it was trained as, not what its last config says: what may change between its two halves, and what then
+is known of it.
 
-`EVERY_KEY` edits each key of a config between the halves. "refused": it is another run. "asked": refused unless the change is accepted,
-and then recorded. "free": it only says where, how long or how fast, and the end is that of a run in which nothing was edited.
+`EVERY_KEY` edits each key of a config between the halves. "refused": it is another run. "asked": refused unless the
+change is accepted, and then recorded. "free": it only says where, how long or how fast, and the end is that of a run in
+which nothing was edited.
 """
+
 import shutil
 
 import numpy as np
@@ -109,9 +112,13 @@ def test_a_key_edited_between_two_halves(halves, tmp_path, key):
             changes["model_params__n_heads"] = 2
         with pytest.raises(UserError, match="accept_changes" if outcome == "asked" else "another run") as refused:
             train(folder, **changes)
-        named = {"training_params.batch_size": "batch_size x aggregate", "training_params.aggregate": "batch_size x aggregate",
-                 "training_params.valid_steps": "held-out tokens", "training_params.held_out_tokens": "held-out tokens",
-                 "training_params.precision": "precision"}
+        named = {
+            "training_params.batch_size": "batch_size x aggregate",
+            "training_params.aggregate": "batch_size x aggregate",
+            "training_params.valid_steps": "held-out tokens",
+            "training_params.held_out_tokens": "held-out tokens",
+            "training_params.precision": "precision",
+        }
         dotted = key.replace("__", ".")
         assert named.get(dotted, dotted if outcome == "refused" else dotted.split(".")[1]) in str(refused.value)
         assert len(str(refused.value).splitlines()) == 1 and "--run_name" in str(refused.value)
@@ -131,8 +138,14 @@ def test_a_key_edited_between_two_halves(halves, tmp_path, key):
         assert [stage["optim_params"] for stage in state["stages"]] == [then.model_dump(), now.model_dump()]
 
 
-@pytest.mark.parametrize("division", [dict(training_params__batch_size=4, training_params__aggregate=4), dict(training_params__valid_batch_size=3),
-                                      dict(training_params__valid_steps=7, training_params__held_out_tokens=512)])
+@pytest.mark.parametrize(
+    "division",
+    [
+        dict(training_params__batch_size=4, training_params__aggregate=4),
+        dict(training_params__valid_batch_size=3),
+        dict(training_params__valid_steps=7, training_params__held_out_tokens=512),
+    ],
+)
 def test_how_a_step_is_divided_moves_neither_the_split_nor_the_run(halves, tmp_path, division):
     folder = half_of(halves, tmp_path)
     windows = [data_of(load_config(write_config(folder, **changes)), None, HERE).held_out for changes in ({}, division)]
@@ -158,7 +171,8 @@ def test_what_is_held_out_was_never_trained_on(halves):
 
 
 def test_runs_that_took_other_ways_are_no_fair_comparison(tmp_path):
-    """Forward 10 steps at a fifth of the rate and 2 at the whole, backward 12 at the whole: the last configs are the same."""
+    """Forward 10 steps at a fifth of the rate and 2 at the whole, backward 12 at the whole: the last configs are the
+    same."""
     slow = dict(optim_params__lr=6e-4)
     train(tmp_path, "a_forward", training_params__steps_to_train=10, **slow)
     train(tmp_path, "a_forward", training_params__steps_to_train=12, accept_changes=True)
@@ -168,7 +182,9 @@ def test_runs_that_took_other_ways_are_no_fair_comparison(tmp_path):
     with pytest.raises(UserError, match=r"no fair comparison.*the learning rate of step 1 \("):
         pair_up(both)
     train(tmp_path, "b_backward", training_params__steps_to_train=10, training_params__backwards=True, **slow)
-    train(tmp_path, "b_backward", training_params__steps_to_train=12, training_params__backwards=True, accept_changes=True)
+    train(
+        tmp_path, "b_backward", training_params__steps_to_train=12, training_params__backwards=True, accept_changes=True
+    )
     (group,) = pair_up([both[0], read_run(state_path(tmp_path, "b_backward"))])
     assert history.changes(group[0][0].stages) == ["from step 10: lr 0.0006 -> 0.003"]
 
@@ -203,13 +219,17 @@ def test_a_cool_down_goes_on_without_being_asked_for_again(tmp_path):
     state = load_state(backups_of(state_path(tmp_path))[0])
     config = load_config(write_config(tmp_path, "half", training_params__steps_to_train=10)).with_model("gpt")
     save_state(state | {"run": "half"}, state_path(tmp_path, "half"))
-    stopping = type("Stop", (), {"asked": lambda self: find_state_step(tmp_path) >= 14, "reason": "a test", "exit_status": 99})()
+    stopping = type(
+        "Stop", (), {"asked": lambda self: find_state_step(tmp_path) >= 14, "reason": "a test", "exit_status": 99}
+    )()
 
     def find_state_step(folder):
         return training.step
+
     from modules.recording import record
     from modules.resume import files_of
     from modules.run import prepare
+
     data, found = data_of(config, None, HERE), load_state(state_path(tmp_path, "half"))
     files = files_of(config, PROJECT)
     training = prepare(config.with_optim(cooldown_start=10, cooldown_steps=8), data, HERE, found, files.state)
@@ -245,6 +265,7 @@ def test_data_that_moved_are_known_by_their_fingerprint(halves, tmp_path):
 
 class StopsIn:
     """A request to stop that comes at the n-th time that somebody asks."""
+
     reason, exit_status = "a test", 143
 
     def __init__(self, n):
@@ -258,7 +279,11 @@ class StopsIn:
 @pytest.mark.parametrize("save_every, backup_every", [(100, 100), (100, 7)])
 def test_a_validation_that_was_given_up_is_owed_and_made(tmp_path, monkeypatch, save_every, backup_every):
     """A stop in the last validation, and in one that belongs to a backup only."""
-    options = dict(training_params__save_every=save_every, training_params__backup_every=backup_every, training_params__valid_batch_size=1)
+    options = dict(
+        training_params__save_every=save_every,
+        training_params__backup_every=backup_every,
+        training_params__valid_batch_size=1,
+    )
     whole = train(tmp_path, "whole", **options)
     step = backup_every if backup_every < WHOLE else WHOLE
     stop = StopsIn(step + 5)  # asked once a step, then once a batch of the validation
@@ -270,10 +295,14 @@ def test_a_validation_that_was_given_up_is_owed_and_made(tmp_path, monkeypatch, 
     monkeypatch.undo()
     finished = train(tmp_path, **options)
     assert same_bits(finished, whole)
-    held_out = [[(entry["step"], entry["loss"]) for entry in metrics_of(tmp_path, name) if entry["split"] == "valid"] for name in ("toy", "whole")]
+    held_out = [
+        [(entry["step"], entry["loss"]) for entry in metrics_of(tmp_path, name) if entry["split"] == "valid"]
+        for name in ("toy", "whole")
+    ]
     assert held_out[0] == held_out[1]
-    assert [path.name.removeprefix("toy") for path in backups_of(state_path(tmp_path))] == \
-        [path.name.removeprefix("whole") for path in backups_of(state_path(tmp_path, "whole"))]
+    assert [path.name.removeprefix("toy") for path in backups_of(state_path(tmp_path))] == [
+        path.name.removeprefix("whole") for path in backups_of(state_path(tmp_path, "whole"))
+    ]
 
 
 def test_a_backup_that_a_kill_prevented_is_made_on_resuming(tmp_path):
@@ -288,7 +317,9 @@ def test_one_held_out_window_is_refused_before_training(tmp_path):
         train(tmp_path, training_params__held_out_tokens=20)
 
 
-# States ------------------------------------------------------------------------------------------------------------------
+# States
+# ------------------------------------------------------------------------------------------------------------------
+
 
 def edited(path, change):
     state = torch.load(path, weights_only=True)
@@ -301,6 +332,7 @@ def drop(*keys):
         for key in keys[:-1]:
             state = state[key]
         del state[keys[-1]]
+
     return change
 
 
@@ -309,6 +341,7 @@ def put(value, *keys):
         for key in keys[:-1]:
             state = state[key]
         state[keys[-1]] = value
+
     return change
 
 
@@ -316,30 +349,33 @@ def weight_of(state):
     return next(key for key in state["model"] if state["model"][key].ndim == 2)
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda state: state["model"].pop(weight_of(state)), "found nothing"),
-    (lambda state: state["model"].update(extra=torch.zeros(2)), "extra: expected no such tensor"),
-    (lambda state: state["model"].update({weight_of(state): torch.zeros(3, 3)}), r"found torch.float32 \[3, 3\]"),
-    (lambda state: state["model"][weight_of(state)].fill_(float("nan")), "not finite"),
-    (lambda state: state["optimizer"]["state"].pop(weight_of(state)), "optimizer exp_avg: .*found nothing"),
-    (lambda state: state["optimizer"]["state"][weight_of(state)].pop("exp_avg_sq"), "optimizer exp_avg_sq"),
-    (drop("optimizer"), "has no optimizer"),
-    (put({}, "optimizer", "state"), "optimizer exp_avg"),
-    (put([], "optimizer"), "optimizer: expected a dictionary, found \\[\\]"),
-    (drop("validated"), "validated: missing"),
-    (put("7", "step"), "step: expected an integer"),
-    (put(-1, "step"), "step: expected at least 0"),
-    (put(10**18, "step"), "step: expected at most"),
-    (put(3, "run"), "its run: expected a name that a file can have"),
-    (put([1], "config"), "config: expected a dictionary"),
-    (drop("config", "optim_params"), "optim_params: required and missing"),
-    (put("fp16", "precision"), "precision: expected"),
-    (put(torch.zeros(2, 2), "unlogged"), "unlogged: expected a list of losses"),
-    (put([], "stages"), "stages: "),
-    (lambda state: state["stages"][0].update(first_step=3), "first steps that rise from 0"),
-    (put(None, "dataset", "fingerprint"), "dataset.fingerprint: expected a string"),
-    (put(0, "held_out_tokens"), "held_out_tokens: expected at least 1"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda state: state["model"].pop(weight_of(state)), "found nothing"),
+        (lambda state: state["model"].update(extra=torch.zeros(2)), "extra: expected no such tensor"),
+        (lambda state: state["model"].update({weight_of(state): torch.zeros(3, 3)}), r"found torch.float32 \[3, 3\]"),
+        (lambda state: state["model"][weight_of(state)].fill_(float("nan")), "not finite"),
+        (lambda state: state["optimizer"]["state"].pop(weight_of(state)), "optimizer exp_avg: .*found nothing"),
+        (lambda state: state["optimizer"]["state"][weight_of(state)].pop("exp_avg_sq"), "optimizer exp_avg_sq"),
+        (drop("optimizer"), "has no optimizer"),
+        (put({}, "optimizer", "state"), "optimizer exp_avg"),
+        (put([], "optimizer"), "optimizer: expected a dictionary, found \\[\\]"),
+        (drop("validated"), "validated: missing"),
+        (put("7", "step"), "step: expected an integer"),
+        (put(-1, "step"), "step: expected at least 0"),
+        (put(10**18, "step"), "step: expected at most"),
+        (put(3, "run"), "its run: expected a name that a file can have"),
+        (put([1], "config"), "config: expected a dictionary"),
+        (drop("config", "optim_params"), "optim_params: required and missing"),
+        (put("fp16", "precision"), "precision: expected"),
+        (put(torch.zeros(2, 2), "unlogged"), "unlogged: expected a list of losses"),
+        (put([], "stages"), "stages: "),
+        (lambda state: state["stages"][0].update(first_step=3), "first steps that rise from 0"),
+        (put(None, "dataset", "fingerprint"), "dataset.fingerprint: expected a string"),
+        (put(0, "held_out_tokens"), "held_out_tokens: expected at least 1"),
+    ],
+)
 def test_a_state_with_nonsense_inside_is_one_line_and_trains_nothing(halves, tmp_path, change, words):
     folder = half_of(halves, tmp_path)
     edited(state_path(folder), change)
@@ -368,6 +404,7 @@ def test_a_state_of_an_earlier_version_goes_on_and_is_marked(halves, tmp_path):
         for key in ("stages", "held_out_tokens", "early_stages_unknown"):
             del state[key]
         del state["config"]["training_params"]["held_out_tokens"]
+
     edited(state_path(folder), as_before)
     assert find_state(type("Files", (), {"state": state_path(folder)}))["held_out_tokens"] == 512
     state = train(folder)
@@ -379,33 +416,57 @@ def test_a_read_that_fails_for_another_reason_is_not_called_damage(halves, tmp_p
 
     def denied(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied", str(state_path(folder)))
+
     monkeypatch.setattr("zipfile.ZipFile", denied)
     with pytest.raises(UserError, match="cannot be read.*Permission denied") as refused:
         train(folder)
     assert "damaged" not in str(refused.value) and "backup" not in str(refused.value)
 
 
-# History -----------------------------------------------------------------------------------------------------------------
+# History
+# -----------------------------------------------------------------------------------------------------------------
+
 
 def stage(first_step, precision="fp32", **optim):
-    return history.Stage(first_step=first_step, optim_params=OptimParams(lr=1e-3, warmup_steps=10, oscil_steps=50, **optim), precision=precision)
+    return history.Stage(
+        first_step=first_step,
+        optim_params=OptimParams(lr=1e-3, warmup_steps=10, oscil_steps=50, **optim),
+        precision=precision,
+    )
 
 
 def test_histories_are_compared_by_what_each_step_was_trained_with():
     """Against the learning rates of all steps, written out."""
     random = np.random.default_rng(0)
     for _ in range(40):
-        ways = [[stage(0, weight_decay=random.choice([0.0, 0.1]))] + [
-            stage(int(first), weight_decay=random.choice([0.0, 0.1]), cooldown_start=int(first), cooldown_steps=int(random.integers(1, 30)))
-            for first in sorted(random.choice(np.arange(1, 40), size=random.integers(0, 3), replace=False))] for _ in range(2)]
+        ways = [
+            [stage(0, weight_decay=random.choice([0.0, 0.1]))]
+            + [
+                stage(
+                    int(first),
+                    weight_decay=random.choice([0.0, 0.1]),
+                    cooldown_start=int(first),
+                    cooldown_steps=int(random.integers(1, 30)),
+                )
+                for first in sorted(random.choice(np.arange(1, 40), size=random.integers(0, 3), replace=False))
+            ]
+            for _ in range(2)
+        ]
         if random.random() < 0.5:
             ways[1] = [*ways[0], stage(70)]  # what differs after the last step is no difference
-        by_step = [[(lr_at(step, history.at(way, step).optim_params), history.at(way, step).optim_params.weight_decay) for step in range(60)]
-                   for way in ways]
+        by_step = [
+            [
+                (lr_at(step, history.at(way, step).optim_params), history.at(way, step).optim_params.weight_decay)
+                for step in range(60)
+            ]
+            for way in ways
+        ]
         assert (history.first_difference(*ways, steps=60) is None) == (by_step[0] == by_step[1])
     planned = [stage(0, cooldown_start=30, cooldown_steps=10)]
     asked_for = [stage(0), stage(30, cooldown_start=30, cooldown_steps=10)]
-    assert history.first_difference(planned, asked_for, steps=40) is None, "the same cool-down, in the config or asked for at its start"
+    assert history.first_difference(planned, asked_for, steps=40) is None, (
+        "the same cool-down, in the config or asked for at its start"
+    )
 
 
 def test_going_on_replaces_what_lies_ahead_and_joins_what_is_alike():
@@ -413,4 +474,6 @@ def test_going_on_replaces_what_lies_ahead_and_joins_what_is_alike():
     assert history.continued([], 0, config, "fp32") == [stage(0)]
     assert history.continued([stage(0)], 7, config, "fp32") == [stage(0)]
     assert history.continued([stage(0)], 7, config, "bf16") == [stage(0), stage(7, "bf16")]
-    assert history.continued([stage(0), stage(7, "bf16")], 7, config, "fp32") == [stage(0)], "no step was trained at bf16"
+    assert history.continued([stage(0), stage(7, "bf16")], 7, config, "fp32") == [stage(0)], (
+        "no step was trained at bf16"
+    )

@@ -1,4 +1,6 @@
-"""The lock of a run: held by one process at a time, whatever the run is called, and no obstacle where there are no locks."""
+"""The lock of a run: held by one process at a time, whatever the run is called, and no obstacle where there are no
+locks."""
+
 import errno
 import os
 import shutil
@@ -23,7 +25,10 @@ def test_a_run_is_trained_by_one_process_at_a_time_and_others_beside_it(tmp_path
         with only_run(tmp_path / f"{name}.state", HERE):
             for other in names:
                 if other == name:
-                    with pytest.raises(UserError, match="another process is training"), only_run(tmp_path / f"{other}.state", HERE):
+                    with (
+                        pytest.raises(UserError, match="another process is training"),
+                        only_run(tmp_path / f"{other}.state", HERE),
+                    ):
                         pass
                 else:
                     with only_run(tmp_path / f"{other}.state", HERE):
@@ -39,6 +44,7 @@ def test_without_locks_it_trains_and_warns_once(tmp_path, monkeypatch, capsys, n
 
     def flock(*_):
         raise OSError(number, os.strerror(number))
+
     monkeypatch.setattr(fcntl, "flock", flock)
     with only_run(tmp_path / "a.state", HERE):
         pass

@@ -1,7 +1,9 @@
-"""Processes killed at each moment of what they do to files, and at random ones: whatever was interrupted ends as if nothing had been.
+"""Processes killed at each moment of what they do to files, and at random ones: whatever was interrupted ends as if
+nothing had been.
 
 `-m slow -s` shows the counts. A fault names its trial: a moment (see tests/faults.py) or a time.
 """
+
 import random
 import signal
 import socket
@@ -40,9 +42,12 @@ def undisturbed(folder, work, *args, **kwargs):
 
 
 def aimed(events: list[Moment], most: int | None = None) -> list[Moment]:
-    """The moments to strike at: all, but FEW of what happens MANY times to one file (the writes of a state); evenly thinned to `most`."""
+    """The moments to strike at: all, but FEW of what happens MANY times to one file (the writes of a state); evenly
+    thinned to `most`."""
     moments = []
-    for _, group in groupby(sorted(events, key=lambda moment: (moment.action, moment.where)), key=lambda moment: moment[:2]):
+    for _, group in groupby(
+        sorted(events, key=lambda moment: (moment.action, moment.where)), key=lambda moment: moment[:2]
+    ):
         group = list(group)
         moments += group if len(group) < MANY else [group[(len(group) - 1) * i // (FEW - 1)] for i in range(FEW)]
     return moments if most is None or len(moments) <= most else [moments[len(moments) * i // most] for i in range(most)]
@@ -51,7 +56,11 @@ def aimed(events: list[Moment], most: int | None = None) -> list[Moment]:
 def resumed(trials: Trials, fault, folder, expected: dict, work, *args, killed) -> None:
     """Start what was `killed` in `folder` again, to its end; count the trial."""
     again = in_process(folder, work, *args)
-    problem = difference(contents(folder), expected) if again.how == "ok" else f"resumed, it ended with {again.how}: {again.value}"
+    problem = (
+        difference(contents(folder), expected)
+        if again.how == "ok"
+        else f"resumed, it ended with {again.how}: {again.value}"
+    )
     how = "killed" if killed.how is None else "stopped" if killed.value in STOPPED else "ended before"
     trials.count(how, fault, problem)
 
@@ -128,7 +137,11 @@ def test_killed_again_and_again_until_it_is_done(toy, tmp_path):
                 break
             trials.count("killed")
         description = f"chain {chain}: {', '.join(map(str, faults))}"
-        problem = difference(contents(folder), expected) if ended.how == "ok" else f"ended with {ended.how} {ended.status}: {ended.value}"
+        problem = (
+            difference(contents(folder), expected)
+            if ended.how == "ok"
+            else f"ended with {ended.how} {ended.status}: {ended.value}"
+        )
         trials.count("done", description, problem)
     trials.settle(30)
 
@@ -137,7 +150,9 @@ def test_killed_again_and_again_until_it_is_done(toy, tmp_path):
 def test_tokenization_killed_at_aimed_moments(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
-    (base / "text.txt").write_bytes(sample_text(TEXT_BYTES).encode("utf-8")[:TEXT_BYTES].decode("utf-8", "ignore").encode("utf-8"))
+    (base / "text.txt").write_bytes(
+        sample_text(TEXT_BYTES).encode("utf-8")[:TEXT_BYTES].decode("utf-8", "ignore").encode("utf-8")
+    )
     events, expected = undisturbed(copied(base, tmp_path / "whole"), tokenize)
     trials = Trials("tokenization")
     for moment in aimed(events, most=50):
@@ -154,7 +169,13 @@ def test_a_report_is_old_or_new_whenever_its_writer_is_killed(tmp_path):
     for name, seed in (("old", 0), ("new", 1)):
         for backwards in (False, True):
             run = f"{name}_{'backward' if backwards else 'forward'}"
-            write_toy(base, run, training_params__steps_to_train=4, training_params__seed=seed, training_params__backwards=backwards)
+            write_toy(
+                base,
+                run,
+                training_params__steps_to_train=4,
+                training_params__seed=seed,
+                training_params__backwards=backwards,
+            )
             undisturbed(base, train, run)
     undisturbed(base, measure, "old")
     for path in list((base / "report").iterdir()):
@@ -165,8 +186,11 @@ def test_a_report_is_old_or_new_whenever_its_writer_is_killed(tmp_path):
     for moment in aimed(events, most=40):
         folder = copied(base, tmp_path / "t")
         killed = in_process(folder, measure, "new", fault=Killed(moment))
-        halves = {name: found for name, found in contents(folder).items()
-                  if not name.endswith(".tmp") and found not in (before.get(name), expected.get(name))}
+        halves = {
+            name: found
+            for name, found in contents(folder).items()
+            if not name.endswith(".tmp") and found not in (before.get(name), expected.get(name))
+        }
         if halves:
             trials.count("killed", Killed(moment), f"neither old nor new: {halves}")
         resumed(trials, Killed(moment), folder, expected, measure, "new", killed=killed)
@@ -175,7 +199,8 @@ def test_a_report_is_old_or_new_whenever_its_writer_is_killed(tmp_path):
 
 @pytest.mark.slow
 def test_signals_at_aimed_moments_save_and_stop(toy, tmp_path):
-    """128 + the signal and resumed to the same bits, or, come too late, all done and 0; never the one under the name of the other."""
+    """128 + the signal and resumed to the same bits, or, come too late, all done and 0; never the one under the name of
+    the other."""
     base, events, expected = toy
     trials = Trials("signals")
     begun = next(number for number, moment in enumerate(events) if "metrics" in moment.where)
@@ -188,7 +213,11 @@ def test_signals_at_aimed_moments_save_and_stop(toy, tmp_path):
         elif (ended.how, ended.value) == ("ok", 128 + fault.signal_number):
             saved = "runs/tests/state/toy.state" in contents(folder)
             if saved != ("saved in" in ended.output):
-                trials.count("stopped", fault, f"a state is {'there' if saved else 'not there'}, and it said {ended.output[-200:]!r}")
+                trials.count(
+                    "stopped",
+                    fault,
+                    f"a state is {'there' if saved else 'not there'}, and it said {ended.output[-200:]!r}",
+                )
             resumed(trials, fault, folder, expected, train, killed=ended)
         else:
             trials.count("other", fault, f"ended with {ended.how} {ended.status}: {ended.value}")
@@ -201,8 +230,15 @@ def sharded(folder, fault=None):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    first, second = (started(folder, train, fault=fault if rank == 0 else None,
-                             environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1))
+    first, second = (
+        started(
+            folder,
+            train,
+            fault=fault if rank == 0 else None,
+            environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    )
     ended = first()
     return ended, second(None if ended.how == "ok" else 10)
 
@@ -220,7 +256,11 @@ def test_a_sharded_run_killed_while_it_saves(tmp_path):
     assert (ended.how, ended.value) == ("ok", 0), ended
     expected = plain(contents(whole))
     trials = Trials("fsdp")
-    saving = [moment for moment in ended.events if "/state/" in moment.where and "sharded" in moment.where or moment.action == "rename"]
+    saving = [
+        moment
+        for moment in ended.events
+        if "/state/" in moment.where and "sharded" in moment.where or moment.action == "rename"
+    ]
     for moment in aimed(saving, most=24):
         folder = copied(base, tmp_path / "t")
         killed, _ = sharded(folder, Killed(moment))

@@ -1,4 +1,6 @@
-"""The linear layer on a CPU: the numbers of torch's own, whatever the shape and the precision, and no cast weights kept."""
+"""The linear layer on a CPU: the numbers of torch's own, whatever the shape and the precision, and no cast weights
+kept."""
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,9 @@ from modules.models.layers import Linear
 SHAPES = [(16, 48, True), (33, 5, False), (2, 1, True)]
 
 
-def ours_and_torchs(in_features: int, out_features: int, bias: bool, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+def ours_and_torchs(
+    in_features: int, out_features: int, bias: bool, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     ours, torchs = Linear(in_features, out_features, bias=bias), nn.Linear(in_features, out_features, bias=bias)
     torchs.load_state_dict(ours.state_dict())
@@ -75,7 +79,9 @@ def test_an_input_changed_in_place_before_the_backward_pass_is_an_error_and_no_w
 
 def test_in_bf16_no_cast_weight_is_kept_for_the_backward_pass():
     layer, kept = Linear(8, 64), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor), \
-            torch.autocast("cpu", torch.bfloat16):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
         layer(torch.randn(3, 8, requires_grad=True))
     assert {tensor.data_ptr() for tensor in kept if tensor.shape == (64, 8)} == {layer.weight.data_ptr()}

@@ -1,4 +1,5 @@
 """Prose from manual pages: what is kept of their source, and that the text depends on the pages alone."""
+
 import gzip
 from pathlib import Path
 
@@ -32,13 +33,19 @@ Ceci est un exemple qui se lit comme une phrase entière.
 .PP
 et voilà une suite sans majuscule, qui ne commence donc rien.
 """
-KEPT = ["Les entrées triées, l'une après l'autre, se trouvent dans le répertoire courant «ici».",
-        "Voir aussi la page autre(1) pour les détails, et fichier pour le reste.",
-        "Inclure aussi ce qui commence par un point, même caché."]
+KEPT = [
+    "Les entrées triées, l'une après l'autre, se trouvent dans le répertoire courant «ici».",
+    "Voir aussi la page autre(1) pour les détails, et fichier pour le reste.",
+    "Inclure aussi ce qui commence par un point, même caché.",
+]
 
 
 def write_pages(folder: Path) -> Path:
-    for name, page in (("fr/man1/liste.1.gz", PAGE), ("fr/man1/copie.1.gz", PAGE), ("man1/list.1.gz", "The entries are sorted, one after the other.\n")):
+    for name, page in (
+        ("fr/man1/liste.1.gz", PAGE),
+        ("fr/man1/copie.1.gz", PAGE),
+        ("man1/list.1.gz", "The entries are sorted, one after the other.\n"),
+    ):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(page.encode("utf-8")))
@@ -49,9 +56,16 @@ def test_running_text_stays_and_the_rest_goes():
     assert prose_blocks(PAGE) == KEPT
 
 
-@pytest.mark.parametrize("source, text", [
-    (r"\fBgras\fP et \f(CWfixe\fR", "gras et fixe"), (r"\-\-all\ ; \&.", "--all ; ."), (r"un\~deux \(dqtrois\(dq", 'un deux "trois"'),
-    (r"texte \" note", "texte"), (r"\s-1PETIT\s0 \(lqmot\(rq", 'PETIT "mot"')])
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        (r"\fBgras\fP et \f(CWfixe\fR", "gras et fixe"),
+        (r"\-\-all\ ; \&.", "--all ; ."),
+        (r"un\~deux \(dqtrois\(dq", 'un deux "trois"'),
+        (r"texte \" note", "texte"),
+        (r"\s-1PETIT\s0 \(lqmot\(rq", 'PETIT "mot"'),
+    ],
+)
 def test_escapes(source, text):
     assert plain(source) == text
 

@@ -19,21 +19,40 @@ GIB = 2**30
 
 
 @settings(deadline=None)  # torch imports much at the first
-@given(name=st.sampled_from(["gpt", "gru", "lstm"]), layers=st.integers(1, 4), width=st.integers(1, 9), vocabulary=st.integers(2, 40),
-       context=st.integers(2, 20), ratio=st.floats(1, 5))
+@given(
+    name=st.sampled_from(["gpt", "gru", "lstm"]),
+    layers=st.integers(1, 4),
+    width=st.integers(1, 9),
+    vocabulary=st.integers(2, 40),
+    context=st.integers(2, 20),
+    ratio=st.floats(1, 5),
+)
 def test_parameters_are_counted_as_they_are_built(name, layers, width, vocabulary, context, ratio):
     params = {"vocab_size": vocabulary, "n_layers": layers, "embed_dim": width}
-    params |= {"n_heads": 1, "attn_length": context, "mlp_ratio": ratio} if name == "gpt" else {"desired_attn_length": context}
-    assert count_parameters(name, **params) == sum(parameter.numel() for parameter in build_model(name, 0, **params).parameters())
+    params |= (
+        {"n_heads": 1, "attn_length": context, "mlp_ratio": ratio}
+        if name == "gpt"
+        else {"desired_attn_length": context}
+    )
+    assert count_parameters(name, **params) == sum(
+        parameter.numel() for parameter in build_model(name, 0, **params).parameters()
+    )
 
 
-@pytest.mark.parametrize("membership, files, expected", [
-    ("0::/\n", {"memory_max": f"{GIB}\n", "memory.swap_max": "0\n"}, GIB),
-    ("0::/\n", {"memory_max": f"{GIB}\n", "memory.swap_max": f"{GIB // 2}\n"}, 1.5 * GIB),
-    ("0::/a\n", {"a__memory_max": "max\n", "memory_max": f"{GIB}\n"}, 3 * GIB),  # 2 GiB of swap, without a limit
-    ("5:memory:/docker/1\n", {"memory__memory.limit_in_bytes": f"{GIB}\n", "memory__memory.memsw.limit_in_bytes": f"{GIB}\n"}, GIB),
-    ("5:memory:/docker/1\n", {"memory__memory.limit_in_bytes": f"{GIB}\n"}, 3 * GIB),
-])
+@pytest.mark.parametrize(
+    "membership, files, expected",
+    [
+        ("0::/\n", {"memory_max": f"{GIB}\n", "memory.swap_max": "0\n"}, GIB),
+        ("0::/\n", {"memory_max": f"{GIB}\n", "memory.swap_max": f"{GIB // 2}\n"}, 1.5 * GIB),
+        ("0::/a\n", {"a__memory_max": "max\n", "memory_max": f"{GIB}\n"}, 3 * GIB),  # 2 GiB of swap, without a limit
+        (
+            "5:memory:/docker/1\n",
+            {"memory__memory.limit_in_bytes": f"{GIB}\n", "memory__memory.memsw.limit_in_bytes": f"{GIB}\n"},
+            GIB,
+        ),
+        ("5:memory:/docker/1\n", {"memory__memory.limit_in_bytes": f"{GIB}\n"}, 3 * GIB),
+    ],
+)
 def test_a_containers_limit_counts(tmp_path, membership, files, expected):
     groups(tmp_path, membership, **files)
     (tmp_path / "proc/meminfo").write_text("MemTotal: 1 kB\nSwapTotal:       2097152 kB\n")
@@ -63,7 +82,14 @@ def test_all_processes_of_the_machine_share_its_memory(tmp_path, monkeypatch, co
 
 
 def test_the_largest_model_that_a_config_allows_is_refused_at_once(tmp_path):
-    largest = {"vocab_size": 2**31 - 1, "n_layers": 10_000, "n_heads": 1, "embed_dim": 2**20, "attn_length": 2**24, "mlp_ratio": 1000.0}
+    largest = {
+        "vocab_size": 2**31 - 1,
+        "n_layers": 10_000,
+        "n_heads": 1,
+        "embed_dim": 2**20,
+        "attn_length": 2**24,
+        "mlp_ratio": 1000.0,
+    }
     data = config_dict(tmp_path)
     data["model_params"], data["training_params"]["batch_size"] = largest, 1
     data["training_params"]["valid_batch_size"] = 1

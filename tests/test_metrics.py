@@ -1,4 +1,5 @@
 """The metrics file, whole or damaged; Weights & Biases without a network, without an answer, without a login."""
+
 import json
 import os
 import random
@@ -17,19 +18,55 @@ from tests.conftest import ROOT
 
 
 def entry(step, split="train", **changes):
-    return {"step": step, "split": split, "loss": 4.5 - 0.01 * step, "lr": 3e-4, "tokens": step * 256, "tokens_per_s": 1000} | changes
+    return {
+        "step": step,
+        "split": split,
+        "loss": 4.5 - 0.01 * step,
+        "lr": 3e-4,
+        "tokens": step * 256,
+        "tokens_per_s": 1000,
+    } | changes
 
 
 ENTRIES = [entry(step, split) for step in range(5, 45, 5) for split in ("train", "valid")]
 LINES = [json.dumps(each).encode() for each in ENTRIES]
-DAMAGE = [b"", b"{", b"[1, 2]", b"null", b"12", b"\x00\xff\xfe binary", "é".encode("latin-1"), b"[" * 100_000, b"{" + b'"step":' * 5,
-          b"1" * 10_000,
-          *(json.dumps(entry(15) | changes).encode() for changes in (
-              {"loss": "4.2"}, {"loss": None}, {"loss": float("nan")}, {"loss": float("inf")}, {"step": -1}, {"step": 1.5}, {"step": True},
-              {"step": 10**30}, {"split": "test"}, {"split": 3}, {"lr": float("nan")}, {"tokens": []}, {"tokens": -5},
-              {"tokens_per_s": float("-inf")}, {"tokens_per_s": {}})),
-          *(json.dumps({key: value for key, value in entry(15).items() if key != left_out}).encode() for left_out in entry(15)),
-          json.dumps(entry(15)).encode().replace(b"4.35", b"1e400")]
+DAMAGE = [
+    b"",
+    b"{",
+    b"[1, 2]",
+    b"null",
+    b"12",
+    b"\x00\xff\xfe binary",
+    "é".encode("latin-1"),
+    b"[" * 100_000,
+    b"{" + b'"step":' * 5,
+    b"1" * 10_000,
+    *(
+        json.dumps(entry(15) | changes).encode()
+        for changes in (
+            {"loss": "4.2"},
+            {"loss": None},
+            {"loss": float("nan")},
+            {"loss": float("inf")},
+            {"step": -1},
+            {"step": 1.5},
+            {"step": True},
+            {"step": 10**30},
+            {"split": "test"},
+            {"split": 3},
+            {"lr": float("nan")},
+            {"tokens": []},
+            {"tokens": -5},
+            {"tokens_per_s": float("-inf")},
+            {"tokens_per_s": {}},
+        )
+    ),
+    *(
+        json.dumps({key: value for key, value in entry(15).items() if key != left_out}).encode()
+        for left_out in entry(15)
+    ),
+    json.dumps(entry(15)).encode().replace(b"4.35", b"1e400"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -80,14 +117,21 @@ def test_a_damaged_line_is_left_out_with_a_warning_and_kept_aside_on_resuming(tm
     for _ in range(2):
         assert read_metrics(path) == ENTRIES
     told = capsys.readouterr().err
-    assert told.startswith(f"warning: {path}: line 5") and told.endswith(": left out\n") and told.count("\n") == 1 and len(told) < 1000
+    assert (
+        told.startswith(f"warning: {path}: line 5")
+        and told.endswith(": left out\n")
+        and told.count("\n") == 1
+        and len(told) < 1000
+    )
     assert path.read_bytes() == before
 
     metrics_at(path).close()
     aside = path.with_name("run.jsonl.damaged")
     assert read_metrics(path) == ENTRIES and aside.read_bytes() == before
     told = capsys.readouterr().err
-    assert told.startswith(f"warning: {path}: line 5") and told.endswith(f": 1 such line(s) left out; the file as it was is {aside}\n")
+    assert told.startswith(f"warning: {path}: line 5") and told.endswith(
+        f": 1 such line(s) left out; the file as it was is {aside}\n"
+    )
     assert told.count("\n") == 1
     metrics_at(path).close()
     assert capsys.readouterr().err == "" and len(list(tmp_path.iterdir())) == 2, "told at one restart, not at every"
@@ -112,11 +156,11 @@ def test_forty_random_mutations_lose_no_line_that_is_whole(tmp_path):
         if kind == "flip":
             data[start] ^= 1 << draw.randrange(8)
         elif kind == "cut":
-            del data[start:start + length]
+            del data[start : start + length]
         elif kind == "insert":
             data[start:start] = draw.randbytes(length)
         else:
-            data[start:start + length] = bytes(len(data[start:start + length]))
+            data[start : start + length] = bytes(len(data[start : start + length]))
         path = tmp_path / "run.jsonl"
         path.write_bytes(data)
         intact = [each for each, line in zip(ENTRIES, LINES, strict=True) if line in data.split(b"\n")[:-1]]
@@ -134,6 +178,7 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
 
 def test_a_full_disk_is_an_error_with_the_path_and_leaves_whole_lines(tmp_path):
     import resource
+
     path = tmp_path / "run.jsonl"
     metrics = metrics_at(path, 0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -151,9 +196,14 @@ def test_a_full_disk_is_an_error_with_the_path_and_leaves_whole_lines(tmp_path):
     assert read_metrics(path) == ENTRIES[:3]
 
 
-# Weights & Biases -------------------------------------------------------------------------------------------------------
+# Weights & Biases
+# -------------------------------------------------------------------------------------------------------
 
-@given(st.text(st.characters(exclude_categories=[]), max_size=200), st.text(st.characters(exclude_categories=[]), max_size=200))
+
+@given(
+    st.text(st.characters(exclude_categories=[]), max_size=200),
+    st.text(st.characters(exclude_categories=[]), max_size=200),
+)
 def test_ids_are_what_wandb_takes_and_differ_where_names_do(one, other):
     ids = [accepted(f"project-{name}", WANDB_ID_LENGTH) for name in (one, other)]
     for each in ids:
@@ -163,7 +213,9 @@ def test_ids_are_what_wandb_takes_and_differ_where_names_do(one, other):
 
 def test_short_names_keep_their_ids_and_long_ones_do_not_become_one():
     assert accepted("project-mini_forward_seed0", WANDB_ID_LENGTH) == "project-mini_forward_seed0"
-    names = [f"project-{'long' * 20}_{direction}_seed{seed}" for direction in ("forward", "backward") for seed in range(5)]
+    names = [
+        f"project-{'long' * 20}_{direction}_seed{seed}" for direction in ("forward", "backward") for seed in range(5)
+    ]
     assert len({accepted(name, WANDB_ID_LENGTH) for name in names}) == 10
 
 
@@ -201,13 +253,24 @@ def log_to_wandb(tmp_path, *arguments, **environment):
     """Log to W&B in a process of its own, which never sees the user's login or any network but this machine's."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     nowhere = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    return subprocess.run([sys.executable, "-c", LOG, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                          stdin=subprocess.DEVNULL, env=plain | nowhere | environment)
+    return subprocess.run(
+        [sys.executable, "-c", LOG, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        env=plain | nowhere | environment,
+    )
 
 
 def recorded(tmp_path):
     """The kinds of W&B's records that hold something."""
-    return sorted(path.parent.name.split("-")[0] for path in tmp_path.glob("runs/wandb/*run-*/*.wandb") if not path.parent.is_symlink())
+    return sorted(
+        path.parent.name.split("-")[0]
+        for path in tmp_path.glob("runs/wandb/*run-*/*.wandb")
+        if not path.parent.is_symlink()
+    )
 
 
 def test_wandb_without_a_network_is_recorded_offline(tmp_path):
@@ -220,7 +283,9 @@ def test_wandb_without_a_network_is_recorded_offline(tmp_path):
 
 def test_wandb_whose_server_does_not_answer_is_recorded_offline(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        done = log_to_wandb(tmp_path, WANDB_API_KEY="0123456789" * 4, WANDB_BASE_URL=f"http://127.0.0.1:{server.getsockname()[1]}")
+        done = log_to_wandb(
+            tmp_path, WANDB_API_KEY="0123456789" * 4, WANDB_BASE_URL=f"http://127.0.0.1:{server.getsockname()[1]}"
+        )
     assert done.returncode == 0 and "offline" in recorded(tmp_path) and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -235,11 +300,15 @@ def test_wandb_without_a_login_is_offline_in_silence_and_a_bad_key_is_told(tmp_p
     done = log_to_wandb(tmp_path)
     assert done.returncode == 0 and done.stderr == "" and recorded(tmp_path) == ["offline"]
     done = log_to_wandb(tmp_path, WANDB_API_KEY="short")
-    assert done.returncode == 0 and re.fullmatch(r"warning: the login of Weights & Biases: .*WANDB_API_KEY.*\n", done.stderr), done.stderr
+    assert done.returncode == 0 and re.fullmatch(
+        r"warning: the login of Weights & Biases: .*WANDB_API_KEY.*\n", done.stderr
+    ), done.stderr
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc")
 def test_a_wandb_process_that_hangs_holds_nothing_up(tmp_path):
     done = log_to_wandb(tmp_path, "hang")
     assert done.returncode == 0 and len(read_metrics(tmp_path / "runs" / "metrics" / "run.jsonl")) == 3000
-    assert re.fullmatch(r"warning: Weights & Biases does not work \(the metrics are in .*\): no answer for 4 s\n", done.stderr), done.stderr
+    assert re.fullmatch(
+        r"warning: Weights & Biases does not work \(the metrics are in .*\): no answer for 4 s\n", done.stderr
+    ), done.stderr

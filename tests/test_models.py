@@ -1,4 +1,5 @@
 """Models and loss against independent truths: transformers' GPT-2, torch's cross-entropy, ln(V)."""
+
 import math
 
 import pytest
@@ -21,13 +22,26 @@ def some_tokens(*shape, vocab_size=211, seed=0):
 def test_gpt_gives_the_logits_of_transformers_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    peer = GPT2LMHeadModel(GPT2Config(vocab_size=211, n_positions=20, n_embd=48, n_layer=3, n_head=4, tie_word_embeddings=False)).eval()
+    peer = GPT2LMHeadModel(
+        GPT2Config(vocab_size=211, n_positions=20, n_embd=48, n_layer=3, n_head=4, tie_word_embeddings=False)
+    ).eval()
     with torch.no_grad():  # random biases and norms: at their initial zeros and ones a mix-up would not show
         for parameter in peer.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    names = {"transformer.wte": "embedding", "transformer.wpe": "position", "transformer.ln_f": "norm", "lm_head": "head"}
-    parts = {"ln_1": "norm_1", "attn.c_attn": "attention.query_key_value", "attn.c_proj": "attention.out", "ln_2": "norm_2",
-             "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.out"}
+    names = {
+        "transformer.wte": "embedding",
+        "transformer.wpe": "position",
+        "transformer.ln_f": "norm",
+        "lm_head": "head",
+    }
+    parts = {
+        "ln_1": "norm_1",
+        "attn.c_attn": "attention.query_key_value",
+        "attn.c_proj": "attention.out",
+        "ln_2": "norm_2",
+        "mlp.c_fc": "mlp.up",
+        "mlp.c_proj": "mlp.out",
+    }
     names |= {f"transformer.h.{i}.{theirs}": f"blocks.{i}.{ours}" for i in range(3) for theirs, ours in parts.items()}
     weights = {}
     for key, tensor in peer.state_dict().items():
@@ -89,8 +103,10 @@ def test_a_token_is_predicted_from_those_before_it_only(name):
 def test_generate_continues_samples_repeatably_and_looks_at_the_context_only(name):
     model = build_model(name, 0, **PARAMS[name] | {"dropout": 0.3})
     start = some_tokens(2, 1)
+
     def draw(seed, **options):
         return model.generate(start, 30, generator=torch.Generator().manual_seed(seed), **options)
+
     assert draw(0).shape == (2, 31) and draw(0)[:, :1].equal(start)
     assert draw(0).equal(draw(0)) and not draw(0).equal(draw(1))
     assert model.training, "the mode it was in"
@@ -116,7 +132,11 @@ def test_activation_checkpointing_changes_memory_and_no_number():
 def test_the_chunked_loss_has_the_value_and_gradients_of_the_plain_one(monkeypatch, chunk_tokens, dtype):
     monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", dtype.itemsize * 300 * chunk_tokens)
     torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(64, 32, dtype=dtype), torch.randn(300, 32, dtype=dtype), torch.randint(300, (64,))
+    hidden, weight, targets = (
+        torch.randn(64, 32, dtype=dtype),
+        torch.randn(300, 32, dtype=dtype),
+        torch.randint(300, (64,)),
+    )
     results = []
     for function in (lambda h, w: F.cross_entropy((h @ w.T).float(), targets), lambda h, w: mean_loss(h, w, targets)):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -132,7 +152,11 @@ def test_the_chunked_loss_has_the_value_and_gradients_of_the_plain_one(monkeypat
 
 def test_autocast_computes_products_in_bf16_and_the_loss_in_fp32():
     torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(64, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True), torch.randint(300, (64,))
+    hidden, weight, targets = (
+        torch.randn(64, 32, requires_grad=True),
+        torch.randn(300, 32, requires_grad=True),
+        torch.randint(300, (64,)),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         loss = mean_loss(hidden, weight, targets)
     loss.backward()
@@ -142,7 +166,8 @@ def test_autocast_computes_products_in_bf16_and_the_loss_in_fp32():
 
 
 def test_a_hopeless_token_has_a_finite_loss_and_its_gradient():
-    """A probability that fp32 cannot hold: 200 nats count as 87 in training, and the gradient is softmax minus one-hot; held-out losses are exact."""
+    """A probability that fp32 cannot hold: 200 nats count as 87 in training, and the gradient is softmax minus one-hot;
+    held-out losses are exact."""
     logits = torch.tensor([[0.0, 200.0, 0.0]])
     hidden, weight, target = torch.ones(1, 1), logits.T.clone().requires_grad_(), torch.tensor([0])
     loss = mean_loss(hidden, weight, target)

@@ -1,4 +1,6 @@
-"""Any name that a file can have is a run's, and is shown as what it is; what would lead out of its folder is refused."""
+"""Any name that a file can have is a run's, and is shown as what it is; what would lead out of its folder is
+refused."""
+
 import json
 import os
 import warnings
@@ -27,14 +29,53 @@ from tests.test_training import HERE
 from tests.toy import PROJECT, write_config
 
 NASTY = [
-    "lr[3e-4]_forward", "a $x$ b", "$", "$$", r"\$x$ \frac{", "_leading", "__", "_it_ a __b__", "a  b ", "(1) [2] {3}", "'\"`", "``` ~~~",
-    "100%", "%s%d%(a)s", "{}{0}", "#1 #", "a&amp;b", "a|b\\|c\\", "<script>alert(1)</script>", "<!-- -->", "a\\b", "two\nlines\r\n## x",
-    "\t\x1b[31m\x07", "**bold** *it* ~~no~~", "![x](y)", "😀👩\u200d💻", "Ωμέγα", "e\u0301", "中文", "\u202eevil",
-    "ends in dots...", "...", "-rf", "~", "a:b", "x" * LONGEST_NAME, "é" * 110, "1. x", "http:www.x.y", "\udcff\udc80"]
+    "lr[3e-4]_forward",
+    "a $x$ b",
+    "$",
+    "$$",
+    r"\$x$ \frac{",
+    "_leading",
+    "__",
+    "_it_ a __b__",
+    "a  b ",
+    "(1) [2] {3}",
+    "'\"`",
+    "``` ~~~",
+    "100%",
+    "%s%d%(a)s",
+    "{}{0}",
+    "#1 #",
+    "a&amp;b",
+    "a|b\\|c\\",
+    "<script>alert(1)</script>",
+    "<!-- -->",
+    "a\\b",
+    "two\nlines\r\n## x",
+    "\t\x1b[31m\x07",
+    "**bold** *it* ~~no~~",
+    "![x](y)",
+    "😀👩\u200d💻",
+    "Ωμέγα",
+    "e\u0301",
+    "中文",
+    "\u202eevil",
+    "ends in dots...",
+    "...",
+    "-rf",
+    "~",
+    "a:b",
+    "x" * LONGEST_NAME,
+    "é" * 110,
+    "1. x",
+    "http:www.x.y",
+    "\udcff\udc80",
+]
 CHARACTERS = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
 FILE_NAMES = st.text(CHARACTERS, min_size=1, max_size=60).filter(lambda name: name not in (".", ".."))
 # Runs whose names begin alike, or mean each other as patterns.
-ALIKE = st.sampled_from(["a", "a_step5", "a_step000000005", "a*", "[a]", "a?", "a.state", "a.", "a_step000000005.state"])
+ALIKE = st.sampled_from(
+    ["a", "a_step5", "a_step000000005", "a*", "[a]", "a?", "a.state", "a.", "a_step000000005.state"]
+)
 ELSEWHERE = ["", ".", "..", "../x", "/x", "a/b", "a/../../b", "a\0b", "x" * (LONGEST_NAME + 1), "é" * 111, None, 3]
 
 
@@ -49,7 +90,9 @@ def visible(token) -> str:
     return "".join(child.content for child in token.children)
 
 
-# Which names there are --------------------------------------------------------------------------------------------------
+# Which names there are
+# --------------------------------------------------------------------------------------------------
+
 
 @given(FILE_NAMES)
 def test_any_name_of_a_file_is_a_name(name):
@@ -59,8 +102,11 @@ def test_any_name_of_a_file_is_a_name(name):
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_what_leads_elsewhere_is_refused_in_one_line(tmp_path, name):
     config = load_config(write_config(tmp_path))
-    refusing = [lambda: config.with_name(name), lambda: files_of(config, name),
-                lambda: create_tokenizer(tmp_path / "no text", tmp_path, name)]
+    refusing = [
+        lambda: config.with_name(name),
+        lambda: files_of(config, name),
+        lambda: create_tokenizer(tmp_path / "no text", tmp_path, name),
+    ]
     if isinstance(name, str):
         arguments = cli.training_parser("").parse_args([str(tmp_path / "toy.json"), f"--run_name={name}"])
         refusing.append(lambda: cli.config_of(arguments, "gpt"))
@@ -73,8 +119,19 @@ def test_what_leads_elsewhere_is_refused_in_one_line(tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.state", "toy.h5", "toy.json"]
 
 
-@pytest.mark.parametrize("file, name", [("lr.1.json", "lr.1"), ("a..json", "a."), ("A.JSON", "A"), ("...json", ".."), ("..json", "."),
-                                        (".json", ""), ("a.txt", "a"), (".json.json", ".json")])
+@pytest.mark.parametrize(
+    "file, name",
+    [
+        ("lr.1.json", "lr.1"),
+        ("a..json", "a."),
+        ("A.JSON", "A"),
+        ("...json", ".."),
+        ("..json", "."),
+        (".json", ""),
+        ("a.txt", "a"),
+        (".json.json", ".json"),
+    ],
+)
 def test_a_run_is_called_like_its_config(tmp_path, file, name):
     path = write_config(tmp_path).rename(tmp_path / file)
     config = load_config(path)
@@ -88,10 +145,15 @@ def test_a_run_is_called_like_its_config(tmp_path, file, name):
         assert files_of(config, PROJECT).state.name == f"{name}.state"
 
 
-# Names of files that are made of them -----------------------------------------------------------------------------------
+# Names of files that are made of them
+# -----------------------------------------------------------------------------------
+
 
 @settings(deadline=None)
-@given(st.lists(ALIKE | FILE_NAMES, unique=True, min_size=2, max_size=4), st.sets(st.integers(0, 10**10), min_size=1, max_size=4))
+@given(
+    st.lists(ALIKE | FILE_NAMES, unique=True, min_size=2, max_size=4),
+    st.sets(st.integers(0, 10**10), min_size=1, max_size=4),
+)
 def test_a_run_finds_its_backups_and_no_others(tmp_path_factory, runs, steps):
     folder = tmp_path_factory.mktemp("state")
     made = {}
@@ -103,8 +165,8 @@ def test_a_run_finds_its_backups_and_no_others(tmp_path_factory, runs, steps):
             backup.touch()
     for path, backups in made.items():
         assert backups_of(path) == backups, "newest first"
-        (folder / "backups" / f"{path.name[:-len('.state')]}_step5.state").touch()  # not a name that we give
-        (folder / "backups" / f"{path.name[:-len('.state')]}_step{5:09d}.state.bak").touch()
+        (folder / "backups" / f"{path.name[: -len('.state')]}_step5.state").touch()  # not a name that we give
+        (folder / "backups" / f"{path.name[: -len('.state')]}_step{5:09d}.state.bak").touch()
         assert backups_of(path) == backups
     assert backups_of(folder / "none.state") == [] and backups_of(folder / "no" / "folder.state") == []
 
@@ -126,7 +188,9 @@ def test_whatever_a_page_is_called_it_has_a_name_that_a_file_can_have(stem, suff
     assert file_name("x" * 300 + stem, suffix) != file_name("x" * 300 + stem + "y", suffix)
 
 
-# How they are shown -----------------------------------------------------------------------------------------------------
+# How they are shown
+# -----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", NASTY)
 def test_a_nasty_name_is_read_in_markdown_as_it_is(name):
@@ -143,8 +207,17 @@ def is_read_as_it_is(text: str) -> None:
     assert "\n" not in wanted and wanted.encode() is not None
     heading = read_markdown(f"## {in_markdown(text)}")
     table = read_markdown(report.table(["head", "er"], [[text, "other"], ["after", text]]))
-    assert [token.type for token in heading] == ["heading_open", "inline", "heading_close"] and visible(heading[1]) == wanted.strip()
-    assert [visible(token) for token in table if token.type == "inline"] == ["head", "er", wanted.strip(), "other", "after", wanted.strip()]
+    assert [token.type for token in heading] == ["heading_open", "inline", "heading_close"] and visible(
+        heading[1]
+    ) == wanted.strip()
+    assert [visible(token) for token in table if token.type == "inline"] == [
+        "head",
+        "er",
+        wanted.strip(),
+        "other",
+        "after",
+        wanted.strip(),
+    ]
     item = read_markdown(f"- x: {in_markdown(text)}\n- y: 1")
     assert [visible(token) for token in item if token.type == "inline"] == [f"x: {wanted}".rstrip(), "y: 1"]
     (inline,) = [token for token in read_markdown(report.picture(text, "file.png")) if token.type == "inline"]
@@ -163,19 +236,34 @@ def test_a_link_leads_to_the_file(name):
 def test_a_report_of_nasty_names_shows_them_and_its_pictures_are_there(tmp_path):
     drawn = ["a $x$ b", "<script>alert(1)</script>", "two\nlines\r\n## x"]  # the others in legends
     one = comparison(n_seeds=1)
-    comparisons = [one | {"name": name, "compared": one["compared"] | {"text": name}} | ({} if name in drawn else {"curves": []})
-                   for name in NASTY]
+    comparisons = [
+        one | {"name": name, "compared": one["compared"] | {"text": name}} | ({} if name in drawn else {"curves": []})
+        for name in NASTY
+    ]
     command = "python measure_arrow.py '``` ````\n# x.json' \udcff"
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of glyphs that the font lacks, labels that are left out, layouts that do not fit
+        warnings.simplefilter(
+            "error"
+        )  # of glyphs that the font lacks, labels that are left out, layouts that do not fit
         paths = report.write_report(tmp_path / "out", comparisons, command)
     tokens = read_markdown(paths["report"].read_text(encoding="utf-8"))
     assert not any(token.type.startswith("html") for token in tokens)
-    headings = [visible(after) for token, after in pairwise(tokens) if token.type == "heading_open" and token.tag == "h2"]
+    headings = [
+        visible(after) for token, after in pairwise(tokens) if token.type == "heading_open" and token.tag == "h2"
+    ]
     assert sorted(headings) == sorted([one_line(name).strip() for name in NASTY] + ["Made by"])
-    pictures = [child.attrs["src"] for token in tokens if token.type == "inline" for child in token.children if child.type == "image"]
+    pictures = [
+        child.attrs["src"]
+        for token in tokens
+        if token.type == "inline"
+        for child in token.children
+        if child.type == "image"
+    ]
     linked = {os.fsdecode(unquote_to_bytes(target)) for target in pictures}
-    assert linked == {path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".png"} and len(linked) == len(drawn) + 4
+    assert (
+        linked == {path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".png"}
+        and len(linked) == len(drawn) + 4
+    )
     for path in (tmp_path / "out").glob("*.svg"):
         ElementTree.parse(path)
     assert tokens[-1].type == "fence" and tokens[-1].content == command.replace("\udcff", "\\udcff") + "\n"
@@ -183,14 +271,18 @@ def test_a_report_of_nasty_names_shows_them_and_its_pictures_are_there(tmp_path)
 
 
 def test_a_picture_shows_names_as_they_are():
-    comparisons = [comparison(name, text=name, context=context, n_seeds=1)
-                   for name, context in (("_a $x$", 16), ("中\n", 32), ("x" * 200 + "1", 64), ("x" * 200 + "2", 8))]
+    comparisons = [
+        comparison(name, text=name, context=context, n_seeds=1)
+        for name, context in (("_a $x$", 16), ("中\n", 32), ("x" * 200 + "1", 64), ("x" * 200 + "2", 8))
+    ]
     wanted = ["_a $x$", r"\u4e2d\n", "x" * 19 + "…" + "x" * 18 + "1", "x" * 19 + "…" + "x" * 18 + "2"]
     for draw in (figures.arrow_by_checkpoint, figures.arrow_by_tokens_seen):
         assert [text.get_text() for text in draw(comparisons).axes[0].get_legend().get_texts()] == wanted
     by_context = figures.arrow_by_context_length(comparisons).axes[0].get_legend().get_texts()
     assert sorted(text.get_text() for text in by_context) == sorted(f"{name}, 2 layers, width 64" for name in wanted)
-    assert sorted(text.get_text() for text in figures.arrow_by_text(comparisons).axes[0].get_xticklabels()) == sorted(wanted)
+    assert sorted(text.get_text() for text in figures.arrow_by_text(comparisons).axes[0].get_xticklabels()) == sorted(
+        wanted
+    )
     assert figures.run_curve("a $x$", "forward", []).axes[0].get_title() == "a $x$"
     alike = [comparison("x" * 30 + middle + "x" * 30, n_seeds=1) for middle in "ab"]
     shown = [text.get_text() for text in figures.arrow_by_checkpoint(alike).axes[0].get_legend().get_texts()]
@@ -205,12 +297,18 @@ def test_comparisons_of_one_name_keep_their_own_pictures(tmp_path):
     assert paths["a-loss"].read_bytes() != paths["a-2-loss"].read_bytes()
 
 
-# All of it --------------------------------------------------------------------------------------------------------------
+# All of it
+# --------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["lr[3e-4]_forward", "$a$ | <b>\n#`*", "é" * 110, "x.1..."])
 def test_a_run_of_any_name_trains_keeps_backups_and_goes_on_from_them(tmp_path, name):
     options = {f"training_params__{key}": 2 for key in ("save_every", "backup_every", "step_log", "valid_steps")}
-    config = load_config(write_config(tmp_path, training_params__steps_to_train=4, **options)).with_model("gpt").with_name(name)
+    config = (
+        load_config(write_config(tmp_path, training_params__steps_to_train=4, **options))
+        .with_model("gpt")
+        .with_name(name)
+    )
     other = config.with_name("lr3_forward")  # what "lr[3e-4]_forward" means as a pattern
     project = f"{name} of {PROJECT}"[-60:]
     for each in (config, other):

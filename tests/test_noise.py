@@ -1,4 +1,5 @@
 """The noise of a mean over seeds and windows: against formulas written out, simulation, and what must not change it."""
+
 import math
 from dataclasses import replace
 
@@ -23,12 +24,20 @@ def ar1(n_series: int, n: int, length: float, seed: int) -> np.ndarray:
 
 def some_parts(seed: int, n_seeds: int = 3, n_windows: int = 60) -> np.ndarray:
     random = np.random.default_rng(seed)
-    return random.standard_normal((n_seeds, 1)) + random.standard_normal(n_windows) + random.standard_normal((n_seeds, n_windows))
+    return (
+        random.standard_normal((n_seeds, 1))
+        + random.standard_normal(n_windows)
+        + random.standard_normal((n_seeds, n_windows))
+    )
 
 
-# Student's t ------------------------------------------------------------------------------------------------------------
+# Student's t
+# ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("df, quantile", [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (10, 2.2281), (30, 2.0423), (1e9, 1.9600)])
+
+@pytest.mark.parametrize(
+    "df, quantile", [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (10, 2.2281), (30, 2.0423), (1e9, 1.9600)]
+)
 def test_t_quantile_is_that_of_the_tables(df, quantile):
     assert t_quantile(df) == pytest.approx(quantile, abs=4e-4)
     assert t_outside(quantile, df) == pytest.approx(0.05, abs=4e-5)
@@ -37,7 +46,9 @@ def test_t_quantile_is_that_of_the_tables(df, quantile):
 def test_t_far_outside_has_its_closed_forms():
     for t in (0.5, 10, 1e6):
         assert t_outside(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(t), rel=1e-9)
-        assert t_outside(t, 2) == pytest.approx(2 / (2 + t**2 + t * math.sqrt(2 + t**2)), rel=1e-9)  # 1 - t / sqrt(2 + t²)
+        assert t_outside(t, 2) == pytest.approx(
+            2 / (2 + t**2 + t * math.sqrt(2 + t**2)), rel=1e-9
+        )  # 1 - t / sqrt(2 + t²)
 
 
 @given(df=st.floats(1, 500), level=st.floats(0.5, 0.99))
@@ -49,13 +60,20 @@ def test_t_quantile_against_simulated_t(df, level):
     assert np.mean(np.abs(simulated) < t_quantile(df, level)) == pytest.approx(level, abs=0.006)
 
 
-# Variances --------------------------------------------------------------------------------------------------------------
+# Variances
+# --------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("n", [2, 7, 50])
 def test_cosines_are_the_orthonormal_ones(n):
     series = np.random.default_rng(n).standard_normal((2, n))
-    written_out = [[math.sqrt(2 / n) * sum(x * math.cos(math.pi * k * (t + 0.5) / n) for t, x in enumerate(row)) for k in range(1, n)]
-                   for row in series]
+    written_out = [
+        [
+            math.sqrt(2 / n) * sum(x * math.cos(math.pi * k * (t + 0.5) / n) for t, x in enumerate(row))
+            for k in range(1, n)
+        ]
+        for row in series
+    ]
     assert np.allclose(cosines(series, n - 1), written_out)
 
 
@@ -63,7 +81,9 @@ def test_three_windows_by_hand():
     """Differences of 1, 3 and 2: coefficients sqrt(2/3) (1 - 2) cos 30° and sqrt(2/3) (1/2 - 3 + 1)."""
     squares = [2 / 3 * 3 / 4, 2 / 3 * 9 / 4]
     found = noise_of(np.array([[1.0, 3.0, 2.0]]))
-    assert found.windows_df == 2 and found.windows == pytest.approx(np.mean(squares) / 3, rel=0.1)  # but for the fitted spectrum
+    assert found.windows_df == 2 and found.windows == pytest.approx(
+        np.mean(squares) / 3, rel=0.1
+    )  # but for the fitted spectrum
     assert noise_of(np.array([[1.0, 3.0, 2.0]]), block=1).windows == pytest.approx(np.mean(squares) / 3)
 
 
@@ -78,8 +98,10 @@ def test_documents_vary_as_wholes(seed, n_documents):
     assert found.windows == pytest.approx(n_documents / (n_documents - 1) * sum(np.square(sums)) / 60**2)
     shuffled = random.permutation(60)  # where a document stands, and what it is called, is nothing to it
     again = noise_of(parts[:, shuffled], documents=np.array([f"document {d}" for d in documents])[shuffled])
-    assert np.allclose([again.seeds, again.windows, again.interaction, again.windows_df],
-                       [found.seeds, found.windows, found.interaction, found.windows_df])
+    assert np.allclose(
+        [again.seeds, again.windows, again.interaction, again.windows_df],
+        [found.seeds, found.windows, found.interaction, found.windows_df],
+    )
 
 
 def test_documents_of_equal_length_have_one_degree_less_than_their_number_and_a_long_one_leaves_few():
@@ -99,7 +121,12 @@ def test_documents_or_blocks_that_say_nothing_are_refused():
 def test_what_must_not_change_the_noise_does_not(seed, scale, shift):
     parts = some_parts(seed)
     found = noise_of(parts)
-    for same in (parts + shift, -parts, parts[::-1], parts[:, ::-1]):  # another level, sign, order of seeds, text from its end
+    for same in (
+        parts + shift,
+        -parts,
+        parts[::-1],
+        parts[:, ::-1],
+    ):  # another level, sign, order of seeds, text from its end
         assert np.allclose(list(vars(noise_of(same)).values()), list(vars(found).values()), rtol=1e-6)
     assert noise_of(scale * parts).se == pytest.approx(scale * found.se)
 
@@ -108,7 +135,10 @@ def test_the_three_variances_are_those_that_were_put_in():
     """3 seeds (variance 4), windows whose mean has 1, interaction whose mean has 2 in each seed."""
     random, found = np.random.default_rng(0), []
     for _ in range(1_500):
-        windows, interaction = random.standard_normal(200) * math.sqrt(200), random.standard_normal((3, 200)) * math.sqrt(200)
+        windows, interaction = (
+            random.standard_normal(200) * math.sqrt(200),
+            random.standard_normal((3, 200)) * math.sqrt(200),
+        )
         each = noise_of(2 * random.standard_normal((3, 1)) + windows + math.sqrt(2) * interaction, block=10)
         found.append([each.seeds, each.windows, each.interaction, each.seeds + each.windows - each.interaction])
     assert np.mean(found, axis=0) == pytest.approx([(4 + 2) / 3, 1 + 2 / 3, 2 / 3, 4 / 3 + 1 + 2 / 3], rel=0.06)
@@ -120,17 +150,23 @@ def test_interaction_is_counted_once_and_never_less_than_the_windows():
 
 
 def test_quantiles_are_weighted_by_their_variances():
-    """Windows alone: Student's t of 10 degrees of freedom. Seeds alone: of 4, at 96.7 %. Both alike: half, a quarter, a quarter."""
+    """Windows alone: Student's t of 10 degrees of freedom. Seeds alone: of 4, at 96.7 %. Both alike: half, a quarter, a
+    quarter."""
     assert Noise(1.0, 3.0, 1.0, 4, 10).critical() == pytest.approx(2.2281, abs=1e-4)
     assert 2.7764 < Noise(1.0, 0.0, 0.0, 4, 10).critical() == pytest.approx(t_quantile(4, 1 - 0.1 / 3))
-    assert Noise(1.0, 1.0, 0.0, 4, 10).critical() == pytest.approx(2.2281 / 2 + 2.7764 / 4 + t_quantile(4, 1 - 0.1 / 3) / 4, abs=1e-4)
+    assert Noise(1.0, 1.0, 0.0, 4, 10).critical() == pytest.approx(
+        2.2281 / 2 + 2.7764 / 4 + t_quantile(4, 1 - 0.1 / 3) / 4, abs=1e-4
+    )
 
 
-# Correlated windows -----------------------------------------------------------------------------------------------------
+# Correlated windows
+# -----------------------------------------------------------------------------------------------------
+
 
 def test_cosines_are_many_for_independent_windows_and_as_few_as_their_correlation_asks():
     def numbers(series):
         return [flat_cosines(each)[0] for each in series]
+
     assert np.median(numbers(ar1(60, 3_840, 0.1, seed=1))) == 48
     assert np.median(numbers(ar1(60, 3_840, 100, seed=3))) <= 8
     # The mean of 1 / (1 + (pi L k / n)²) up to k is 90 % where pi L k / n is 0.6.
@@ -139,9 +175,11 @@ def test_cosines_are_many_for_independent_windows_and_as_few_as_their_correlatio
 
 @pytest.mark.parametrize("share, length", [(0.0, 1), (1.0, 25), (0.1, 200), (0.01, 200)])
 def test_variance_of_the_mean_also_where_correlations_are_weak_and_long(share, length):
-    """A share of 1 % that lasts 200 windows is seen at no lag, and makes the variance of the mean five times what single windows say."""
-    series = (math.sqrt(share) * ar1(150, 3_840, length, seed=4)
-              + math.sqrt(1 - share) * np.random.default_rng(5).standard_normal((150, 3_840)))
+    """A share of 1 % that lasts 200 windows is seen at no lag, and makes the variance of the mean five times what
+    single windows say."""
+    series = math.sqrt(share) * ar1(150, 3_840, length, seed=4) + math.sqrt(1 - share) * np.random.default_rng(
+        5
+    ).standard_normal((150, 3_840))
     truth = (1 - share) / 3_840 + share * series_variance(length, 3_840)
     assert np.mean([noise_of(each[None]).windows for each in series]) == pytest.approx(truth, rel=0.25)
 
@@ -166,13 +204,25 @@ def test_equal_windows_have_no_noise():
     assert estimate(1.0, noise_of(np.ones((3, 50)))).p == 0
 
 
-# What the intervals hold ------------------------------------------------------------------------------------------------
+# What the intervals hold
+# ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("model, length, n_seeds, least, most", [
-    ("windows", 0, 3, 0.93, 0.98), ("windows", 20, 3, 0.92, 0.98), ("seeds", 0, 2, 0.93, 0.98), ("seeds", 0, 5, 0.93, 0.98),
-    ("skewed seeds", 0, 3, 0.89, 0.95), ("skewed seeds", 0, 8, 0.90, 0.95), ("windows and seeds", 20, 2, 0.93, 0.99),
-    ("windows and seeds", 20, 5, 0.93, 0.98), ("all, most of it interaction", 0, 3, 0.93, 0.98),
-    ("windows and interaction", 0, 2, 0.93, 0.98)])
+
+@pytest.mark.parametrize(
+    "model, length, n_seeds, least, most",
+    [
+        ("windows", 0, 3, 0.93, 0.98),
+        ("windows", 20, 3, 0.92, 0.98),
+        ("seeds", 0, 2, 0.93, 0.98),
+        ("seeds", 0, 5, 0.93, 0.98),
+        ("skewed seeds", 0, 3, 0.89, 0.95),
+        ("skewed seeds", 0, 8, 0.90, 0.95),
+        ("windows and seeds", 20, 2, 0.93, 0.99),
+        ("windows and seeds", 20, 5, 0.93, 0.98),
+        ("all, most of it interaction", 0, 3, 0.93, 0.98),
+        ("windows and interaction", 0, 2, 0.93, 0.98),
+    ],
+)
 def test_intervals_cover_the_truth(model, length, n_seeds, least, most):
     """A small version of benchmarks/coverage.py; 800 measurements leave a standard error of 0.008."""
     share, width = coverage.coverage(model, length, n_seeds, runs=800, windows=480)
@@ -214,7 +264,9 @@ def test_the_benchmark_prints_a_row_for_each_noise_and_length():
     assert all(row.startswith(f"| seeds | {length} | ") for row, length in zip(rows, coverage.LENGTHS, strict=True))
 
 
-# How many seeds ---------------------------------------------------------------------------------------------------------
+# How many seeds
+# ---------------------------------------------------------------------------------------------------------
+
 
 def test_noise_of_other_numbers_of_seeds():
     three = Noise(seeds=6.0, windows=3.0, interaction=2.0, seeds_df=2, windows_df=12)

@@ -1,4 +1,5 @@
 """Products through oneDNN; and everything else goes the usual way."""
+
 import pytest
 import torch
 
@@ -12,7 +13,11 @@ needs_onednn = pytest.mark.skipif(not products.HAS_ONEDNN, reason="this processo
 def test_fp32_goes_to_onednn_and_nothing_else_does():
     x, weight = torch.randn(3, 8), torch.randn(4, 8)
     assert products.for_onednn(x)
-    assert not products.for_onednn(x.double()) and not products.for_onednn(x.bfloat16()) and not products.for_onednn(x.to("meta"))
+    assert (
+        not products.for_onednn(x.double())
+        and not products.for_onednn(x.bfloat16())
+        and not products.for_onednn(x.to("meta"))
+    )
     with torch.autocast("cpu", torch.bfloat16):
         assert not products.for_onednn(x)
     with torch.profiler.profile() as profile:

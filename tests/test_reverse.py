@@ -1,4 +1,5 @@
 """Reversed texts against Python's own reversal of the whole text, over blocks of all sizes."""
+
 import gzip
 import subprocess
 import sys
@@ -17,7 +18,24 @@ ROOT = Path(__file__).resolve().parents[1]
 ACCENT, ZWJ, VARIATION = "\u0301", "\u200d", "\ufe0f"
 FAMILY = ZWJ.join("👨👩👧")
 FLAGS = "🇫🇷🇬🇷🇫🇮"
-HARD = ["a", "e" + ACCENT, "\r\n", "\n", FAMILY, FLAGS, "👍🏽", "❤" + VARIATION, "한국", "ᄒ" + "ᅡ" + "ᆫ", "क्षि", "é", " ", "𝒳", ACCENT, ZWJ]
+HARD = [
+    "a",
+    "e" + ACCENT,
+    "\r\n",
+    "\n",
+    FAMILY,
+    FLAGS,
+    "👍🏽",
+    "❤" + VARIATION,
+    "한국",
+    "ᄒ" + "ᅡ" + "ᆫ",
+    "क्षि",
+    "é",
+    " ",
+    "𝒳",
+    ACCENT,
+    ZWJ,
+]
 
 
 def reversed_by(text: str, graphemes: bool, block_bytes: int) -> str:
@@ -29,7 +47,9 @@ def reversed_by(text: str, graphemes: bool, block_bytes: int) -> str:
         return out.read_bytes().decode("utf-8")
 
 
-ANY_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)  # a file of null bytes is taken for no text
+ANY_TEXT = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0"), min_size=1
+)  # a file of null bytes is taken for no text
 
 
 @given(st.lists(st.sampled_from(HARD), min_size=1).map("".join) | ANY_TEXT, st.integers(4, 200))
@@ -40,7 +60,9 @@ def test_by_character(text, block_bytes):
 @given(st.lists(st.sampled_from(HARD), min_size=1).map("".join) | ANY_TEXT, st.integers(0, 200))
 def test_by_grapheme(text, extra):
     clusters = regex.findall(r"\X", text)
-    block_bytes = max(len(cluster.encode()) for cluster in clusters) + 4 + extra  # one cluster and the start of the next
+    block_bytes = (
+        max(len(cluster.encode()) for cluster in clusters) + 4 + extra
+    )  # one cluster and the start of the next
     assert reversed_by(text, True, block_bytes) == "".join(clusters[::-1])
 
 
@@ -59,7 +81,9 @@ def test_a_cluster_without_end_is_cut():
 def test_the_script_reads_compressed_texts(tmp_path):
     text = "One line. Zwei Zeilen: é 🙂\n" * 300_000  # several blocks
     (tmp_path / "t.txt.gz").write_bytes(gzip.compress(text.encode("utf-8"), 1))
-    subprocess.run([sys.executable, ROOT / "reverse_text.py", "t.txt.gz", "r.txt"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, ROOT / "reverse_text.py", "t.txt.gz", "r.txt"], cwd=tmp_path, check=True, capture_output=True
+    )
     assert (tmp_path / "r.txt").read_bytes().decode("utf-8") == text[::-1]
 
 

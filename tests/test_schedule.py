@@ -1,4 +1,5 @@
 """The schedule against torch's schedulers where they agree, and against its own definition where they do not."""
+
 import math
 
 import pytest

@@ -1,4 +1,6 @@
-"""Sharded states: exact on any number of processes, never half read, whole after any kill, and nothing in them is run."""
+"""Sharded states: exact on any number of processes, never half read, whole after any kill, and nothing in them is
+run."""
+
 import os
 import pickle
 import random
@@ -57,9 +59,20 @@ def train(loss_of, optimizer, steps):
 
 def facts_of(step):
     config = parse_config(config_dict(Path()), "toy")
-    return {"step": step, "tokens": 256 * step, "run": "toy", "config": config.to_dict(), "precision": "fp32", "validated": 0,
-            "unlogged": torch.arange(3.), "held_out_tokens": 512, "stages": as_data([Stage(first_step=0, optim_params=config.optim_params, precision="fp32")]),
-            "early_stages_unknown": False, "dataset": {"fingerprint": "f", "n_tokens": 600}, "versions": {}}
+    return {
+        "step": step,
+        "tokens": 256 * step,
+        "run": "toy",
+        "config": config.to_dict(),
+        "precision": "fp32",
+        "validated": 0,
+        "unlogged": torch.arange(3.0),
+        "held_out_tokens": 512,
+        "stages": as_data([Stage(first_step=0, optim_params=config.optim_params, precision="fp32")]),
+        "early_stages_unknown": False,
+        "dataset": {"fingerprint": "f", "n_tokens": 600},
+        "versions": {},
+    }
 
 
 def gathered(model, optimizer):
@@ -115,7 +128,9 @@ def write_on_two(processes, folder):
     if processes.rank == 1:
         unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))  # as on a full disk
-    with pytest.raises(UserError, match="cannot save the sharded state .*5.sharded.*File too large.*the one saved before is as it was"):
+    with pytest.raises(
+        UserError, match="cannot save the sharded state .*5.sharded.*File too large.*the one saved before is as it was"
+    ):
         save_sharded(facts_of(6), model, optimizer, folder / "5.sharded", processes)
     processes.wait_for_all()
     assert contents(folder / "5.sharded") == before and not sharded.leftovers(folder / "5.sharded")
@@ -152,7 +167,11 @@ def test_what_two_processes_wrote_one_reads_to_the_bit(states, tmp_path, step):
         assert same(gathered(model, optimizer), truth)
     export_sharded(folder, tmp_path / "plain.state")
     assert same(load_state(tmp_path / "plain.state"), facts_of(step) | truth)
-    assert sorted(path.name for path in folder.iterdir()) == ["facts.pt", "shard00000.safetensors", "shard00001.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "facts.pt",
+        "shard00000.safetensors",
+        "shard00001.safetensors",
+    ]
     rows = [load_file(folder / f"shard0000{i}.safetensors")["model.embedding.weight"] for i in range(2)]
     assert [len(part) for part in rows] == [4, 3] and torch.cat(rows).equal(truth["model"]["embedding.weight"])
 
@@ -163,7 +182,9 @@ def read_on_three(processes, folder):
     weights = [parameter.to_local().clone() for parameter in model.parameters()]
     with pytest.raises(UserError, match="damaged sharded state .shard00001"):
         restore_sharded(model, optimizer, folder / "damaged.sharded")
-    assert not optimizer.state and all(map(torch.equal, weights, [parameter.to_local() for parameter in model.parameters()]))
+    assert not optimizer.state and all(
+        map(torch.equal, weights, [parameter.to_local() for parameter in model.parameters()])
+    )
     restore_sharded(model, optimizer, folder / "3.sharded")
     assert any(not len(parameter.to_local()) for parameter in model.parameters()) == (processes.rank == 2)
     assert same(gathered(model, optimizer), torch.load(folder / "3.truth"))
@@ -190,8 +211,24 @@ def mutate(folder, other, chance):
     paths = sorted(folder.iterdir())
     path, second = chance.sample(paths, 2)
     size = path.stat().st_size
-    kind = chance.choice(["flip", "flip", "truncate", "append", "zeros", "delete", "swap", "copy", "garbage", "empty", "older", "extra",
-                          "folder", "rename"])
+    kind = chance.choice(
+        [
+            "flip",
+            "flip",
+            "truncate",
+            "append",
+            "zeros",
+            "delete",
+            "swap",
+            "copy",
+            "garbage",
+            "empty",
+            "older",
+            "extra",
+            "folder",
+            "rename",
+        ]
+    )
     if kind == "flip":
         flip(path, chance.randrange(8 * size))
     elif kind == "truncate":
@@ -201,7 +238,7 @@ def mutate(folder, other, chance):
     elif kind == "zeros":
         begin = chance.randrange(size)
         data = path.read_bytes()
-        path.write_bytes((data[:begin] + bytes(512) + data[begin + 512:])[:size])
+        path.write_bytes((data[:begin] + bytes(512) + data[begin + 512 :])[:size])
     elif kind == "delete":
         path.unlink()
     elif kind == "swap":
@@ -227,11 +264,15 @@ def mutate(folder, other, chance):
 
 
 def read_or_refuse(folder, truth):
-    """Whether the state is refused: in one line that names it, nothing of it in model and optimizer. If not, all of it is right."""
+    """Whether the state is refused: in one line that names it, nothing of it in model and optimizer. If not, all of it
+    is right."""
     model, optimizer = new(seed=2)
     weights = [parameter.clone() for parameter in model.parameters()]
     refused = []
-    for read in (lambda: restore_sharded(model, optimizer, folder), lambda: export_sharded(folder, folder.with_suffix(".state"))):
+    for read in (
+        lambda: restore_sharded(model, optimizer, folder),
+        lambda: export_sharded(folder, folder.with_suffix(".state")),
+    ):
         try:
             read()
             refused.append(False)
@@ -275,29 +316,69 @@ NAME = "model.head.weight"
 WITH_RIGHT_CHECKSUMS = {
     "a tensor missing in the files": (lambda tensors: tensors.pop(NAME), None, f"{NAME} is missing"),
     "a tensor too many": (lambda tensors: tensors.update(other=torch.zeros(1)), None, "other is no tensor of it"),
-    "rows missing": (lambda tensors: tensors.update({NAME: tensors[NAME][1:].clone()}), None, r"expected float32 \[7, 4\], found 5 rows"),
-    "other columns": (lambda tensors: tensors.update({NAME: tensors[NAME][:, 1:].clone()}), None,
-                      r"expected rows of float32 \[7, 4\], found \[\d, 3\]"),
-    "another dtype": (lambda tensors: tensors.update({NAME: tensors[NAME].bfloat16()}), None, "expected rows of float32"),
-    "no rows at all": (lambda tensors: tensors.update({NAME: torch.tensor(1.)}), None, "expected rows of float32"),
+    "rows missing": (
+        lambda tensors: tensors.update({NAME: tensors[NAME][1:].clone()}),
+        None,
+        r"expected float32 \[7, 4\], found 5 rows",
+    ),
+    "other columns": (
+        lambda tensors: tensors.update({NAME: tensors[NAME][:, 1:].clone()}),
+        None,
+        r"expected rows of float32 \[7, 4\], found \[\d, 3\]",
+    ),
+    "another dtype": (
+        lambda tensors: tensors.update({NAME: tensors[NAME].bfloat16()}),
+        None,
+        "expected rows of float32",
+    ),
+    "no rows at all": (lambda tensors: tensors.update({NAME: torch.tensor(1.0)}), None, "expected rows of float32"),
     "an entry missing in the facts": (None, lambda facts: facts["sharded"]["tensors"].pop(NAME), f"{NAME} is missing"),
-    "a moment missing everywhere": (lambda tensors: tensors.pop("optimizer.head.weight.exp_avg"),
-                                    lambda facts: facts["sharded"]["tensors"].pop("optimizer.head.weight.exp_avg"), "exp_avg is missing"),
-    "a weight missing everywhere": (lambda tensors: tensors.pop(NAME), lambda facts: facts["sharded"]["tensors"].pop(NAME),
-                                    f"{NAME} is missing"),
-    "an absurd shape": (None, lambda facts: facts["sharded"]["tensors"].update({NAME: torch.empty(1 << 50, 4, device="meta")}),
-                        "has the shape"),
-    "a sparse tensor": (None, lambda facts: facts["sharded"]["tensors"].update({NAME: torch.zeros(7, 4).to_sparse()}), "is not of a model"),
-    "a step count on no device": (None, lambda facts: facts["sharded"]["tensors"].update(
-        {"optimizer.head.weight.step": torch.empty((), device="meta")}), "step is missing"),
-    "a list for the tensors": (None, lambda facts: facts["sharded"].update(tensors=[]), "sharded.tensors: expected a dictionary"),
+    "a moment missing everywhere": (
+        lambda tensors: tensors.pop("optimizer.head.weight.exp_avg"),
+        lambda facts: facts["sharded"]["tensors"].pop("optimizer.head.weight.exp_avg"),
+        "exp_avg is missing",
+    ),
+    "a weight missing everywhere": (
+        lambda tensors: tensors.pop(NAME),
+        lambda facts: facts["sharded"]["tensors"].pop(NAME),
+        f"{NAME} is missing",
+    ),
+    "an absurd shape": (
+        None,
+        lambda facts: facts["sharded"]["tensors"].update({NAME: torch.empty(1 << 50, 4, device="meta")}),
+        "has the shape",
+    ),
+    "a sparse tensor": (
+        None,
+        lambda facts: facts["sharded"]["tensors"].update({NAME: torch.zeros(7, 4).to_sparse()}),
+        "is not of a model",
+    ),
+    "a step count on no device": (
+        None,
+        lambda facts: facts["sharded"]["tensors"].update(
+            {"optimizer.head.weight.step": torch.empty((), device="meta")}
+        ),
+        "step is missing",
+    ),
+    "a list for the tensors": (
+        None,
+        lambda facts: facts["sharded"].update(tensors=[]),
+        "sharded.tensors: expected a dictionary",
+    ),
     "a text for the step": (None, lambda facts: facts.update(step="3"), "step: expected an integer"),
     "no config": (None, lambda facts: facts.pop("config"), "config: missing"),
     "nothing about shards": (None, lambda facts: facts.pop("sharded"), "sharded: missing"),
     "no files": (None, lambda facts: facts["sharded"].update(files={}), "shard00000.safetensors is no file of it"),
-    "a file elsewhere": (None, lambda facts: facts["sharded"]["files"].update({"../x": {"bytes": 0, "crc32": 0}}), r"\.\./x is missing"),
-    "a rate that is no number": (None, lambda facts: facts["sharded"]["param_groups"][0].update(lr=float("nan")),
-                                 "lr: expected a finite number"),
+    "a file elsewhere": (
+        None,
+        lambda facts: facts["sharded"]["files"].update({"../x": {"bytes": 0, "crc32": 0}}),
+        r"\.\./x is missing",
+    ),
+    "a rate that is no number": (
+        None,
+        lambda facts: facts["sharded"]["param_groups"][0].update(lr=float("nan")),
+        "lr: expected a finite number",
+    ),
     "no groups": (None, lambda facts: facts["sharded"].update(param_groups=[]), "is not of a model or of AdamW"),
     "no dictionary": (None, lambda facts: facts.clear(), "step: missing"),
 }
@@ -313,8 +394,11 @@ def test_right_checksums_do_not_make_a_wrong_state_right(states, state, what):
 
 
 def test_a_state_of_another_model_is_refused_and_nothing_is_filled(state):
-    for changes, expected in ((dict(vocab_size=8), r"embedding.weight.*expected float32 \[8, 4\], found float32 \[7, 4\]"),
-                              (dict(n_layers=1), "blocks.1.* is no part of it"), (dict(n_layers=3), "blocks.2.* is missing")):
+    for changes, expected in (
+        (dict(vocab_size=8), r"embedding.weight.*expected float32 \[8, 4\], found float32 \[7, 4\]"),
+        (dict(n_layers=1), "blocks.1.* is no part of it"),
+        (dict(n_layers=3), "blocks.2.* is missing"),
+    ):
         model = build_model("gpt", 0, **MODEL | changes)
         optimizer = torch.optim.AdamW(model.parameters())
         weights = [parameter.clone() for parameter in model.parameters()]
@@ -325,8 +409,11 @@ def test_a_state_of_another_model_is_refused_and_nothing_is_filled(state):
 
 def reads_of(folder):
     """The three ways in which a sharded state is read."""
-    return (lambda: restore_sharded(*new(seed=2), folder), lambda: export_sharded(folder, folder.with_suffix(".state")),
-            lambda: sharded_facts(folder))
+    return (
+        lambda: restore_sharded(*new(seed=2), folder),
+        lambda: export_sharded(folder, folder.with_suffix(".state")),
+        lambda: sharded_facts(folder),
+    )
 
 
 class Hostile:
@@ -339,9 +426,16 @@ class Hostile:
         return os.system, (f"touch {self.marker}",)
 
 
-@pytest.mark.parametrize("name, expected", [
-    (".metadata", "earlier version"), ("facts.pt", "damaged sharded state"), ("facts.pt in a zip", "damaged sharded state"),
-    ("shard00001.safetensors", "damaged sharded state"), ("__0_0.distcp", "no file of it")])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        (".metadata", "earlier version"),
+        ("facts.pt", "damaged sharded state"),
+        ("facts.pt in a zip", "damaged sharded state"),
+        ("shard00001.safetensors", "damaged sharded state"),
+        ("__0_0.distcp", "no file of it"),
+    ],
+)
 def test_no_code_in_a_state_is_run(state, tmp_path, name, expected):
     """Through the same door as a user's run: a state folder that came from somewhere else."""
     config = load_config(write_config(tmp_path)).with_model("gpt")
@@ -387,7 +481,9 @@ def test_what_cannot_be_read_is_not_called_damaged(state):
     for read in reads_of(state):
         resource.setrlimit(resource.RLIMIT_NOFILE, (free, limit[1]))  # no file can be opened any more
         try:
-            with pytest.raises(UserError, match="toy.sharded: cannot read the sharded state: .*Too many open files") as told:
+            with pytest.raises(
+                UserError, match="toy.sharded: cannot read the sharded state: .*Too many open files"
+            ) as told:
                 read()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limit)
@@ -395,24 +491,38 @@ def test_what_cannot_be_read_is_not_called_damaged(state):
     for allocate in (lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 62)):
         with pytest.raises(UserError, match="toy.sharded: not enough memory"), sharded.reading(state):
             allocate()
-    with pytest.raises(UserError, match="cannot read the sharded state: Input/output error .os error 5"), sharded.reading(state):
+    with (
+        pytest.raises(UserError, match="cannot read the sharded state: Input/output error .os error 5"),
+        sharded.reading(state),
+    ):
         raise sharded.SafetensorError("Input/output error (os error 5)")
     with pytest.raises(RuntimeError, match="a bug of ours"), sharded.reading(state):
         raise RuntimeError("a bug of ours")
 
 
 def killed_at(operation, work):
-    """Do `work` in a process that is killed before its `operation`-th operation on the file system; whether it came to that."""
+    """Do `work` in a process that is killed before its `operation`-th operation on the file system; whether it came to
+    that."""
     child = os.fork()
     if child == 0:
         count = 0
 
         def kill(event, _arguments):
             nonlocal count
-            if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.listdir", "os.scandir"):
+            if event in (
+                "open",
+                "os.rename",
+                "os.remove",
+                "os.rmdir",
+                "os.mkdir",
+                "os.chmod",
+                "os.listdir",
+                "os.scandir",
+            ):
                 count += 1
                 if count == operation:
                     os.kill(os.getpid(), signal.SIGKILL)
+
         sys.addaudithook(kill)
         try:
             work()
@@ -422,7 +532,8 @@ def killed_at(operation, work):
 
 
 def test_a_save_killed_at_any_instant_leaves_a_whole_state_and_the_next_one_clears_up(tmp_path):
-    """A name that is a pattern's, and another run's name that begins alike, beside it. After every second kill a save that is not killed."""
+    """A name that is a pattern's, and another run's name that begins alike, beside it. After every second kill a save
+    that is not killed."""
     seen = set()
     for parity in (0, 1):
         (tmp_path / str(parity)).mkdir()
@@ -442,6 +553,7 @@ def seen_after_kills(tmp_path, parity):
         with torch.no_grad():
             model.norm.weight.fill_(step)
         save_sharded(facts_of(step), model, optimizer, folder, HERE)
+
     save(1)
     step, seen, kills = 1, set(), 0
     while killed_at(kills + 1, lambda: save(step + 1)):
@@ -459,7 +571,9 @@ def seen_after_kills(tmp_path, parity):
         else:
             step = found
     assert kills > 15
-    assert sharded_facts(folder)["step"] == step + 1 and sorted(os.listdir(tmp_path)) == sorted([folder.name, other.name])
+    assert sharded_facts(folder)["step"] == step + 1 and sorted(os.listdir(tmp_path)) == sorted(
+        [folder.name, other.name]
+    )
     return seen
 
 
@@ -471,7 +585,9 @@ def test_a_full_disk_at_a_save_is_one_line_and_the_state_before_stays(tmp_path):
         before = contents(folder) if folder.exists() else None
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
         try:
-            with pytest.raises(UserError, match=f"cannot save the sharded state {folder}: .*{said}.*run the same command again$") as told:
+            with pytest.raises(
+                UserError, match=f"cannot save the sharded state {folder}: .*{said}.*run the same command again$"
+            ) as told:
                 save_sharded(facts_of(4), model, optimizer, folder, HERE)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -495,9 +611,13 @@ def test_links_that_somebody_planted_are_not_followed(tmp_path, monkeypatch):
     (private / "facts.pt").unlink()
     folder.symlink_to(private)
     save_sharded(facts_of(3), model, optimizer, folder, HERE)
-    assert os.listdir(folder.parent) == ["toy.sharded"] and not folder.is_symlink() and sharded_facts(folder)["step"] == 3
+    assert (
+        os.listdir(folder.parent) == ["toy.sharded"] and not folder.is_symlink() and sharded_facts(folder)["step"] == 3
+    )
     assert contents(private) == {"letter": b"private"}
-    monkeypatch.setattr(sharded, "remove_leftovers", lambda folder: None)  # planted in the instant after the sweep, the name guessed
+    monkeypatch.setattr(
+        sharded, "remove_leftovers", lambda folder: None
+    )  # planted in the instant after the sweep, the name guessed
     monkeypatch.setattr(sharded.secrets, "token_hex", lambda n: "0" * 2 * n)
     (folder.parent / f".toy.sharded.{'0' * 16}.tmp").symlink_to(private)
     with pytest.raises(UserError, match="File exists"):
@@ -513,16 +633,22 @@ def test_files_of_shards_can_be_read_by_whom_the_folder_lets(states):
 
 
 def written_by_hand(folder, tensors, parts):
-    """A state of `tensors` {name: rows}, all of the model, as sharded.py describes the format; each divided into files of `parts` rows."""
+    """A state of `tensors` {name: rows}, all of the model, as sharded.py describes the format; each divided into files
+    of `parts` rows."""
     folder.mkdir()
     files = {}
     for i in range(len(parts[0])):
         path = folder / f"shard{i:05d}.safetensors"
-        rows = {f"model.{name}": tensor.split(cuts)[i].clone() for (name, tensor), cuts in zip(tensors.items(), parts, strict=True)}
+        rows = {
+            f"model.{name}": tensor.split(cuts)[i].clone()
+            for (name, tensor), cuts in zip(tensors.items(), parts, strict=True)
+        }
         save_file(rows, path)
         files[path.name] = {"bytes": path.stat().st_size, "crc32": sharded.crc32_of(path)}
     outlines = {f"model.{name}": tensor.to("meta") for name, tensor in tensors.items()}
-    torch.save(facts_of(1) | {"sharded": {"files": files, "tensors": outlines, "param_groups": []}}, folder / "facts.pt")
+    torch.save(
+        facts_of(1) | {"sharded": {"files": files, "tensors": outlines, "param_groups": []}}, folder / "facts.pt"
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -542,7 +668,7 @@ def test_rows_are_put_together_from_any_division_and_for_any_part(tmp_path_facto
     count = data.draw(strategies.integers(0, len(tensors[name]) - first))
     rows = torch.zeros(count, 2, dtype=dtype)
     sharded.read_rows(folder, sharded.read_facts(folder)[1], {f"model.{name}": (rows, first)})
-    assert rows.equal(tensors[name][first:first + count])
+    assert rows.equal(tensors[name][first : first + count])
 
 
 def test_an_export_holds_the_state_in_memory_once(tmp_path):
@@ -557,6 +683,7 @@ def test_an_export_holds_the_state_in_memory_once(tmp_path):
 
     def kilobytes(entry):
         return int(status.read_text().split(f"{entry}:")[1].split()[0])
+
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     before = kilobytes("VmRSS")
     export_sharded(folder, tmp_path / "toy.state")

@@ -1,4 +1,5 @@
 """The synthetic sources obey the laws they claim, and their entropies are those of an independent count."""
+
 import math
 import subprocess
 import sys
@@ -54,8 +55,14 @@ def inverse_over_f2(matrix: np.ndarray) -> np.ndarray:
 def test_who_reads_a_circuit_backward_meets_its_dense_parities_first():
     """The fewest y that, with any of the x read before, give the next x: brute force over all those x."""
     inverse = inverse_over_f2(sources.circuit_matrix(8, seed=3))[::-1]  # in backward reading order
-    fewest = [min(np.bitwise_xor.reduce([bits, *(inverse[i] for i in chosen)]).sum()
-                  for size in range(k + 1) for chosen in combinations(range(k), size)) for k, bits in enumerate(inverse)]
+    fewest = [
+        min(
+            np.bitwise_xor.reduce([bits, *(inverse[i] for i in chosen)]).sum()
+            for size in range(k + 1)
+            for chosen in combinations(range(k), size)
+        )
+        for k, bits in enumerate(inverse)
+    ]
     assert fewest == [8, 4, 2, 2, 1, 1, 1, 1]
 
 
@@ -81,7 +88,9 @@ def test_markov_entropy_is_that_of_all_words():
     transitions, stationary = sources.markov_rule(4, seed=1)
     words = [stationary[a] * transitions[a, b] * transitions[b, c] for a, b, c in product(range(4), repeat=3)]
     assert sources.markov_chain_entropy(4, seed=1, window=3) == pytest.approx(sources.entropy(np.array(words)) / 3)
-    assert sources.markov_chain_entropy(4, seed=1) == pytest.approx(sources.markov_chain_entropy(4, seed=1, window=10**7), rel=1e-5)
+    assert sources.markov_chain_entropy(4, seed=1) == pytest.approx(
+        sources.markov_chain_entropy(4, seed=1, window=10**7), rel=1e-5
+    )
 
 
 def test_sampled_transitions_follow_the_rule():
@@ -106,17 +115,24 @@ def test_iid_frequencies_follow_the_law():
 def test_mirror_image_keeps_the_text_and_makes_palindromes(pieces, block):
     text, mirrored = "".join(pieces), "".join(sources.with_mirror_image(pieces, block))
     assert len(mirrored) == 2 * len(text)
-    halves = [mirrored[start:start + 2 * block] for start in range(0, len(mirrored), 2 * block)]
+    halves = [mirrored[start : start + 2 * block] for start in range(0, len(mirrored), 2 * block)]
     assert all(pair == pair[::-1] for pair in halves)
-    assert "".join(pair[:len(pair) // 2] for pair in halves) == text
+    assert "".join(pair[: len(pair) // 2] for pair in halves) == text
 
 
-@pytest.mark.parametrize("source, settings", [
-    ("primes", {"lines": 3_001, "digits": 2}), ("circuit", {"lines": 3_001, "bits": 5}),
-    ("markov", {"characters": 70_001, "symbols": 3}), ("iid", {"characters": 70_001, "symbols": 3})])
+@pytest.mark.parametrize(
+    "source, settings",
+    [
+        ("primes", {"lines": 3_001, "digits": 2}),
+        ("circuit", {"lines": 3_001, "bits": 5}),
+        ("markov", {"characters": 70_001, "symbols": 3}),
+        ("iid", {"characters": 70_001, "symbols": 3}),
+    ],
+)
 def test_same_seed_same_text_and_announced_length(source, settings):
     def text(seed: int) -> str:
         return "".join(sources.open_source(source, seed=seed, **settings).text)
+
     assert text(0) == text(0) != text(1)
     assert len(text(0)) == sources.open_source(source, seed=0, **settings).characters
 
@@ -127,18 +143,27 @@ def test_a_shorter_text_is_the_beginning_of_a_longer_one():
 
 
 def test_impossible_sizes_are_refused():
-    for call in (lambda: sources.primes_of(9), lambda: sources.markov_rule(1), lambda: sources.iid_rule(27),
-                 lambda: sources.open_source("primes")):
+    for call in (
+        lambda: sources.primes_of(9),
+        lambda: sources.markov_rule(1),
+        lambda: sources.iid_rule(27),
+        lambda: sources.open_source("primes"),
+    ):
         with pytest.raises(UserError, match="expected"):
             call()
 
 
 def test_script_writes_a_file_and_its_mirror(tmp_path):
     def generate(*arguments) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "generate_text.py", *map(str, arguments)], check=False, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "generate_text.py", *map(str, arguments)], check=False, capture_output=True, text=True
+        )
+
     out, mirrored = tmp_path / "new" / "circuit.txt", tmp_path / "mirrored.txt"
     told = generate("circuit", out, "--lines", 50, "--bits", 4, "--seed", 7)
-    assert out.read_bytes() == "".join(sources.linear_circuit(50, 4, 7)).encode() and "0.277259 nats" in told.stdout  # 4 ln 2 / 10
+    assert (
+        out.read_bytes() == "".join(sources.linear_circuit(50, 4, 7)).encode() and "0.277259 nats" in told.stdout
+    )  # 4 ln 2 / 10
     generate("mirror", mirrored, "--text", out, "--block", 100)
     assert mirrored.read_text() == "".join(sources.with_mirror_image([out.read_text()], 100))
 
@@ -153,25 +178,32 @@ def test_a_text_that_does_not_fit_the_disk_is_refused_before_it_is_begun(tmp_pat
     def never():
         raise AssertionError("begun")
         yield
+
     with pytest.raises(UserError, match=r"the text would be of 1,000,000,000.0 GB, and .* GB are free there"):
         sources.write_text(tmp_path / "new" / "x.txt", never(), 10**18)
     assert not list(tmp_path.iterdir())
     sources.check_room(Path("/dev/null"), 10**18)  # takes no room
 
 
-# Documents turned by a coin ---------------------------------------------------------------------------------------------
+# Documents turned by a coin
+# ---------------------------------------------------------------------------------------------
 
 DOCUMENTS = [np.array(ids, dtype=np.uint16) for ids in ([1, 2], [3, 1, 1], [2])]
 
 
 def test_a_text_turned_by_coins_is_exactly_as_likely_as_its_mirror_image():
-    """Every circle, coin and beginning of three small documents, counted one by one: the law of an arc is that of its mirror image."""
+    """Every circle, coin and beginning of three small documents, counted one by one: the law of an arc is that of its
+    mirror image."""
     counts: dict[tuple, int] = {}
     for order in permutations(range(3)):
         for coins in product((1, -1), repeat=3):
-            circle = [token for index, coin in zip(order, coins, strict=True) for token in (*DOCUMENTS[index][::coin].tolist(), 0)]
+            circle = [
+                token
+                for index, coin in zip(order, coins, strict=True)
+                for token in (*DOCUMENTS[index][::coin].tolist(), 0)
+            ]
             for start in range(len(circle)):
-                arc = tuple((circle + circle)[start:start + 5])
+                arc = tuple((circle + circle)[start : start + 5])
                 counts[arc] = counts.get(arc, 0) + 1
     assert counts == {arc[::-1]: n for arc, n in counts.items()}
     total, runs, seen = sum(counts.values()), 20_000, dict.fromkeys(counts, 0)
@@ -180,12 +212,17 @@ def test_a_text_turned_by_coins_is_exactly_as_likely_as_its_mirror_image():
     expected = np.array([runs * n / total for n in counts.values()])
     squares = (np.array([*seen.values()]) - expected) ** 2 / expected
     freedom = len(counts) - 1
-    assert squares.sum() < freedom + 4 * math.sqrt(2 * freedom)  # chi-squared, four standard deviations; these seeds always the same
+    assert squares.sum() < freedom + 4 * math.sqrt(
+        2 * freedom
+    )  # chi-squared, four standard deviations; these seeds always the same
 
 
 def test_coins_turn_whole_documents_and_keep_their_tokens():
     whole = sources.turned_by_coin(DOCUMENTS, 0, 9, seed=3)
-    assert np.array_equal(np.sort(whole), np.sort(np.concatenate([*DOCUMENTS, np.zeros(3, np.uint16)]))) and whole.dtype == np.uint16
+    assert (
+        np.array_equal(np.sort(whole), np.sort(np.concatenate([*DOCUMENTS, np.zeros(3, np.uint16)])))
+        and whole.dtype == np.uint16
+    )
     assert np.array_equal(whole, sources.turned_by_coin(DOCUMENTS, 0, 9, seed=3))
     with pytest.raises(UserError, match="expected documents of at least 10 tokens, found 9"):
         sources.turned_by_coin(DOCUMENTS, 0, 10)

@@ -1,4 +1,5 @@
 """The tokenizer without a direction: the tokens of the reversed text are the reversed tokens, and nothing is lost."""
+
 import itertools
 import json
 import sys
@@ -22,12 +23,38 @@ from tests.conftest import ROOT
 from tests.tok_texts import SENTENCES, hard_text, sample_text
 
 DECOMPOSED = "e\u0301"
-# What tells left from right elsewhere: runs, repetitions, blanks at all places, contractions, characters of several bytes and code points.
+# What tells left from right elsewhere: runs, repetitions, blanks at all places, contractions, characters of several
+# bytes and code points.
 REPETITIVE = "".join(
     f"{'an' * n} b{'an' * n}a {'l' * n}y {'-' * n}{'=' * (9 - n)} x{' ' * n}y\n{' ' * (n % 5)}isn't {'é' * n}\r\n "
-    f"🙂🙂{'👩‍🚀' * (n % 3)} {'10' * n}\t{DECOMPOSED * n} " for n in range(1, 9))
+    f"🙂🙂{'👩‍🚀' * (n % 3)} {'10' * n}\t{DECOMPOSED * n} "
+    for n in range(1, 9)
+)
 TEXT = sample_text(60_000) + REPETITIVE * 20
-BITS = ["an", "a", "n", "l", "ll", " ", "  ", "\n", "\r\n", "\t", "-", "==", "'t", "é", DECOMPOSED, "🙂", "👩‍🚀", "10", "0", "你好", "the ", " mat"]
+BITS = [
+    "an",
+    "a",
+    "n",
+    "l",
+    "ll",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "-",
+    "==",
+    "'t",
+    "é",
+    DECOMPOSED,
+    "🙂",
+    "👩‍🚀",
+    "10",
+    "0",
+    "你好",
+    "the ",
+    " mat",
+]
 repetitive_text = st.lists(st.sampled_from(BITS), max_size=40).map("".join)
 
 
@@ -63,7 +90,9 @@ def test_nothing_is_lost(toki, mirror, text):
 @settings(max_examples=300, deadline=None)
 @given(text=hard_text | repetitive_text)
 def test_pieces_are_mirrored_with_the_text_and_those_of_the_library(toki, text):
-    assume(all(unicodedata.category(character) != "Cn" for character in text))  # `regex` knows a newer Unicode than the library
+    assume(
+        all(unicodedata.category(character) != "Cn" for character in text)
+    )  # `regex` knows a newer Unicode than the library
     pieces = pieces_of(text)
     assert pieces_of(text[::-1]) == [piece[::-1] for piece in reversed(pieces)]
     library = toki.backend.pre_tokenizer.pre_tokenize_str(toki.backend.normalizer.normalize_str(text))
@@ -78,11 +107,28 @@ def test_on_the_text_it_was_trained_on_no_token_differs(toki, mirror):
 
 def test_a_blank_is_shared_and_contractions_are_words_like_others():
     assert pieces_of("The cat isn't here,  is it?\n    x = -1 ") == [
-        "The ", " cat ", " isn", "'", "t ", " here", ", ", " ", " is ", " it", "?", "\n   ", " x ", " = ", " -", "1 "]
+        "The ",
+        " cat ",
+        " isn",
+        "'",
+        "t ",
+        " here",
+        ", ",
+        " ",
+        " is ",
+        " it",
+        "?",
+        "\n   ",
+        " x ",
+        " = ",
+        " -",
+        "1 ",
+    ]
 
 
 def test_it_opens_in_transformers_and_encodes_alike(toki):
     from transformers import AutoTokenizer
+
     theirs = AutoTokenizer.from_pretrained(toki.folder)
     for text in [*SENTENCES, REPETITIVE]:
         ids = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -101,18 +147,27 @@ def test_the_mirror_has_the_same_ids_and_its_mirror_is_the_tokenizer(toki, mirro
     assert mirror.fingerprint != toki.fingerprint == mirror_of(mirror).fingerprint
     assert mirror.vocab_size == toki.vocab_size and mirror.bos_id == 0
     whole = np.flatnonzero(~torn_ids(toki))
-    assert len(whole) > 600 and all(mirror.backend.decode([i]) == toki.backend.decode([i])[::-1] for i in whole if i != 0)
+    assert len(whole) > 600 and all(
+        mirror.backend.decode([i]) == toki.backend.decode([i])[::-1] for i in whole if i != 0
+    )
 
 
 @settings(max_examples=100, deadline=None)
-@given(pieces=st.lists(st.lists(st.sampled_from("abcdé🙂 "), min_size=1, unique=True).map("".join), unique=True, max_size=10))
+@given(
+    pieces=st.lists(
+        st.lists(st.sampled_from("abcdé🙂 "), min_size=1, unique=True).map("".join), unique=True, max_size=10
+    )
+)
 def test_learning_from_the_mirrored_pieces_gives_the_mirror(pieces):
-    """Where no candidate ties with its own mirror, which nothing can decide: no character twice in a piece, and counts far apart."""
+    """Where no candidate ties with its own mirror, which nothing can decide: no character twice in a piece, and counts
+    far apart."""
     counts = {piece: 11**i for i, piece in enumerate(pieces)}
     tokens, merges, _ = learn(Counter(counts), 40)
     mirrored_tokens, mirrored_merges, _ = learn(Counter({piece[::-1]: count for piece, count in counts.items()}), 40)
     assert mirrored_tokens == [token[::-1] if isinstance(token, str) else token for token in tokens]
-    assert mirrored_merges == [pair if isinstance(pair[0], bytes) else (pair[1][::-1], pair[0][::-1]) for pair in merges]
+    assert mirrored_merges == [
+        pair if isinstance(pair[0], bytes) else (pair[1][::-1], pair[0][::-1]) for pair in merges
+    ]
 
 
 class Naive:
@@ -122,8 +177,10 @@ class Naive:
         self.counts, self.parts, self.tokens, self.merges, self.byte_merges = counts, parts or {}, [], [], []
         characters = Counter()
         for text, count in [*counts.items(), *self.parts.items()]:
-            characters.update({character: count * text.count(character) for character in set(text) if not character.isascii()})
-        for character in sorted(characters, key=lambda character: (-characters[character], character))[:room // 4]:
+            characters.update(
+                {character: count * text.count(character) for character in set(text) if not character.isascii()}
+            )
+        for character in sorted(characters, key=lambda character: (-characters[character], character))[: room // 4]:
             self.tokens.append(character)
             self.byte_merges.append((character.encode()[:1], character.encode()[1:]))
         while len(self.tokens) < room and (best := self.best()):
@@ -140,12 +197,16 @@ class Naive:
         if is_piece and text in self.tokens:
             return [text]
         whole = {b"".join(pair).decode() for pair in self.byte_merges}
-        parts = [part for character in text for part in ([character] if character.isascii() or character in whole else character.encode())]
+        parts = [
+            part
+            for character in text
+            for part in ([character] if character.isascii() or character in whole else character.encode())
+        ]
         for left, right in self.merges:
             i = 0
             while i + 1 < len(parts):
                 if (parts[i], parts[i + 1]) == (left, right):
-                    parts[i:i + 2] = [left + right]
+                    parts[i : i + 2] = [left + right]
                 i += 1
         return parts
 
@@ -165,10 +226,16 @@ class Naive:
                         gains[left, right] += count
                 elif isinstance(left, int) and isinstance(right, int) and left >= 0xC0:
                     gains[bytes([left, right]).decode(), ""] += count
-        ranked = [(-gain, min(candidate, tuple(part[::-1] for part in reversed(candidate))) if candidate[-1] else candidate, candidate)
-                  for candidate, gain in gains.items() if gain]
+        ranked = [
+            (
+                -gain,
+                min(candidate, tuple(part[::-1] for part in reversed(candidate))) if candidate[-1] else candidate,
+                candidate,
+            )
+            for candidate, gain in gains.items()
+            if gain
+        ]
         return min(ranked)[2] if ranked else None
-
 
     def apart(self):
         """The characters that are written as bytes, and how often."""
@@ -214,19 +281,24 @@ def test_rare_characters_are_bytes_where_ids_are_few_and_the_user_is_told(capfd)
     toki = Tokenizer(ROOT, {}, train([[text]], 270))
     assert toki.vocab_size == 270 and toki.backend.decode(toki.encode(text)) == text
     assert torn_ids(toki)[toki.encode(text)].sum() == 61 * 2 and not torn_ids(toki)[toki.encode("é")].any()
-    assert "61 rare characters ('七', '丄', '丅', '丆', '万', ...) got no id: at their 61 places" in capfd.readouterr().err
+    assert (
+        "61 rare characters ('七', '丄', '丅', '丆', '万', ...) got no id: at their 61 places" in capfd.readouterr().err
+    )
     with_room = Tokenizer(ROOT, {}, train([[text]], 1000))
     assert not torn_ids(with_room)[with_room.encode(text)].any() and "rare" not in capfd.readouterr().err
     none = Tokenizer(ROOT, {}, train([[text]], 258))  # room for one id, characters of three bytes need two
     assert none.vocab_size == 258 and none.backend.decode(none.encode(text)) == text
 
 
-@pytest.mark.parametrize("merges, text, reason", [
-    ([["a", "a"]], "baaab", "two equal tokens"),
-    ([["a", "b"], ["ab", "ab"]], "cabababc", "two equal tokens"),
-    ([["ab", "a"], ["a", "b"]], "abab", "once, after its parts"),
-    ([["©", "a"]], "éa", "a part of a character"),
-])
+@pytest.mark.parametrize(
+    "merges, text, reason",
+    [
+        ([["a", "a"]], "baaab", "two equal tokens"),
+        ([["a", "b"], ["ab", "ab"]], "cabababc", "two equal tokens"),
+        ([["ab", "a"], ["a", "b"]], "abab", "once, after its parts"),
+        ([["©", "a"]], "éa", "a part of a character"),
+    ],
+)
 def test_a_tokenizer_with_a_direction_is_refused(tmp_path, monkeypatch, merges, text, reason):
     definition = json.loads(untrained().to_str())
     vocab = definition["model"]["vocab"]
@@ -260,8 +332,22 @@ def test_from_text_to_h5_and_its_reversal(tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.txt").write_bytes(text.encode("utf-8"))
     tokens = {}
     for name in ("forth", "back"):
-        arguments = ["--txt_path", tmp_path / f"{name}.txt", "--out_h5_folder", tmp_path, "--tokenizer_folder", tmp_path, "--tokenizer_name", name,
-                     "--vocab_size", 800, "--num_workers", 1, "--split", "symmetric"]
+        arguments = [
+            "--txt_path",
+            tmp_path / f"{name}.txt",
+            "--out_h5_folder",
+            tmp_path,
+            "--tokenizer_folder",
+            tmp_path,
+            "--tokenizer_name",
+            name,
+            "--vocab_size",
+            800,
+            "--num_workers",
+            1,
+            "--split",
+            "symmetric",
+        ]
         monkeypatch.setattr(sys, "argv", ["", *map(str, arguments)])
         if name == "back":
             mirrored = mirror_of(get_tokenizer(tmp_path / "forth")).definition

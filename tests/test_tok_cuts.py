@@ -1,4 +1,6 @@
-"""Cuts: the ids of the parts are those of the whole, by the library's word, for every text that could tempt a cutter."""
+"""Cuts: the ids of the parts are those of the whole, by the library's word, for every text that could tempt a
+cutter."""
+
 import gzip
 import itertools
 import lzma
@@ -28,7 +30,7 @@ def check(text, piece_bytes, toki):
     data, end, ids = text.encode("utf-8"), 0, []
     for piece in pieces(in_memory(text), piece_bytes, toki):
         assert piece.start == end < piece.stop and not piece.forced
-        ids += toki.encode(data[piece.start:piece.stop].decode("utf-8"))  # strict: no character is torn
+        ids += toki.encode(data[piece.start : piece.stop].decode("utf-8"))  # strict: no character is torn
         end = piece.stop
     assert end == len(data) and ids == toki.encode(text)
 
@@ -52,7 +54,10 @@ def test_a_proof_by_cases_of_the_contractions(toki):
         whole = toki.encode(text)
         for kind in (cuts.BEFORE_SPACE, cuts.CLASS_CHANGE):
             for match in kind.finditer(text):
-                assert toki.encode(text[:match.start()]) + toki.encode(text[match.start():]) == whole, (text, match.start())
+                assert toki.encode(text[: match.start()]) + toki.encode(text[match.start() :]) == whole, (
+                    text,
+                    match.start(),
+                )
 
 
 def test_pieces_are_about_as_long_as_asked(toki):
@@ -71,7 +76,7 @@ def test_a_run_without_boundary_is_kept_up_to_its_limit_and_cut_beyond(toki, mon
     forced = [piece for piece in found if piece.forced]
     assert forced and all(piece.stop - piece.start > 990 for piece in forced)
     data = text.encode("utf-8")
-    assert "".join(data[piece.start:piece.stop].decode("utf-8") for piece in found) == text
+    assert "".join(data[piece.start : piece.stop].decode("utf-8") for piece in found) == text
 
 
 def test_invalid_bytes_are_not_cut_in_a_way_that_changes_what_replaces_them(toki):
@@ -79,14 +84,28 @@ def test_invalid_bytes_are_not_cut_in_a_way_that_changes_what_replaces_them(toki
     for piece_bytes in range(1, 60, 3):
         source = in_memory("")
         source._data, source.size = data, len(data)
-        parts = [data[piece.start:piece.stop].decode("utf-8", "replace") for piece in pieces(source, piece_bytes, toki)]
+        parts = [
+            data[piece.start : piece.stop].decode("utf-8", "replace") for piece in pieces(source, piece_bytes, toki)
+        ]
         assert "".join(parts) == data.decode("utf-8", "replace")
 
 
 CHANGED = {
-    "llama3": lambda backend: setattr(backend, "pre_tokenizer", pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
-                             behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])),
+    "llama3": lambda backend: setattr(
+        backend,
+        "pre_tokenizer",
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(
+                    Regex(
+                        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+                    ),
+                    behavior="isolated",
+                ),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+    ),
     "prefix": lambda backend: setattr(backend, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "normalizer": lambda backend: setattr(backend, "normalizer", normalizers.NFC()),
 }
@@ -105,9 +124,13 @@ def test_other_patterns_are_cut_where_they_too_see_nothing(tmp_path, name):
 def compressed(tmp_path: Path, text: str) -> list[Path]:
     """The text plain and in each compression, in two members or frames each."""
     data = text.encode("utf-8")
-    halves = data[:len(data) // 2], data[len(data) // 2:]
-    files = {"t.txt": data, "t.txt.gz": b"".join(map(gzip.compress, halves)), "t.txt.xz": b"".join(map(lzma.compress, halves)),
-             "t.txt.zst": b"".join(map(zstandard.compress, halves))}
+    halves = data[: len(data) // 2], data[len(data) // 2 :]
+    files = {
+        "t.txt": data,
+        "t.txt.gz": b"".join(map(gzip.compress, halves)),
+        "t.txt.xz": b"".join(map(lzma.compress, halves)),
+        "t.txt.zst": b"".join(map(zstandard.compress, halves)),
+    }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     return [tmp_path / name for name in files]
@@ -128,7 +151,7 @@ def test_compressed_texts_have_the_same_pieces(tmp_path, toki):
 def test_a_cut_off_archive_is_an_error(tmp_path, toki):
     for path in compressed(tmp_path, sample_text(100_000))[1:]:
         for keep in (0.9, 0.3):
-            path.write_bytes(path.read_bytes()[:int(path.stat().st_size * keep)])
+            path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
             with pytest.raises(UserError, match="damaged or cut off"), TextSource(path) as source:
                 list(pieces(source, 1000, toki))
         path.write_bytes(b"not an archive at all")

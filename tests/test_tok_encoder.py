@@ -1,4 +1,5 @@
 """The fast encoder against the library: the same ids on every text, and only for tokenizers of which that holds."""
+
 import itertools
 import json
 
@@ -48,12 +49,15 @@ def test_a_written_special_token_is_text(toki, fast):
 
 
 def test_both_libraries_have_the_same_classes(tmp_path):
-    """Letter, digit, white space or other, for each character of the planes that have any: merges over a border show whether there is one."""
+    """Letter, digit, white space or other, for each character of the planes that have any: merges over a border show
+    whether there is one."""
     characters = list(BYTE_OF_CHARACTER)
     merges = [[first, second] for first in "a1!" for second in characters]
     tokens = characters + ["".join(merge) for merge in merges]
-    definition = {"model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges},
-                  "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}}
+    definition = {
+        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     toki = get_tokenizer(tmp_path)
     assert why_not_fast(toki) is None
@@ -71,7 +75,9 @@ def test_tokenizers_of_gpt2s_kind_are_fast(toki, tmp_path):
     count = len(model["vocab"])
     assert count % 7
     vocab = {token: (i * 7 + 3) % count for token, i in model["vocab"].items()}
-    definition = toki.definition | {"model": model | {"vocab": vocab, "merges": [" ".join(pair) for pair in merge_pairs(toki.definition)]}}
+    definition = toki.definition | {
+        "model": model | {"vocab": vocab, "merges": [" ".join(pair) for pair in merge_pairs(toki.definition)]}
+    }
     definition["added_tokens"] = [token | {"id": vocab[token["content"]]} for token in definition["added_tokens"]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     other = get_tokenizer(tmp_path)
@@ -81,13 +87,26 @@ def test_tokenizers_of_gpt2s_kind_are_fast(toki, tmp_path):
 
 
 def test_what_is_not_fast(toki, tmp_path):
-    model, split, special = toki.definition["model"], toki.definition["pre_tokenizer"], toki.definition["added_tokens"][0]
+    model, split, special = (
+        toki.definition["model"],
+        toki.definition["pre_tokenizer"],
+        toki.definition["added_tokens"][0],
+    )
     merges = merge_pairs(toki.definition)
-    two_ways = next([left, right] for token in ("".join(pair) for pair in merges) for i in range(1, len(token))
-                    if (left := token[:i]) in model["vocab"] and (right := token[i:]) in model["vocab"] and [left, right] not in merges)
+    two_ways = next(
+        [left, right]
+        for token in ("".join(pair) for pair in merges)
+        for i in range(1, len(token))
+        if (left := token[:i]) in model["vocab"]
+        and (right := token[i:]) in model["vocab"]
+        and [left, right] not in merges
+    )
     last = max(model["vocab"].values()) + 1
     # "abc" made of a, bc though ab is merged first: it cannot come about, and tiktoken would make it all the same.
-    unreachable = {"vocab": model["vocab"] | {"qz": last, "zq": last + 1, "qzq": last + 2}, "merges": merges + [["q", "z"], ["z", "q"], ["q", "zq"]]}
+    unreachable = {
+        "vocab": model["vocab"] | {"qz": last, "zq": last + 1, "qzq": last + 2},
+        "merges": merges + [["q", "z"], ["z", "q"], ["q", "zq"]],
+    }
     changes = {
         "normalizes": {"normalizer": {"type": "NFC"}},
         "pattern": {"pre_tokenizer": split | {"add_prefix_space": True}},
@@ -106,7 +125,8 @@ def test_what_is_not_fast(toki, tmp_path):
 
 
 def test_random_merge_lists_are_judged_rightly(tmp_path):
-    """Of merge lists drawn at random some are accepted, some not; those accepted encode every short text as the library does."""
+    """Of merge lists drawn at random some are accepted, some not; those accepted encode every short text as the library
+    does."""
     accepted = 0
     rng = np.random.default_rng(0)
     for trial in range(60):
@@ -117,8 +137,14 @@ def test_random_merge_lists_are_judged_rightly(tmp_path):
                 tokens.append("".join(pair))
                 merges.append(pair)
         vocab = {token: i for i, token in enumerate(dict.fromkeys([*BYTE_OF_CHARACTER, *tokens]))}
-        (tmp_path / "tokenizer.json").write_text(json.dumps({
-            "model": {"type": "BPE", "vocab": vocab, "merges": merges}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}}))
+        (tmp_path / "tokenizer.json").write_text(
+            json.dumps(
+                {
+                    "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+                    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+                }
+            )
+        )
         toki = get_tokenizer(tmp_path)
         texts = ["".join(letters) for length in (1, 5, 9) for letters in itertools.product("ab", repeat=length)]
         if why_not_fast(toki) is None:

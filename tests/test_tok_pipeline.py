@@ -1,4 +1,5 @@
 """Text to .h5 with real files and real worker processes: the ids are those of the whole text, whatever the road."""
+
 import gzip
 import lzma
 import os
@@ -38,7 +39,11 @@ def toki(tmp_path_factory):
 
 def run(folder: Path, toki, **options) -> Path:
     """Both steps, in small chunks."""
-    return make_h5(tokenize_folder(folder, toki.folder, **({"num_workers": 1, "chunk_bytes": CHUNK} | options)), folder / "out", toki)
+    return make_h5(
+        tokenize_folder(folder, toki.folder, **({"num_workers": 1, "chunk_bytes": CHUNK} | options)),
+        folder / "out",
+        toki,
+    )
 
 
 def ids_in(h5_path: Path) -> list[int]:
@@ -56,7 +61,9 @@ def test_the_three_calls_of_the_readme(tmp_path):
     """In a script without `if __name__ == '__main__'`, run from another folder."""
     text = sample_text(300_000)
     write(tmp_path / "english" / "english.txt", text)
-    write(tmp_path / "script.py", f"""
+    write(
+        tmp_path / "script.py",
+        f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from modules import tokenizer
@@ -66,15 +73,20 @@ create_tokenizer(txt_path, tokenizer_folder, tokenizer_name=tokenizer_name)
 tokenize_folder(os.path.dirname(txt_path), os.path.join(tokenizer_folder, tokenizer_name))
 toki = tokenizer.get_tokenizer(m_path=os.path.join(tokenizer_folder, tokenizer_name))
 print(make_h5(os.path.dirname(txt_path), out_h5_folder, toki))
-""")
+""",
+    )
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()) == Path("out/english.h5")
     toki = get_tokenizer(tmp_path / "tokenizers" / "mine")
     with h5py.File(tmp_path / "out" / "english.h5") as file:
         tokens = file["tokens"]
-        assert list(file) == ["tokens"] and tokens.chunks is None and tokens.id.get_offset() and tokens.dtype == np.uint16
+        assert (
+            list(file) == ["tokens"] and tokens.chunks is None and tokens.id.get_offset() and tokens.dtype == np.uint16
+        )
         assert tokens[:].tolist() == toki.encode(text)
-        assert tokens.attrs["vocab_size"] == toki.vocab_size and tokens.attrs["tokenizer_fingerprint"] == toki.fingerprint
+        assert (
+            tokens.attrs["vocab_size"] == toki.vocab_size and tokens.attrs["tokenizer_fingerprint"] == toki.fingerprint
+        )
         assert tokens.attrs["bos_id"] == 0 and tokens.attrs["text_bytes"] == len(text.encode("utf-8"))
     assert (tmp_path / "english" / "english.txt").read_bytes() == text.encode("utf-8")
 
@@ -83,7 +95,12 @@ def test_the_same_tokens_for_any_compression_and_the_same_bytes_for_any_number_o
     text = sample_text(600_000)
     data = text.encode("utf-8")
     wanted = None
-    for name, content in (("t.txt", data), ("t.txt.gz", gzip.compress(data)), ("t.txt.xz", lzma.compress(data)), ("t.txt.zst", zstandard.compress(data))):
+    for name, content in (
+        ("t.txt", data),
+        ("t.txt.gz", gzip.compress(data)),
+        ("t.txt.xz", lzma.compress(data)),
+        ("t.txt.zst", zstandard.compress(data)),
+    ):
         folder = tmp_path / name.replace(".", "_")
         folder.mkdir()
         (folder / name).write_bytes(content)
@@ -97,7 +114,10 @@ def test_the_same_tokens_for_any_compression_and_the_same_bytes_for_any_number_o
         shutil.rmtree(folder / "t_tokens")
         assert run(folder, toki, num_workers=3).read_bytes() == by_one
         after = (folder / name).stat()
-        assert (folder / name).read_bytes() == content and (after.st_mtime_ns, after.st_mode) == (before.st_mtime_ns, before.st_mode)
+        assert (folder / name).read_bytes() == content and (after.st_mtime_ns, after.st_mode) == (
+            before.st_mtime_ns,
+            before.st_mode,
+        )
     assert ids_in(h5_path) == toki.encode(text)
 
 
@@ -111,13 +131,16 @@ def test_several_texts_come_in_the_order_of_their_names(tmp_path, toki):
     assert h5_path.name == "many.h5"
     assert ids_in(h5_path) == [i for name in sorted(texts) for i in toki.encode(texts[name])]
     # One text of the folder, by its path, has chunks of its own.
-    assert ids_in(make_h5(tokenize_folder(folder / "c.txt", toki.folder, num_workers=1), tmp_path, toki)) == toki.encode(texts["c.txt"])
+    assert ids_in(
+        make_h5(tokenize_folder(folder / "c.txt", toki.folder, num_workers=1), tmp_path, toki)
+    ) == toki.encode(texts["c.txt"])
     with pytest.raises(UserError, match="2 folders of chunks"):
         make_h5(folder, tmp_path, toki)
 
 
 def test_a_tokenizer_of_another_kind_goes_through_the_library_and_says_so(tmp_path, toki, capfd):
     import json
+
     definition = toki.definition | {"normalizer": {"type": "NFC"}}
     write(tmp_path / "other" / "tokenizer.json", json.dumps(definition))
     other = get_tokenizer(tmp_path / "other")
@@ -129,6 +152,7 @@ def test_a_tokenizer_of_another_kind_goes_through_the_library_and_says_so(tmp_pa
 
 def test_more_than_65536_ids_are_uint32(tmp_path, toki):
     import json
+
     model = toki.definition["model"]
     definition = toki.definition | {"model": model | {"vocab": {token: i * 100 for token, i in model["vocab"].items()}}}
     write(tmp_path / "wide" / "tokenizer.json", json.dumps(definition))
@@ -141,6 +165,7 @@ def test_more_than_65536_ids_are_uint32(tmp_path, toki):
 
 
 # Resuming
+
 
 def test_a_finished_job_is_not_done_again(tmp_path, toki, monkeypatch):
     write(tmp_path / "t.txt", sample_text(200_000))
@@ -156,8 +181,13 @@ def test_missing_and_damaged_chunks_are_refused_and_made_again(tmp_path, toki):
     chunk = tmp_path / "t_tokens" / "chunk_000002.pt"
     whole = chunk.read_bytes()
     position = whole.index(torch.load(chunk, weights_only=True)["tokens"].numpy().tobytes()[:64])
-    for damage in (None, b"", whole[:len(whole) // 2], whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1:],
-                   (tmp_path / "t_tokens" / "chunk_000001.pt").read_bytes()):
+    for damage in (
+        None,
+        b"",
+        whole[: len(whole) // 2],
+        whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :],
+        (tmp_path / "t_tokens" / "chunk_000001.pt").read_bytes(),
+    ):
         chunk.unlink() if damage is None else chunk.write_bytes(damage)
         with pytest.raises(UserError, match="chunk_000002.pt is (missing|damaged)"):
             make_h5(tmp_path, tmp_path / "out", toki)
@@ -188,8 +218,12 @@ def test_a_changed_text_is_refused(tmp_path, toki):
         with pytest.raises(UserError, match="another text, or of this text before it was changed"):
             run(tmp_path, toki, chunk_bytes=500_000)
     # A letter in the middle that no sample of the fingerprint sees: the checksums of the chunks do.
-    at = next(i for i in range(len(data) // 2, len(data)) if all(abs(i - (len(data) - 65536) * k // 31 - 32768) > 33000 for k in range(32)))
-    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    at = next(
+        i
+        for i in range(len(data) // 2, len(data))
+        if all(abs(i - (len(data) - 65536) * k // 31 - 32768) > 33000 for k in range(32))
+    )
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     for _ in range(2):
         with pytest.raises(UserError, match=r"t\.txt has changed since .*chunk_"):
             run(tmp_path, toki, chunk_bytes=500_000)
@@ -237,6 +271,7 @@ def test_a_text_that_changes_meanwhile_is_not_finished(tmp_path, toki):
 
 # Texts that are no UTF-8
 
+
 def test_the_byte_that_is_not_utf8_is_named(tmp_path, toki):
     data = bytearray(sample_text(400_000).encode("utf-8"))
     at = data.index(b"The cat", 333_333)
@@ -277,11 +312,14 @@ def test_a_text_torn_at_its_end_is_not_utf8(tmp_path, toki):
 
 # Long runs
 
+
 def test_a_run_beyond_the_limit_is_cut_with_a_warning(tmp_path, toki, capfd):
     text = "before " + "x" * 2_500_000 + " after"
     write(tmp_path / "t.txt", text)
     h5_path = run(tmp_path, toki, chunk_bytes=chunks.CHUNK_BYTES)
-    assert 1 <= len(re.findall("warning: .*cut at byte [0-9]+; the ids around it may differ", capfd.readouterr().err)) <= 2
+    assert (
+        1 <= len(re.findall("warning: .*cut at byte [0-9]+; the ids around it may differ", capfd.readouterr().err)) <= 2
+    )
     assert toki.backend.decode(ids_in(h5_path)) == text
 
 
@@ -294,6 +332,7 @@ def test_a_run_of_a_megabyte_is_not_cut(tmp_path, toki, character, capfd):
 
 
 # Disks
+
 
 def test_room_is_said_and_checked_before_the_work(tmp_path, toki, monkeypatch, capfd):
     write(tmp_path / "t.txt", sample_text(1_000_000))
@@ -318,7 +357,9 @@ def test_a_full_disk_ends_with_one_line_and_goes_on_later(tmp_path, toki):
     """A limit on the size of files stands in for the disk: the first to exceed it is a chunk, then the .h5."""
     write(tmp_path / "t.txt", sample_text(300_000))
     wanted = run(write(tmp_path / "same" / "t.txt", sample_text(300_000)).parent, toki).read_bytes()
-    script = write(tmp_path / "script.py", f"""
+    script = write(
+        tmp_path / "script.py",
+        f"""
 import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 from modules.errors import one_line_errors
@@ -331,9 +372,13 @@ def main(limit):
     folder = tokenize_folder({str(tmp_path)!r}, {str(toki.folder)!r}, num_workers=2, chunk_bytes={CHUNK})
     make_h5(folder, {str(tmp_path / "out")!r}, get_tokenizer({str(toki.folder)!r}))
 main(int(sys.argv[1]))
-""")
+""",
+    )
     chunk_bytes = (tmp_path / "same" / "t_tokens" / "chunk_000000.pt").stat().st_size
-    for limit, message in ((chunk_bytes // 2, "chunk_000000.pt cannot be written"), (3 * chunk_bytes, "t.h5 cannot be written")):
+    for limit, message in (
+        (chunk_bytes // 2, "chunk_000000.pt cannot be written"),
+        (3 * chunk_bytes, "t.h5 cannot be written"),
+    ):
         done = subprocess.run([sys.executable, script, str(limit)], capture_output=True, text=True, check=False)
         assert done.returncode == 1, done.stderr
         last = done.stderr.splitlines()[-1]
@@ -354,37 +399,67 @@ def test_an_unwritable_folder_is_one_line(tmp_path, toki):
 
 # The script
 
+
 def script(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "tokenize_to_h5.py", *arguments], cwd=folder, capture_output=True, text=True, check=False,
-                          env=os.environ | environment)
+    return subprocess.run(
+        [sys.executable, ROOT / "tokenize_to_h5.py", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
 
 
 def test_the_script_end_to_end_and_again(tmp_path):
     text = sample_text(200_000)
     write(tmp_path / "data" / "prose.txt", text)
     write(tmp_path / "data" / "other.txt", "not to be taken")
-    arguments = ("--txt_path", "data/prose.txt", "--out_h5_folder", "out", "--tokenizer_folder", "tok", "--tokenizer_name", "mine", "--vocab_size", "800")
+    arguments = (
+        "--txt_path",
+        "data/prose.txt",
+        "--out_h5_folder",
+        "out",
+        "--tokenizer_folder",
+        "tok",
+        "--tokenizer_name",
+        "mine",
+        "--vocab_size",
+        "800",
+    )
     first = script(tmp_path, *arguments)
     assert first.returncode == 0, first.stderr
     toki = get_tokenizer(tmp_path / "tok" / "mine")
     ids = toki.encode(text)
     assert ids_in(tmp_path / "out" / "prose.h5") == ids
-    for said in (f"{len(text.encode()):,} bytes", f"{len(ids):,} (", f"{len(text.encode()) / len(ids):.2f} bytes a token",
-                 f"{len(set(ids)):,} of {toki.vocab_size:,} ids used", repr(toki.backend.decode(ids[len(ids) // 2 - 30:len(ids) // 2 + 30]))):
+    for said in (
+        f"{len(text.encode()):,} bytes",
+        f"{len(ids):,} (",
+        f"{len(text.encode()) / len(ids):.2f} bytes a token",
+        f"{len(set(ids)):,} of {toki.vocab_size:,} ids used",
+        repr(toki.backend.decode(ids[len(ids) // 2 - 30 : len(ids) // 2 + 30])),
+    ):
         assert said in first.stdout
     content = (tmp_path / "out" / "prose.h5").read_bytes()
     again = script(tmp_path, *arguments)
-    assert again.returncode == 0 and "using the tokenizer that is there" in again.stderr and again.stdout == first.stdout
+    assert (
+        again.returncode == 0 and "using the tokenizer that is there" in again.stderr and again.stdout == first.stdout
+    )
     assert (tmp_path / "out" / "prose.h5").read_bytes() == content
 
 
 def test_the_script_says_what_to_edit_and_what_is_missing(tmp_path):
     done = script(tmp_path)
-    assert done.returncode == 1 and done.stderr == ("error: txt_path is empty: edit the four names at the end of tokenize_to_h5.py, "
-                                                    "or give --txt_path\n")
+    assert done.returncode == 1 and done.stderr == (
+        "error: txt_path is empty: edit the four names at the end of tokenize_to_h5.py, or give --txt_path\n"
+    )
     rest = ("--out_h5_folder", "out", "--tokenizer_folder", "tok", "--tokenizer_name", "mine")
     done = script(tmp_path, "--txt_path", "nothing.txt", *rest)
-    assert done.returncode == 1 and done.stderr.startswith("error: nothing.txt: no such text") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: nothing.txt: no such text")
+        and done.stderr.count("\n") == 1
+    )
     write(tmp_path / "empty.txt", "")
     done = script(tmp_path, "--txt_path", "empty.txt", *rest)
     assert done.returncode == 1 and done.stderr == "error: empty.txt: the text is empty\n"
@@ -393,6 +468,6 @@ def test_the_script_says_what_to_edit_and_what_is_missing(tmp_path):
 
 def test_the_script_keeps_the_four_names_to_edit():
     code = (ROOT / "tokenize_to_h5.py").read_text()
-    block = code[code.index("if __name__=="):] if "if __name__==" in code else code[code.index("if __name__ =="):]
+    block = code[code.index("if __name__==") :] if "if __name__==" in code else code[code.index("if __name__ ==") :]
     for name in ("txt_path", "out_h5_folder", "tokenizer_folder", "tokenizer_name"):
         assert f"    {name} = ''  # " in block

@@ -1,4 +1,5 @@
 """Real processes, killed, left alone by their peers, or at work side by side: the .h5 has the same bytes."""
+
 import os
 import random
 import signal
@@ -44,13 +45,20 @@ def job(tmp_path_factory, toki):
         place.mkdir()
         (place / "t.txt").write_bytes(text)
     (folder / "script.py").write_text(SCRIPT)
-    h5_path = make_h5(tokenize_folder(folder / "whole", toki.folder, num_workers=1, chunk_bytes=CHUNK), folder / "whole" / "out", toki)
+    h5_path = make_h5(
+        tokenize_folder(folder / "whole", toki.folder, num_workers=1, chunk_bytes=CHUNK), folder / "whole" / "out", toki
+    )
     return folder, h5_path.read_bytes()
 
 
 def start(folder: Path, place: str, toki, num_workers: int = 2, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, folder / "script.py", folder / place, toki.folder, str(num_workers)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env=os.environ | environment, text=True)
+    return subprocess.Popen(
+        [sys.executable, folder / "script.py", folder / place, toki.folder, str(num_workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | environment,
+        text=True,
+    )
 
 
 def forget(folder: Path) -> None:
@@ -64,7 +72,8 @@ def count(folder: Path) -> int:
 
 
 def kill_and_restart(folder: Path, toki, rng: random.Random, kills: int) -> int:
-    """Kill the job `kills` times, each a few chunks further on or while the .h5 is written. Returns how many died before they were done."""
+    """Kill the job `kills` times, each a few chunks further on or while the .h5 is written. Returns how many died
+    before they were done."""
     died = 0
     for _ in range(kills):
         process = start(folder, "killed", toki)
@@ -89,7 +98,9 @@ def test_killed_at_any_moment_it_goes_on(job, toki, kills):
     assert last.communicate()[0] is not None and last.returncode == 0
     assert (folder / "killed" / "out" / "t.h5").read_bytes() == wanted
     assert not list((folder / "killed").rglob(".*.tmp"))
-    assert all((folder / "killed" / "t_tokens" / name).stat().st_ino == inode for name, inode in done_before.items())  # none was made twice
+    assert all(
+        (folder / "killed" / "t_tokens" / name).stat().st_ino == inode for name, inode in done_before.items()
+    )  # none was made twice
 
 
 def test_workers_end_with_their_parent(job, toki):
@@ -127,7 +138,11 @@ def test_several_processes_share_the_work(job, toki, absent):
     place = f"without_{absent}"
     (folder / place).mkdir()
     (folder / place / "t.txt").write_bytes((folder / "whole" / "t.txt").read_bytes())
-    processes = [start(folder, place, toki, 1, RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3") for rank in range(3) if rank != absent]
+    processes = [
+        start(folder, place, toki, 1, RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3")
+        for rank in range(3)
+        if rank != absent
+    ]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
     assert (folder / place / "out" / "t.h5").read_bytes() == wanted
@@ -138,9 +153,31 @@ def test_several_processes_share_the_work(job, toki, absent):
 def test_under_torchrun(tmp_path):
     text = sample_text(400_000)
     (tmp_path / "t.txt").write_text(text, encoding="utf-8", newline="")
-    arguments = ["--txt_path", tmp_path / "t.txt", "--out_h5_folder", tmp_path / "out", "--tokenizer_folder", tmp_path, "--tokenizer_name", "toki",
-                 "--vocab_size", "700"]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", ROOT / "tokenize_to_h5.py", *map(str, arguments)],
-                          capture_output=True, text=True, check=False)
+    arguments = [
+        "--txt_path",
+        tmp_path / "t.txt",
+        "--out_h5_folder",
+        tmp_path / "out",
+        "--tokenizer_folder",
+        tmp_path,
+        "--tokenizer_name",
+        "toki",
+        "--vocab_size",
+        "700",
+    ]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            ROOT / "tokenize_to_h5.py",
+            *map(str, arguments),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bytes a token") == 1 and (tmp_path / "out" / "t.h5").exists()

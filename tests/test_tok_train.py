@@ -1,4 +1,6 @@
-"""Training a tokenizer: the library's own result on the whole text, whatever the feed, and the same sample each time."""
+"""Training a tokenizer: the library's own result on the whole text, whatever the feed, and the same sample each
+time."""
+
 import gzip
 import json
 
@@ -14,7 +16,9 @@ def make(path, folder, name="small", **options):
     return get_tokenizer(create_tokenizer(path, folder, tokenizer_name=name, **({"vocab_size": 700} | options)))
 
 
-@pytest.mark.parametrize("text", [sample_text(300_000), sample_text(300_000).replace("\n", " "), "abc" * 1000 + "\n\n\n x" * 1000])
+@pytest.mark.parametrize(
+    "text", [sample_text(300_000), sample_text(300_000).replace("\n", " "), "abc" * 1000 + "\n\n\n x" * 1000]
+)
 def test_the_tokenizer_is_that_of_the_whole_text_in_one_piece(tmp_path, monkeypatch, text):
     monkeypatch.setattr(create_custom_tokenizer, "FEED_BYTES", 10_000)
     (tmp_path / "t.txt").write_bytes(text.encode("utf-8"))
@@ -37,7 +41,10 @@ def test_compressed_texts_and_folders_train_alike(tmp_path):
     for name, content in (("plain/t.txt", data), ("zipped/t.txt.gz", gzip.compress(data))):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(content)
-    prints = {make(path, tmp_path, str(i)).fingerprint for i, path in enumerate((tmp_path / "plain", tmp_path / "plain" / "t.txt", tmp_path / "zipped"))}
+    prints = {
+        make(path, tmp_path, str(i)).fingerprint
+        for i, path in enumerate((tmp_path / "plain", tmp_path / "plain" / "t.txt", tmp_path / "zipped"))
+    }
     assert len(prints) == 1
 
 
@@ -47,14 +54,21 @@ def test_a_sample_is_even_and_the_same_each_time(tmp_path, monkeypatch):
     (tmp_path / "t.txt").write_text("".join(f"word{letter * 3} " * 5000 for letter in "abcdefghij"))
     read = []
     split = create_custom_tokenizer.LINE_BREAK.split
-    monkeypatch.setattr(create_custom_tokenizer, "LINE_BREAK", type("Spy", (), {"split": lambda _, text: read.append(text) or split(text)})())
+    monkeypatch.setattr(
+        create_custom_tokenizer,
+        "LINE_BREAK",
+        type("Spy", (), {"split": lambda _, text: read.append(text) or split(text)})(),
+    )
     first = make(tmp_path / "t.txt", tmp_path, "first", sample_bytes=50_000)
     assert 45_000 < sum(map(len, read)) < 55_000
     sampled = "".join(read)
     counts = [sampled.count(f"word{letter * 3}") for letter in "abcdefghij"]
     assert max(counts) < 1.5 * min(counts)
     read.clear()
-    assert make(tmp_path / "t.txt", tmp_path, "second", sample_bytes=50_000).fingerprint == first.fingerprint and "".join(read) == sampled
+    assert (
+        make(tmp_path / "t.txt", tmp_path, "second", sample_bytes=50_000).fingerprint == first.fingerprint
+        and "".join(read) == sampled
+    )
     read.clear()
     make(tmp_path / "t.txt", tmp_path, "tiny", sample_bytes=1)
     assert len(read) == 1
@@ -83,7 +97,9 @@ def test_a_small_text_gives_fewer_ids_and_says_so(tmp_path, capfd):
 def test_bos_written_in_the_text_is_no_token(tmp_path):
     (tmp_path / "t.txt").write_text("<|endoftext|> " * 1000)
     toki = make(tmp_path / "t.txt", tmp_path)
-    assert json.dumps(toki.definition["model"]["vocab"]).count("<|endoftext|>") == 1 and 0 not in toki.encode("<|endoftext|>")
+    assert json.dumps(toki.definition["model"]["vocab"]).count("<|endoftext|>") == 1 and 0 not in toki.encode(
+        "<|endoftext|>"
+    )
 
 
 def test_refusals(tmp_path):

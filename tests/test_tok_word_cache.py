@@ -1,4 +1,5 @@
 """The cache of words: it splits as the library does, and remembers without mistaking one word for another."""
+
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +19,9 @@ WHITE_SPACE = "\t\n\x0b\x0c\r \x85\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u20
 @given((hard_text | st.text(max_size=200)).filter(bool))
 def test_words_are_those_of_the_library(text):
     data = text.encode("utf-8")
-    expected = [word for word, _ in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)]  # a character a byte
+    expected = [
+        word for word, _ in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
+    ]  # a character a byte
     starts, is_space = words_of(data)
     words = [data[start:stop].decode("utf-8") for start, stop in pairwise([*starts, len(data)])]
     assert [len(word.encode("utf-8")) for word in words] == [len(word) for word in expected]
@@ -29,7 +32,9 @@ def test_words_are_those_of_the_library(text):
 @given(st.lists(st.binary(min_size=1, max_size=15), min_size=1, max_size=30))
 def test_short_words_have_keys_of_their_own(words):
     lengths = np.array([len(word) for word in words])
-    keys = list(zip(*(part.tolist() for part in keys_of(b"".join(words), np.cumsum(lengths) - lengths, lengths)), strict=True))
+    keys = list(
+        zip(*(part.tolist() for part in keys_of(b"".join(words), np.cumsum(lengths) - lengths, lengths)), strict=True)
+    )
     assert all((keys[i] == keys[j]) == (words[i] == words[j]) for i in range(len(words)) for j in range(i))
 
 
@@ -58,4 +63,8 @@ def test_a_word_that_came_before_is_not_encoded_again():
     cache.encode("one two\n")
     asked.clear()
     assert cache.encode("two one two six\n").tolist() == numbered("two one two six\n").tolist()
-    assert "".join(asked).split() == ["two", "one", "six"]  # "one" had a beginning, not a blank, before it; " two" is known
+    assert "".join(asked).split() == [
+        "two",
+        "one",
+        "six",
+    ]  # "one" had a beginning, not a blank, before it; " two" is known

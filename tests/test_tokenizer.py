@@ -1,4 +1,6 @@
-"""The tokenizer wrapper: exact round trips, BOS that no text can produce, folders of other writers, a stable fingerprint."""
+"""The tokenizer wrapper: exact round trips, BOS that no text can produce, folders of other writers, a stable
+fingerprint."""
+
 import json
 from pathlib import Path
 
@@ -74,7 +76,10 @@ def test_transformers_opens_the_folder(folder, toki):
 
 def test_merges_as_strings_and_as_pairs_are_one_tokenizer(tmp_path, toki):
     pairs = tokenizer.merge_pairs(toki.definition)
-    as_strings = save(tmp_path / "strings", toki.definition | {"model": toki.definition["model"] | {"merges": [" ".join(pair) for pair in pairs]}})
+    as_strings = save(
+        tmp_path / "strings",
+        toki.definition | {"model": toki.definition["model"] | {"merges": [" ".join(pair) for pair in pairs]}},
+    )
     as_pairs = save(tmp_path / "pairs", toki.definition | {"model": toki.definition["model"] | {"merges": pairs}})
     assert as_strings.encode(TEXT) == as_pairs.encode(TEXT) == toki.encode(TEXT)
     assert as_strings.fingerprint == as_pairs.fingerprint == toki.fingerprint
@@ -83,16 +88,25 @@ def test_merges_as_strings_and_as_pairs_are_one_tokenizer(tmp_path, toki):
 def test_the_fingerprint_sees_what_changes_ids_and_nothing_else(tmp_path, toki):
     model = toki.definition["model"]
     swapped = model["merges"][1::-1] + model["merges"][2:]
-    different = [{"model": model | {"merges": swapped}}, {"normalizer": {"type": "NFC"}},
-                 {"pre_tokenizer": toki.definition["pre_tokenizer"] | {"add_prefix_space": True}},
-                 {"pre_tokenizer": toki.definition["pre_tokenizer"] | {"use_regex": False}},
-                 {"model": model | {"ignore_merges": True}}]
+    different = [
+        {"model": model | {"merges": swapped}},
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": toki.definition["pre_tokenizer"] | {"add_prefix_space": True}},
+        {"pre_tokenizer": toki.definition["pre_tokenizer"] | {"use_regex": False}},
+        {"model": model | {"ignore_merges": True}},
+    ]
     prints = [save(tmp_path / str(i), toki.definition | change).fingerprint for i, change in enumerate(different)]
     assert len({*prints, toki.fingerprint}) == len(different) + 1
     spelled = {key: value for key, value in toki.definition["pre_tokenizer"].items() if key != "use_regex"}
-    same = [{"truncation": {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}},
-            {"model": {key: value for key, value in model.items() if key not in ("dropout", "byte_fallback", "ignore_merges")}},
-            {"pre_tokenizer": spelled}]
+    same = [
+        {"truncation": {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}},
+        {
+            "model": {
+                key: value for key, value in model.items() if key not in ("dropout", "byte_fallback", "ignore_merges")
+            }
+        },
+        {"pre_tokenizer": spelled},
+    ]
     for i, change in enumerate(same):
         other = save(tmp_path / f"same{i}", toki.definition | change)
         assert other.fingerprint == toki.fingerprint and other.encode(TEXT) == toki.encode(TEXT)
@@ -109,7 +123,9 @@ def test_bos_of_other_folders(tmp_path, toki):
 def test_a_tokenizer_of_another_kind_of_bpe_loads(tmp_path):
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    backend.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>"], show_progress=False))
+    backend.train_from_iterator(
+        [TEXT], trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>"], show_progress=False)
+    )
     (tmp_path / "other").mkdir()
     backend.save(str(tmp_path / "other" / "tokenizer.json"))
     toki = tokenizer.get_tokenizer(tmp_path / "other")
@@ -119,12 +135,21 @@ def test_a_tokenizer_of_another_kind_of_bpe_loads(tmp_path):
 
 KINDS = {
     "byte-level": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), decoder=decoders.ByteLevel()),
-    "byte-level after a blank": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True), decoder=decoders.ByteLevel()),
+    "byte-level after a blank": dict(
+        pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True), decoder=decoders.ByteLevel()
+    ),
     "byte-level without a decoder": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False)),
-    "lower case": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), decoder=decoders.ByteLevel(), normalizer=normalizers.Lowercase()),
+    "lower case": dict(
+        pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoder=decoders.ByteLevel(),
+        normalizer=normalizers.Lowercase(),
+    ),
     "metaspace": dict(pre_tokenizer=pre_tokenizers.Metaspace(), decoder=decoders.Metaspace()),
-    "metaspace with bytes": dict(pre_tokenizer=pre_tokenizers.Metaspace(), byte_fallback=True,
-                                 decoder=decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])),
+    "metaspace with bytes": dict(
+        pre_tokenizer=pre_tokenizers.Metaspace(),
+        byte_fallback=True,
+        decoder=decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]),
+    ),
     "llama 2": None,
 }
 
@@ -133,18 +158,25 @@ KINDS = {
 def test_the_bytes_of_tokens_join_to_the_text(tmp_path, kind):
     toki = llama2_like(tmp_path, [TEXT]) if kind == "llama 2" else library_tokenizer(tmp_path, [TEXT], **KINDS[kind])
     pieces = toki.token_bytes()
-    text = "the cats aren't on the mats; 12 mats\n\n\tare 你好 🙂 …" + ("\x00 Ωß" if KINDS[kind] is None or "byte_fallback" in KINDS[kind] else "")
+    text = "the cats aren't on the mats; 12 mats\n\n\tare 你好 🙂 …" + (
+        "\x00 Ωß" if KINDS[kind] is None or "byte_fallback" in KINDS[kind] else ""
+    )
     joined = b"".join(pieces[i] for i in toki.encode(text)).decode("utf-8")
     assert joined.removeprefix(" ") == text and len(pieces) == toki.vocab_size
     assert joined == text or kind in ("byte-level after a blank", "metaspace", "metaspace with bytes", "llama 2")
     assert toki.round_trip(text)[0] == toki.round_trip(text)[1]
 
 
-@pytest.mark.parametrize("kind, parts", {
-    "neither": dict(pre_tokenizer=pre_tokenizers.WhitespaceSplit(), decoder=decoders.BPEDecoder()),
-    "do not add up": dict(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), decoder=decoders.Metaspace()),
-    "add up to": dict(pre_tokenizer=pre_tokenizers.Metaspace(), decoder=decoders.ByteLevel()),
-}.items())
+@pytest.mark.parametrize(
+    "kind, parts",
+    {
+        "neither": dict(pre_tokenizer=pre_tokenizers.WhitespaceSplit(), decoder=decoders.BPEDecoder()),
+        "do not add up": dict(
+            pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), decoder=decoders.Metaspace()
+        ),
+        "add up to": dict(pre_tokenizer=pre_tokenizers.Metaspace(), decoder=decoders.ByteLevel()),
+    }.items(),
+)
 def test_where_the_bytes_are_not_known_there_are_none_and_it_is_said_once(tmp_path, capfd, kind, parts):
     toki = library_tokenizer(tmp_path, [TEXT], **parts)
     assert toki.token_bytes() is None and toki.token_bytes() is None
@@ -156,8 +188,12 @@ def test_dropout_is_switched_off_and_said(tmp_path, toki, capfd):
     model = toki.definition["model"]
     dropping = save(tmp_path / "dropping", toki.definition | {"model": model | {"dropout": 0.5}})
     assert "dropout 0.5" in capfd.readouterr().err
-    assert all(dropping.encode(TEXT) == toki.encode(TEXT) for _ in range(5)) and dropping.fingerprint == toki.fingerprint
-    assert save(tmp_path / "zero", toki.definition | {"model": model | {"dropout": 0.0}}).encode(TEXT) == toki.encode(TEXT)
+    assert (
+        all(dropping.encode(TEXT) == toki.encode(TEXT) for _ in range(5)) and dropping.fingerprint == toki.fingerprint
+    )
+    assert save(tmp_path / "zero", toki.definition | {"model": model | {"dropout": 0.0}}).encode(TEXT) == toki.encode(
+        TEXT
+    )
     assert not capfd.readouterr().err
 
 
@@ -165,7 +201,9 @@ def test_bos_is_text_where_the_folder_does_not_call_it_special(tmp_path, toki):
     (bos,) = toki.definition["added_tokens"]
     other = save(tmp_path / "plain", toki.definition | {"added_tokens": [bos | {"special": False}]})
     assert other.encode("a<|endoftext|>b") == toki.encode("a<|endoftext|>b") and other.bos_id == 0
-    named = json.loads(json.dumps(toki.definition | {"added_tokens": [bos | {"special": False}]}).replace("<|endoftext|>", "<s>"))
+    named = json.loads(
+        json.dumps(toki.definition | {"added_tokens": [bos | {"special": False}]}).replace("<|endoftext|>", "<s>")
+    )
     assert 0 not in save(tmp_path / "named", named, bos_token="<s>").encode("a<s>b")
 
 
@@ -174,10 +212,14 @@ def test_folders_that_are_none(tmp_path):
         tokenizer.get_tokenizer(tmp_path / "missing")
     with pytest.raises(UserError, match="found none"):
         tokenizer.get_tokenizer(tmp_path)
-    for content, message in (("{", "expected JSON"), ("[]", "no model"), ('{"model": {"type": "WordPiece"}}', "WordPiece"),
-                             ('{"model": {"vocab": {}}}', "without merges"),
-                             ('{"model": {"type": "BPE", "vocab": [], "merges": []}}', "model.vocab: expected a dictionary"),
-                             ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a z"]}}', "not a tokenizer")):
+    for content, message in (
+        ("{", "expected JSON"),
+        ("[]", "no model"),
+        ('{"model": {"type": "WordPiece"}}', "WordPiece"),
+        ('{"model": {"vocab": {}}}', "without merges"),
+        ('{"model": {"type": "BPE", "vocab": [], "merges": []}}', "model.vocab: expected a dictionary"),
+        ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a z"]}}', "not a tokenizer"),
+    ):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(UserError, match=message):
             tokenizer.get_tokenizer(tmp_path)

@@ -1,4 +1,6 @@
-"""A small real setting for the tests: a token file that a model can learn from, a config, and the project's scripts as processes."""
+"""A small real setting for the tests: a token file that a model can learn from, a config, and the project's scripts as
+processes."""
+
 import copy
 import json
 import os
@@ -24,17 +26,36 @@ def write_tokens(path: Path, n_tokens: int = 60_000, vocab_size: int = VOCAB_SIZ
         tokens[i] = allowed[tokens[i - 1], choices[i]]
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset("tokens", data=tokens)
-        dataset.attrs.update({"vocab_size": vocab_size, "bos_id": 0, "text_bytes": 2 * n_tokens, "tokenizer_fingerprint": "f" * 64} | attributes)
+        dataset.attrs.update(
+            {"vocab_size": vocab_size, "bos_id": 0, "text_bytes": 2 * n_tokens, "tokenizer_fingerprint": "f" * 64}
+            | attributes
+        )
     return path
 
 
 def config_dict(folder: Path, **changes) -> dict:
     """A config that trains in seconds; `changes` are dotted keys with __ for the dot, e.g. training_params__seed=1."""
     config = {
-        "model_params": {"vocab_size": VOCAB_SIZE, "n_layers": 2, "n_heads": 2, "embed_dim": 32, "attn_length": 16, "dropout": 0.1},
-        "training_params": {"dataset_folder": str(folder / "toy.h5"), "batch_size": 16, "aggregate": 1, "backwards": False,
-                            "steps_to_train": 40, "save_every": 10, "backup_every": 20, "step_log": 5, "valid_steps": 2,
-                            "state_save_loc": str(folder / "runs")},
+        "model_params": {
+            "vocab_size": VOCAB_SIZE,
+            "n_layers": 2,
+            "n_heads": 2,
+            "embed_dim": 32,
+            "attn_length": 16,
+            "dropout": 0.1,
+        },
+        "training_params": {
+            "dataset_folder": str(folder / "toy.h5"),
+            "batch_size": 16,
+            "aggregate": 1,
+            "backwards": False,
+            "steps_to_train": 40,
+            "save_every": 10,
+            "backup_every": 20,
+            "step_log": 5,
+            "valid_steps": 2,
+            "state_save_loc": str(folder / "runs"),
+        },
         "optim_params": {"lr": 3e-3, "warmup_steps": 5, "oscil_steps": 35, "lr_min": 3e-4},
     }
     config = copy.deepcopy(config)
@@ -59,13 +80,21 @@ def command(script: str, *arguments) -> list[str]:
 
 def run_script(script: str, *arguments, timeout: int = 180, **kwargs) -> subprocess.CompletedProcess:
     """Run a script of the project as a user does."""
-    return subprocess.run(command(script, *arguments), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **kwargs)
+    return subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **kwargs
+    )
 
 
 def start_script(script: str, *arguments, **environment) -> subprocess.Popen:
     """Start a script of the project and return at once."""
-    return subprocess.Popen(command(script, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
-                            env=os.environ | environment)
+    return subprocess.Popen(
+        command(script, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | environment,
+    )
 
 
 def state_path(folder: Path, run: str = "toy") -> Path:
@@ -73,4 +102,6 @@ def state_path(folder: Path, run: str = "toy") -> Path:
 
 
 def metrics_of(folder: Path, run: str = "toy") -> list[dict]:
-    return [json.loads(line) for line in (folder / "runs" / PROJECT / "metrics" / f"{run}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "runs" / PROJECT / "metrics" / f"{run}.jsonl").read_text().splitlines()
+    ]

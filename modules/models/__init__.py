@@ -1,4 +1,5 @@
 """The models: GPT, GRU and LSTM, and one function that builds any of them from a seed."""
+
 import torch
 
 from modules.models.gpt import GPT
@@ -11,7 +12,8 @@ MODELS = {"gpt": GPT, "gru": GRU, "lstm": LSTM}
 
 
 def build_model(name: str, seed: int, **model_params) -> LanguageModel:
-    """The model `name` ("gpt", "gru", "lstm") on the CPU, with weights that depend on the seed and the parameters alone.
+    """The model `name` ("gpt", "gru", "lstm") on the CPU, with weights that depend on the seed and the parameters
+    alone.
 
     The program's own random state is left as it was.
     """
@@ -23,5 +25,8 @@ def build_model(name: str, seed: int, **model_params) -> LanguageModel:
 def count_parameters(name: str, **model_params) -> int:
     """The parameters that `build_model` would make, without memory for them: every layer has as many as the second."""
     with torch.device("meta"):
-        one, two = (sum(parameter.numel() for parameter in MODELS[name](**model_params | {"n_layers": n}).parameters()) for n in (1, 2))
+        one, two = (
+            sum(parameter.numel() for parameter in MODELS[name](**model_params | {"n_layers": n}).parameters())
+            for n in (1, 2)
+        )
     return one + (model_params["n_layers"] - 1) * (two - one)

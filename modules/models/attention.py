@@ -1,12 +1,14 @@
 """Causal self-attention: torch's fused kernel or, where a CPU has no good one, batched products.
 
-On a CPU torch's kernel is slow in bf16, and with dropout there is none: torch then keeps several matrices of pairs of tokens for the backward pass. The
-products here keep queries, keys and values alone. In bf16 they take 8.7 ms for 4,096 tokens of mini in windows of 256, forward and backward, and the
-kernel 22.8; in fp32 the kernel is ahead. Scores are rounded to bf16, as wherever attention is written out under autocast; the
-kernel rounds probabilities only.
+On a CPU torch's kernel is slow in bf16, and with dropout there is none: torch then keeps several matrices of pairs of
+tokens for the backward pass. The products here keep queries, keys and values alone. In bf16 they take 8.7 ms for 4,096
+tokens of mini in windows of 256, forward and backward, and the kernel 22.8; in fp32 the kernel is ahead. Scores are
+rounded to bf16, as wherever attention is written out under autocast; the kernel rounds probabilities only.
 
-Shapes: B batch, T time, H heads, C channels of a head, D = H C, E = 3 D; W windows taken together, N = W H; Q queries taken together, K keys that they see.
+Shapes: B batch, T time, H heads, C channels of a head, D = H C, E = 3 D; W windows taken together, N = W H; Q queries
+taken together, K keys that they see.
 """
+
 import math
 from collections.abc import Iterator
 
@@ -32,7 +34,8 @@ def causal_attention(qkv_BTE: torch.Tensor, n_heads: int, dropout: float = 0.0) 
 
 
 class _AttentionByProducts(torch.autograd.Function):
-    """Some windows and queries at a time. The backward pass computes their probabilities once more, and makes the same random choices."""
+    """Some windows and queries at a time. The backward pass computes their probabilities once more, and makes the same
+    random choices."""
 
     @staticmethod
     def forward(ctx, qkv_BTE, n_heads, dropout, seed):
@@ -56,12 +59,12 @@ class _AttentionByProducts(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, outer_BTD):
         n_heads, dropout = ctx.n_heads, ctx.dropout
-        qkv_BTE, = ctx.saved_tensors
+        (qkv_BTE,) = ctx.saved_tensors
         gradient_BTE = torch.empty_like(qkv_BTE)
         choices = Choices(dropout, ctx.seed)
         for qkv_WTE, outer_WTD, gradient_WTE in _windows(n_heads, qkv_BTE, outer_BTD, gradient_BTE):
             q_NTC, k_NTC, v_NTC = _by_head(qkv_WTE, 3, n_heads).flatten(1, 2)
-            outer_NTC, = _by_head(outer_WTD, 1, n_heads).flatten(1, 2)
+            (outer_NTC,) = _by_head(outer_WTD, 1, n_heads).flatten(1, 2)
             if dropout:
                 outer_NTC = outer_NTC / (1 - dropout)
             gradients = q_NTC.new_zeros(3, *q_NTC.shape, dtype=torch.promote_types(q_NTC.dtype, torch.float32))
@@ -74,7 +77,9 @@ class _AttentionByProducts(torch.autograd.Function):
                     weights_NQK = probabilities_NQK * kept_NQK
                     weights_gradient_NQK *= kept_NQK
                 v_gradient_NTC[:, :end] += weights_NQK.mT @ outer_NQC
-                scores_gradient_NQK = torch._softmax_backward_data(weights_gradient_NQK, probabilities_NQK, -1, probabilities_NQK.dtype)
+                scores_gradient_NQK = torch._softmax_backward_data(
+                    weights_gradient_NQK, probabilities_NQK, -1, probabilities_NQK.dtype
+                )
                 q_gradient_NTC[:, first:end] = scores_gradient_NQK @ k_NTC[:, :end]
                 k_gradient_NTC[:, :end] += scores_gradient_NQK.mT @ q_NTC[:, first:end]
             gradients[:2] *= _scale(q_NTC)
@@ -90,7 +95,8 @@ def _windows(n_heads: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tenso
 
 
 def _blocks(q_NTC: torch.Tensor, k_NTC: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Probabilities [N, Q, K] of some queries at a time, after the first of these queries and the end of them (which is that of their keys)."""
+    """Probabilities [N, Q, K] of some queries at a time, after the first of these queries and the end of them (which is
+    that of their keys)."""
     n_tokens = q_NTC.shape[1]
     for first in range(0, n_tokens, QUERIES):
         end = min(first + QUERIES, n_tokens)
@@ -101,7 +107,7 @@ def _blocks(q_NTC: torch.Tensor, k_NTC: torch.Tensor) -> Iterator[tuple[int, int
 
 def _scale(q_NTC: torch.Tensor) -> float:
     """What keeps scores of any width alike."""
-    return q_NTC.shape[-1]**-0.5
+    return q_NTC.shape[-1] ** -0.5
 
 
 def _by_head(x_WTE: torch.Tensor, parts: int, n_heads: int) -> torch.Tensor:
@@ -112,4 +118,6 @@ def _by_head(x_WTE: torch.Tensor, parts: int, n_heads: int) -> torch.Tensor:
 def _side_by_side(x_PNTC: torch.Tensor, out_WTE: torch.Tensor) -> None:
     """The opposite of `_by_head` and its flattening, into `out_WTE`."""
     parts, n_windows = len(x_PNTC), len(out_WTE)
-    out_WTE.unflatten(-1, (parts, x_PNTC.shape[1] // n_windows, -1)).copy_(x_PNTC.unflatten(1, (n_windows, -1)).permute(1, 3, 0, 2, 4))
+    out_WTE.unflatten(-1, (parts, x_PNTC.shape[1] // n_windows, -1)).copy_(
+        x_PNTC.unflatten(1, (n_windows, -1)).permute(1, 3, 0, 2, 4)
+    )

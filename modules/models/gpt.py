@@ -4,6 +4,7 @@ With the same weights it gives the logits of `transformers`' GPT2LMHeadModel.
 
 Shapes: B batch, T time, D width.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -68,8 +69,18 @@ class GPT(LanguageModel):
         arithmetic for memory that no longer grows with n_layers x attn_length.
     """
 
-    def __init__(self, vocab_size: int, n_layers: int, n_heads: int, embed_dim: int, attn_length: int, mlp_ratio: float = 4.0,
-                 dropout: float = 0.1, embd_dropout: float | None = None, checkpoint_activations: bool = False):
+    def __init__(
+        self,
+        vocab_size: int,
+        n_layers: int,
+        n_heads: int,
+        embed_dim: int,
+        attn_length: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.1,
+        embd_dropout: float | None = None,
+        checkpoint_activations: bool = False,
+    ):
         super().__init__(vocab_size, embed_dim, context=attn_length)
         self.checkpoint_activations = checkpoint_activations
         self.position = nn.Embedding(attn_length, embed_dim)
@@ -83,12 +94,12 @@ class GPT(LanguageModel):
                 nn.init.normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)
             for linear in (block.attention.out, block.mlp.out):  # what adds to x: smaller the more blocks add (GPT-2)
-                nn.init.normal_(linear.weight, std=0.02 / (2 * n_layers)**0.5)
+                nn.init.normal_(linear.weight, std=0.02 / (2 * n_layers) ** 0.5)
                 nn.init.zeros_(linear.bias)
 
     def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Hidden vectors [B, T, D] for tokens [B, T], T up to `attn_length`."""
-        x_BTD = self.dropout(self.embedding(tokens_BT) + self.position.weight[:tokens_BT.shape[1]])
+        x_BTD = self.dropout(self.embedding(tokens_BT) + self.position.weight[: tokens_BT.shape[1]])
         for block in self.blocks:
             if self.checkpoint_activations and self.training:
                 x_BTD = checkpoint(block, x_BTD, use_reentrant=False)

@@ -6,6 +6,7 @@ own, not the embedding's (untied), as in the paper's models.
 
 Shapes: B batch, T time (tokens of a window), D width, V vocabulary.
 """
+
 import torch
 from torch import nn
 
@@ -43,19 +44,28 @@ class LanguageModel(nn.Module):
     def losses(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Loss of every token in nats [B, T] fp32, without gradients."""
         with torch.no_grad():
-            return token_losses(self.hidden(inputs_BT).flatten(0, 1), self.head.weight, targets_BT.flatten()).view_as(targets_BT)
+            return token_losses(self.hidden(inputs_BT).flatten(0, 1), self.head.weight, targets_BT.flatten()).view_as(
+                targets_BT
+            )
 
     @torch.no_grad()
-    def generate(self, tokens_BT: torch.Tensor, n_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-                 generator: torch.Generator | None = None) -> torch.Tensor:
-        """Continue `tokens_BT` [B, T >= 1] by `n_tokens` sampled tokens: [B, T + n_tokens], in the direction of reading.
+    def generate(
+        self,
+        tokens_BT: torch.Tensor,
+        n_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Continue `tokens_BT` [B, T >= 1] by `n_tokens` sampled tokens: [B, T + n_tokens], in the direction of
+        reading.
 
         The model sees the last `context` tokens. A `generator` on the tokens' device makes the sample repeatable.
         """
         was_training = self.training
         self.eval()
         for _ in range(n_tokens):
-            logits_BV = self.head(self.hidden(tokens_BT[:, -self.context:])[:, -1]).float() / temperature
+            logits_BV = self.head(self.hidden(tokens_BT[:, -self.context :])[:, -1]).float() / temperature
             if top_k is not None:
                 smallest_kept = logits_BV.topk(min(top_k, logits_BV.shape[-1])).values[:, -1:]
                 logits_BV = logits_BV.masked_fill(logits_BV < smallest_kept, float("-inf"))

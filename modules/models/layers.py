@@ -1,10 +1,11 @@
 """The linear layer of all models: torch's, except on a CPU.
 
-There products go where they are fastest (products.py), and under autocast the weights are cast for each pass: torch keeps the cast ones
-until the backward pass, half as much again as the weights themselves.
+There products go where they are fastest (products.py), and under autocast the weights are cast for each pass: torch
+keeps the cast ones until the backward pass, half as much again as the weights themselves.
 
 Shapes: N rows, K inputs, M outputs.
 """
+
 import torch
 from torch import nn
 

@@ -3,6 +3,7 @@
 The two differ in the cell alone. A layer norm before the head gives it inputs of unit
 variance, as in GPT, so that the three start from the same loss.
 """
+
 import torch
 from torch import nn
 
@@ -16,14 +17,24 @@ class Recurrent(LanguageModel):
     desired_attn_length: tokens of a window; the model itself could read on for ever.
     dropout: between layers; embd_dropout: of the embeddings (None is 0).
     """
+
     layers: type[nn.RNNBase]
 
-    def __init__(self, vocab_size: int, n_layers: int, embed_dim: int, desired_attn_length: int, dropout: float = 0.0,
-                 embd_dropout: float | None = None):
+    def __init__(
+        self,
+        vocab_size: int,
+        n_layers: int,
+        embed_dim: int,
+        desired_attn_length: int,
+        dropout: float = 0.0,
+        embd_dropout: float | None = None,
+    ):
         super().__init__(vocab_size, embed_dim, context=desired_attn_length)
         self.dropout = Dropout(embd_dropout or 0.0)
         # torch warns about dropout with a single layer: there is no place between layers for it.
-        self.rnn = self.layers(embed_dim, embed_dim, n_layers, batch_first=True, dropout=dropout if n_layers > 1 else 0.0)
+        self.rnn = self.layers(
+            embed_dim, embed_dim, n_layers, batch_first=True, dropout=dropout if n_layers > 1 else 0.0
+        )
         self.norm = nn.LayerNorm(embed_dim)
 
     def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -34,9 +45,11 @@ class Recurrent(LanguageModel):
 
 class GRU(Recurrent):
     """Gated recurrent units (torch.nn.GRU)."""
+
     layers = nn.GRU
 
 
 class LSTM(Recurrent):
     """Long short-term memory (torch.nn.LSTM)."""
+
     layers = nn.LSTM

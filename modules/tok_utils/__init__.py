@@ -4,11 +4,12 @@
     tokenize_folder    text -> chunks of ids (.pt)     chunks.py; worker.py, encoder.py and word_cache.py do the encoding
     make_h5            chunks -> one .h5               h5.py
 
-`text_source.py` reads the text (compressed or not), `cuts.py` says where it may be cut, `job.py` which chunks are there;
-`inspection.py` looks at the texts before the work, `limits.py` at numbers; `locks.py` keeps commands off each other's work;
-`disk.py` sees to room on the disk, `processes.py` and `progress.py` to what their names say. `reverse.py` reverses a text,
-`symmetric.py` has the tokenizer to which the direction is all the same.
+`text_source.py` reads the text (compressed or not), `cuts.py` says where it may be cut, `job.py` which chunks are
+there; `inspection.py` looks at the texts before the work, `limits.py` at numbers; `locks.py` keeps commands off each
+other's work; `disk.py` sees to room on the disk, `processes.py` and `progress.py` to what their names say. `reverse.py`
+reverses a text, `symmetric.py` has the tokenizer to which the direction is all the same.
 """
+
 from modules.tok_utils.chunks import tokenize_folder
 from modules.tok_utils.create_custom_tokenizer import create_tokenizer
 from modules.tok_utils.h5 import make_h5

@@ -1,13 +1,14 @@
 """Text to chunks of ids: `tokenize_folder`, on all cores, in bounded memory, resumable at any moment.
 
-The texts are cut into pieces of CHUNK_BYTES (`cuts.py`); each piece becomes one file `chunk_000123.pt` in `<text>_tokens/` beside the text,
-written whole or not at all; `job.py` knows which are there.
+The texts are cut into pieces of CHUNK_BYTES (`cuts.py`); each piece becomes one file `chunk_000123.pt` in
+`<text>_tokens/` beside the text, written whole or not at all; `job.py` knows which are there.
 
-One process reads and cuts, `num_workers` child processes encode, threads of the first write what they return; reading, encoding and writing thus
-overlap, with two pieces a worker in flight. Pieces are 4 MB: 0.2 s of work for a worker, which
-stays at 200 MB. Under torchrun process r of n takes chunks r, r + n, r + 2n ...; files in the shared folder are all they
-share, so the processes need no connection, and process 0 does the part of any that fell silent.
+One process reads and cuts, `num_workers` child processes encode, threads of the first write what they return; reading,
+encoding and writing thus overlap, with two pieces a worker in flight. Pieces are 4 MB: 0.2 s of work for a worker,
+which stays at 200 MB. Under torchrun process r of n takes chunks r, r + n, r + 2n ...; files in the shared folder are
+all they share, so the processes need no connection, and process 0 does the part of any that fell silent.
 """
+
 import collections
 import concurrent.futures
 import os
@@ -32,9 +33,16 @@ CHUNK_BYTES = 4 << 20
 SILENCE_S = 120.0  # after so long without a new chunk from the other processes, process 0 takes theirs over
 
 
-def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike, num_workers: int | None = None, errors: str = "strict",
-                    out_h5_folder: str | os.PathLike | None = None, chunk_bytes: int = CHUNK_BYTES) -> Path:
-    """Tokenize every text in `folder` (or one text, given its path) into .pt chunks beside it; started again, it goes on where it stopped.
+def tokenize_folder(
+    folder: str | os.PathLike,
+    tokenizer_path: str | os.PathLike,
+    num_workers: int | None = None,
+    errors: str = "strict",
+    out_h5_folder: str | os.PathLike | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Path:
+    """Tokenize every text in `folder` (or one text, given its path) into .pt chunks beside it; started again, it goes
+    on where it stopped.
 
     The ids are those of each whole text, in the order of the files' names, nothing between. Texts are only read.
 
@@ -48,12 +56,15 @@ def tokenize_folder(folder: str | os.PathLike, tokenizer_path: str | os.PathLike
 
     Returns the folder with the chunks, for `make_h5`.
 
-    Raises UserError where there is no text, a text is not UTF-8, the tokenizer does not keep what it says, the disk has too little room, or
-    the chunks that are there are of another text or tokenizer. Another command at work on the same chunks is waited for.
+    Raises UserError where there is no text, a text is not UTF-8, the tokenizer does not keep what it says, the disk has
+    too little room, or the chunks that are there are of another text or tokenizer. Another command at work on the same
+    chunks is waited for.
     """
     if num_workers is not None:
         check_number("num_workers", num_workers, 1, 1 << 20, "processes")
-    check_number("chunk_bytes", chunk_bytes, 1, LARGEST_CHUNK, "each worker holds two such pieces and their ids in memory")
+    check_number(
+        "chunk_bytes", chunk_bytes, 1, LARGEST_CHUNK, "each worker holds two such pieces and their ids in memory"
+    )
     if errors not in ("strict", "replace"):
         raise UserError(f'errors: expected "strict" or "replace", found {errors!r}')
     process = this_process()
@@ -79,7 +90,9 @@ def _number_of_workers(wanted: int | None, process: Process) -> int:
     cores = max(1, available_cores() // process.local_world_size)
     most = WORKERS_A_CORE * cores
     if wanted is not None and wanted > most and process.rank == 0:
-        say(f"num_workers: {wanted:,} are more than {WORKERS_A_CORE} for each of {cores} cores, which would wait for each other: {most} it is")
+        say(
+            f"num_workers: {wanted:,} are more than {WORKERS_A_CORE} for each of {cores} cores, which would wait for each other: {most} it is"
+        )
     return min(wanted or cores, most)
 
 
@@ -111,7 +124,8 @@ def _make_chunks(job: Job, workers: int, process: Process, held: bool, out_h5_fo
 
 
 def _encode(job: Job, workers: list[Worker], process: Process) -> list[Chunk]:
-    """Make this process's part of the chunks, those already there excepted. Returns the list of all chunks, the other processes' included."""
+    """Make this process's part of the chunks, those already there excepted. Returns the list of all chunks, the other
+    processes' included."""
     idle = queue.SimpleQueue()
     for worker in workers:
         idle.put(worker)
@@ -130,11 +144,15 @@ def _encode(job: Job, workers: list[Worker], process: Process) -> list[Chunk]:
     def settle() -> None:
         chunk, encoded = running.popleft().result()  # in order: the first error in the text is the one reported
         progress.count(chunk.piece, len(encoded.ids))
-        forced = [chunk.piece.start + position for position in encoded.forced] + ([chunk.piece.stop] if chunk.piece.forced else [])
+        forced = [chunk.piece.start + position for position in encoded.forced] + (
+            [chunk.piece.stop] if chunk.piece.forced else []
+        )
         progress.warn_of_cuts(job.texts[chunk.text], forced)
 
     chunks, running = [], collections.deque()
-    threads = concurrent.futures.ThreadPoolExecutor(len(workers) + 2)  # more than workers: some write while the workers encode
+    threads = concurrent.futures.ThreadPoolExecutor(
+        len(workers) + 2
+    )  # more than workers: some write while the workers encode
     with Progress(job.folder.name.removesuffix("_tokens"), job.texts, process.rank, process.world_size) as progress:
         try:
             for chunk, source in job.chunks():
@@ -147,7 +165,9 @@ def _encode(job: Job, workers: list[Worker], process: Process) -> list[Chunk]:
                     continue
                 if len(running) == 2 * len(workers):
                     settle()
-                running.append(threads.submit(encode_and_write, chunk, source.read(chunk.piece.start, chunk.piece.stop)))
+                running.append(
+                    threads.submit(encode_and_write, chunk, source.read(chunk.piece.start, chunk.piece.stop))
+                )
             while running:
                 settle()
         finally:
@@ -166,6 +186,8 @@ def _others_finish(job: Job, chunks: list[Chunk]) -> bool:
             missing, heard = still, time.monotonic()
             say(f"waiting for {len(missing)} chunks of the other processes")
         if time.monotonic() - heard > SILENCE_S:
-            say(f"no new chunk from the other processes for {SILENCE_S:.0f} s: taking over the {len(missing)} that are missing")
+            say(
+                f"no new chunk from the other processes for {SILENCE_S:.0f} s: taking over the {len(missing)} that are missing"
+            )
             return False
         time.sleep(1)

@@ -1,15 +1,18 @@
 """Train a byte-level BPE tokenizer on a text: `create_tokenizer`.
 
-`symmetric.py` trains one without a direction. GPT-2's kind is trained by the `tokenizers` library, on all cores; what is ours
-is how it is fed. It pre-tokenizes an item of the feed in one thread, and is faster with lines than with a whole text (3.7 and 2.5 MB a CPU second), so texts go in as lines, cut where its
-pattern cannot see across (before a line break that follows a non-space): the tokenizer is the one that the whole text in one piece would give.
+`symmetric.py` trains one without a direction. GPT-2's kind is trained by the `tokenizers` library, on all cores; what
+is ours is how it is fed. It pre-tokenizes an item of the feed in one thread, and is faster with lines than with a whole
+text (3.7 and 2.5 MB a CPU second), so texts go in as lines, cut where its pattern cannot see across (before a line
+break that follows a non-space): the tokenizer is the one that the whole text in one piece would give.
 
-A run of letters, digits, signs or blanks longer than LONGEST_RUN (a text without blanks is one) goes in as several: the time that merging
-takes grows with the text times the length of its words, and for one word of 20 MB it would not end. Ordinary texts have none.
+A run of letters, digits, signs or blanks longer than LONGEST_RUN (a text without blanks is one) goes in as several: the
+time that merging takes grows with the text times the length of its words, and for one word of 20 MB it would not end.
+Ordinary texts have none.
 
 The counts of distinct words stay in memory, some 100 bytes each: for texts of tens of GB train on a sample
 (`sample_bytes`), taken evenly from the whole text and the same each time.
 """
+
 import json
 import math
 import os
@@ -40,16 +43,25 @@ FEED_BYTES = 1 << 20
 SPLITS = ("gpt2", "symmetric")
 LINE_BREAK = re.compile(r"(?<=\S)(?=\n)")
 LONGEST_RUN = 4000  # characters; no word of a language comes near, and 20 MB without a blank cost half a minute more
-LONG_RUN = regex.compile(rf"\p{{L}}{{{LONGEST_RUN}}}|\p{{N}}{{{LONGEST_RUN}}}|[^\s\p{{L}}\p{{N}}]{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}}")
+LONG_RUN = regex.compile(
+    rf"\p{{L}}{{{LONGEST_RUN}}}|\p{{N}}{{{LONGEST_RUN}}}|[^\s\p{{L}}\p{{N}}]{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}}"
+)
 
 
-def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.PathLike, tokenizer_name: str = "tokenizer",
-                     vocab_size: int = 50257, sample_bytes: int | None = None, errors: str = "strict", split: str = "gpt2") -> Path:
+def create_tokenizer(
+    txt_path: str | os.PathLike,
+    tokenizer_folder: str | os.PathLike,
+    tokenizer_name: str = "tokenizer",
+    vocab_size: int = 50257,
+    sample_bytes: int | None = None,
+    errors: str = "strict",
+    split: str = "gpt2",
+) -> Path:
     """Train a BPE tokenizer on a text and save it as `<tokenizer_folder>/<tokenizer_name>`.
 
     Byte-level, `<|endoftext|>` as id 0, then the 256 bytes, then what was learned. The folder opens with
-    `get_tokenizer` and with `transformers.AutoTokenizer.from_pretrained`. A tokenizer that is there already is kept, with a
-    note: another training would change the ids under data that was made with it.
+    `get_tokenizer` and with `transformers.AutoTokenizer.from_pretrained`. A tokenizer that is there already is kept,
+    with a note: another training would change the ids under data that was made with it.
 
     Args:
         txt_path: a text (.txt, .txt.gz, .txt.xz, .txt.zst), or a folder of them.
@@ -61,12 +73,18 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
 
     Returns the tokenizer's folder. Under torchrun the first process trains and the others wait for it.
 
-    Raises UserError for a text that is missing, empty or not UTF-8, and for a vocab_size below 257 or below that of the tokenizer there,
-    for another split than the two or than that of the tokenizer there.
-    Another command at work on the same tokenizer is waited for.
+    Raises UserError for a text that is missing, empty or not UTF-8, and for a vocab_size below 257 or below that of the
+    tokenizer there, for another split than the two or than that of the tokenizer there. Another command at work on the
+    same tokenizer is waited for.
     """
     folder = Path(tokenizer_folder) / check_name(tokenizer_name, "tokenizer_name")
-    check_number("vocab_size", vocab_size, SMALLEST_VOCAB, MOST_IDS, f"at least the bytes and {BOS_TOKEN}, at most what memory is had for")
+    check_number(
+        "vocab_size",
+        vocab_size,
+        SMALLEST_VOCAB,
+        MOST_IDS,
+        f"at least the bytes and {BOS_TOKEN}, at most what memory is had for",
+    )
     if sample_bytes is not None:
         check_number("sample_bytes", sample_bytes, 1, MOST_BYTES, "bytes of text; none for the whole")
     if split not in SPLITS:
@@ -84,28 +102,45 @@ def create_tokenizer(txt_path: str | os.PathLike, tokenizer_folder: str | os.Pat
 
 
 def _is_there(folder: Path, vocab_size: int, split: str) -> bool:
-    """Whether there is a tokenizer already, and if so a note. UserError where it is larger than wanted, or of another split."""
+    """Whether there is a tokenizer already, and if so a note. UserError where it is larger than wanted, or of another
+    split."""
     if not (folder / "tokenizer.json").exists():
         return False
     there = get_tokenizer(folder)
     existing = there.vocab_size
     if existing > vocab_size:
-        raise UserError(f"{folder}: there is a tokenizer of {existing} ids already, and {vocab_size} are wanted: delete it or take another name")
+        raise UserError(
+            f"{folder}: there is a tokenizer of {existing} ids already, and {vocab_size} are wanted: delete it or take another name"
+        )
     if symmetric.shares_blanks(there) != (split == "symmetric"):
-        raise UserError(f"{folder}: there is a tokenizer already, and not one of split={split!r}: delete it or take another name")
+        raise UserError(
+            f"{folder}: there is a tokenizer already, and not one of split={split!r}: delete it or take another name"
+        )
     say(f"{folder}: using the tokenizer that is there ({existing} ids); delete it to train anew")
     return True
 
 
-def _train(folder: Path, texts: list[Path], txt_path: str | os.PathLike, vocab_size: int, sample_bytes: int | None, errors: str, split: str) -> None:
+def _train(
+    folder: Path,
+    texts: list[Path],
+    txt_path: str | os.PathLike,
+    vocab_size: int,
+    sample_bytes: int | None,
+    errors: str,
+    split: str,
+) -> None:
     say(f"training a tokenizer of {vocab_size} ids on {txt_path}")
     feed = _feed(texts, sample_bytes, errors, split)
     if split == "symmetric":
         backend = interruptibly(lambda: symmetric.train(feed, vocab_size))
     else:
         backend = untrained()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                      show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[BOS_TOKEN],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
         interruptibly(lambda: backend.train_from_iterator(feed, trainer))
     _save(backend, folder)
     reached = backend.get_vocab_size()
@@ -122,9 +157,17 @@ def untrained() -> Tokenizer:
 
 
 def _save(backend: Tokenizer, folder: Path) -> None:
-    """Write the two files that make a Hugging Face tokenizer folder, tokenizer.json last: where it is, the folder is whole."""
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS_TOKEN, "eos_token": BOS_TOKEN, "unk_token": BOS_TOKEN,
-              "add_prefix_space": False, "clean_up_tokenization_spaces": False, "model_max_length": int(1e30)}
+    """Write the two files that make a Hugging Face tokenizer folder, tokenizer.json last: where it is, the folder is
+    whole."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS_TOKEN,
+        "eos_token": BOS_TOKEN,
+        "unk_token": BOS_TOKEN,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": int(1e30),
+    }
     with replacing(folder / "tokenizer_config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     with replacing(folder / "tokenizer.json") as temporary:
@@ -144,12 +187,16 @@ def _feed(texts: list[Path], sample_bytes: int | None, errors: str, split: str) 
         for text in texts:
             with TextSource(text) as source:
                 for number, piece in enumerate(pieces(source, FEED_BYTES, splitter)):
-                    if math.ceil((number + 1) * share) == math.ceil(number * share):  # `share` of the numbers, evenly spread, 0 among them
+                    if math.ceil((number + 1) * share) == math.ceil(
+                        number * share
+                    ):  # `share` of the numbers, evenly spread, 0 among them
                         continue
                     lines = LINE_BREAK.split(_decode(source.read(piece.start, piece.stop), text, piece.start, errors))
                     items = [item for line in lines for item in without_long_runs(line)]
                     if len(items) > len(lines) and not runs_said:
-                        say(f"{text}: runs of more than {LONGEST_RUN:,} letters, digits, signs or blanks are cut at that length for training")
+                        say(
+                            f"{text}: runs of more than {LONGEST_RUN:,} letters, digits, signs or blanks are cut at that length for training"
+                        )
                         runs_said = True
                     yield items
                     progress.update(piece.stop - piece.start)

@@ -9,22 +9,24 @@ the cut, and (3) those after start the same way when it starts there. (3) always
 pattern has no look-behind and matching resumes at the end of each piece.
 
 - Between a non-space and a white-space character (BEFORE_SPACE). Only `\s+` matches white space after the first character, and it
-  matches nothing else, so no piece holds both: (1). Only `\s+(?!\S)` looks ahead, from the end of white space; before the cut
-  stands something else: (2).
+  matches nothing else, so no piece holds both: (1). Only `\s+(?!\S)` looks ahead, from the end of white space; before
+  the cut stands something else: (2).
 - Between two of letter, digit, other (CLASS_CHANGE), an apostrophe before a letter excepted: each alternative without
-  white space matches one class after its optional leading space, save the contractions, which are an apostrophe and then
-  letters: (1). A greedy run ends at the same place whether another class or nothing follows, and whether a
+  white space matches one class after its optional leading space, save the contractions, which are an apostrophe and
+  then letters: (1). A greedy run ends at the same place whether another class or nothing follows, and whether a
   contraction matches depends on letters, none of which stand after a cut next to a letter: (2).
 
-A tokenizer that shares a blank between the words on either side (`symmetric.py`) is cut before other white space only (BEFORE_BREAK), and
-between classes. Its pieces end there too, and as no blank stands at such a cut, none that is shared loses a side.
+A tokenizer that shares a blank between the words on either side (`symmetric.py`) is cut before other white space only
+(BEFORE_BREAK), and between classes. Its pieces end there too, and as no blank stands at such a cut, none that is shared
+loses a side.
 
-The first kind is found in nearly every text, so the second is tried only where a megabyte has no white space. It rests on
-Unicode classes, in which `regex` and the tokenizer's own library may differ by a few newly assigned characters, and loaded tokenizers
-may split by quite another pattern. So every cut is also tried out before it is used: CONTEXT characters on
-each side must encode to the same ids in one and in two. For GPT-2's pattern that is a safety net under a proof, for
-others (which have no proof here) it is the evidence.
+The first kind is found in nearly every text, so the second is tried only where a megabyte has no white space. It rests
+on Unicode classes, in which `regex` and the tokenizer's own library may differ by a few newly assigned characters, and
+loaded tokenizers may split by quite another pattern. So every cut is also tried out before it is used: CONTEXT
+characters on each side must encode to the same ids in one and in two. For GPT-2's pattern that is a safety net under a
+proof, for others (which have no proof here) it is the evidence.
 """
+
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -46,12 +48,16 @@ BEFORE_SPACE = regex.compile(r"(?r)(?<=\S)(?=\s)")
 BEFORE_BREAK = regex.compile(r"(?r)(?<=\S)(?=[^\S ])")
 # Unassigned characters and the surrogates that stand for invalid bytes belong to no class.
 _OTHER = r"[^\s\p{L}\p{N}\p{Cn}\p{Cs}]"
-CLASS_CHANGE = regex.compile(rf"(?r)(?<=\p{{L}})(?=\p{{N}}|{_OTHER})|(?<=\p{{N}})(?=\p{{L}}|{_OTHER})|"
-                             rf"(?<={_OTHER})(?=\p{{N}})|(?<={_OTHER})(?<!')(?=\p{{L}})")
+CLASS_CHANGE = regex.compile(
+    rf"(?r)(?<=\p{{L}})(?=\p{{N}}|{_OTHER})|(?<=\p{{N}})(?=\p{{L}}|{_OTHER})|"
+    rf"(?<={_OTHER})(?=\p{{N}})|(?<={_OTHER})(?<!')(?=\p{{L}})"
+)
 
 
 class Piece(NamedTuple):
-    """Bytes [start, stop) of a text, which encode alone as they do in the whole; `forced` where the cut at `stop` was not a safe one."""
+    """Bytes [start, stop) of a text, which encode alone as they do in the whole; `forced` where the cut at `stop` was
+    not a safe one."""
+
     start: int
     stop: int
     forced: bool
@@ -60,8 +66,9 @@ class Piece(NamedTuple):
 def pieces(source: TextSource | TextInMemory, piece_bytes: int, toki: Tokenizer) -> Iterator[Piece]:
     """Cut a text into pieces of at most about `piece_bytes` that encode alone as they do in the whole.
 
-    The pieces are a function of the text, `piece_bytes` and the tokenizer alone. Only where the text has no safe cut for longer
-    than LONGEST_RUN it is cut at a character. What lies before the piece last given is released from `source`.
+    The pieces are a function of the text, `piece_bytes` and the tokenizer alone. Only where the text has no safe cut
+    for longer than LONGEST_RUN it is cut at a character. What lies before the piece last given is released from
+    `source`.
     """
     start = 0
     while source.read(start, start + 1):
@@ -72,7 +79,8 @@ def pieces(source: TextSource | TextInMemory, piece_bytes: int, toki: Tokenizer)
 
 
 def _next_cut(source: TextSource | TextInMemory, start: int, piece_bytes: int, toki: Tokenizer) -> tuple[int, bool]:
-    """The end of the piece that starts at `start`, and whether it is forced: the last safe cut within reach, or the end of the text."""
+    """The end of the piece that starts at `start`, and whether it is forced: the last safe cut within reach, or the end
+    of the text."""
     end = start + piece_bytes
     while source.read(end, end + 1):
         for reach in (NEAR, LONGEST_RUN + NEAR):
@@ -96,13 +104,13 @@ def last_safe_cut(window: bytes, toki: Tokenizer) -> int:
     for kind in (BEFORE_BREAK if shares_blanks(toki) else BEFORE_SPACE, CLASS_CHANGE):
         for match in itertools.islice(kind.finditer(text), TRIALS):
             if _encodes_alike(text, match.start(), toki):
-                return torn + len(text[:match.start()].encode("utf-8", "surrogateescape"))
+                return torn + len(text[: match.start()].encode("utf-8", "surrogateescape"))
     return 0
 
 
 def _encodes_alike(text: str, cut: int, toki: Tokenizer) -> bool:
     """Whether the surroundings of a cut encode to the same ids in one and in two."""
-    left, right = (_valid(part) for part in (text[max(0, cut - CONTEXT):cut], text[cut:cut + CONTEXT]))
+    left, right = (_valid(part) for part in (text[max(0, cut - CONTEXT) : cut], text[cut : cut + CONTEXT]))
     return toki.encode(left) + toki.encode(right) == toki.encode(left + right)
 
 
@@ -112,7 +120,8 @@ def _valid(text: str) -> str:
 
 
 def _character_start(window: bytes, position: int) -> int:
-    """The last position up to `position` at which a character starts; `position` itself where that is more than 3 bytes back."""
+    """The last position up to `position` at which a character starts; `position` itself where that is more than 3 bytes
+    back."""
     for back in range(4):
         if window[position - back] & 0xC0 != 0x80:
             return position - back

@@ -1,4 +1,5 @@
 """Room on the disk: how much the ids of a text will take, said and checked before work of hours begins."""
+
 import os
 import shutil
 from pathlib import Path
@@ -12,13 +13,19 @@ from modules.tokenizer import Tokenizer
 MARGIN = 1.1  # on what the samples say
 
 
-def check_space(texts: list[Path], toki: Tokenizer, chunks_folder: Path, out_h5_folder: str | os.PathLike | None = None) -> None:
+def check_space(
+    texts: list[Path], toki: Tokenizer, chunks_folder: Path, out_h5_folder: str | os.PathLike | None = None
+) -> None:
     """Say how much room the chunks and the .h5 will take. Raises UserError where their disks have less left."""
     need = sum(_bytes_of_ids(text, toki) for text in texts)
     have = sum(chunk.stat().st_size for chunk in chunks_folder.glob("chunk_*.pt"))
-    say(f"room needed, about: {readable(max(0, need - have))} in {chunks_folder}{' (more than there is)' if have else ''}, "
-               f"{readable(need)} for the .h5")
-    wanted = [(chunks_folder, max(0, need - have))] + ([(Path(out_h5_folder), need)] if out_h5_folder is not None else [])
+    say(
+        f"room needed, about: {readable(max(0, need - have))} in {chunks_folder}{' (more than there is)' if have else ''}, "
+        f"{readable(need)} for the .h5"
+    )
+    wanted = [(chunks_folder, max(0, need - have))] + (
+        [(Path(out_h5_folder), need)] if out_h5_folder is not None else []
+    )
     by_disk = {}
     for folder, size in wanted:
         existing = existing_parent(folder)
@@ -32,7 +39,9 @@ def require(folder: Path, size: int) -> None:
     """Raises UserError where the disk that holds (or will hold) `folder` has fewer than `size` bytes left."""
     free = shutil.disk_usage(existing_parent(folder)).free
     if free < size:
-        raise UserError(f"{folder}: {readable(size)} are needed and {readable(free)} are left on that disk; make room first")
+        raise UserError(
+            f"{folder}: {readable(size)} are needed and {readable(free)} are left on that disk; make room first"
+        )
 
 
 def existing_parent(folder: Path) -> Path:
@@ -58,4 +67,10 @@ def _bytes_of_ids(text: Path, toki: Tokenizer) -> int:
     ids = sum(len(toki.encode(sample)) for sample in samples)
     with TextSource(text) as source:
         size = source.estimated_size()
-    return int(MARGIN * size * ids * id_dtype(toki.vocab_size).itemsize / max(1, sum(len(sample.encode("utf-8")) for sample in samples)))
+    return int(
+        MARGIN
+        * size
+        * ids
+        * id_dtype(toki.vocab_size).itemsize
+        / max(1, sum(len(sample.encode("utf-8")) for sample in samples))
+    )

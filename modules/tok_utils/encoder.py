@@ -1,21 +1,23 @@
 r"""Text to ids at some ten times the speed of `tokenizers`, with the same ids.
 
-`tiktoken` does the same byte-level BPE from a table of ranks, and `word_cache.py` spares it the words that came before. Three things make it give
-the ids of a tokenizer.json:
+`tiktoken` does the same byte-level BPE from a table of ranks, and `word_cache.py` spares it the words that came before.
+Three things make it give the ids of a tokenizer.json:
 
 - Ranks are the order of the merges, and what it returns is mapped back to ids through a table.
 - It merges two neighbours whenever their concatenation has a rank, where tokenizer.json allows listed pairs only. The two agree on
-  every text if every merged token encodes to itself, which `why_not_fast` checks. (Take the first moment at which they part: neighbours
-  x, y that join to token t without (x, y) being a merge. Nothing has merged across the ends of x y so far, so merging
-  t's bytes alone went through the same states and stands at x, y too, unable to become t.)
+  every text if every merged token encodes to itself, which `why_not_fast` checks. (Take the first moment at which they
+  part: neighbours x, y that join to token t without (x, y) being a merge. Nothing has merged across the ends of x y so
+  far, so merging t's bytes alone went through the same states and stands at x, y too, unable to become t.)
 - GPT-2's pattern splits alike in both: their classes agree on all 1.1 M code points (tests/test_tok_encoder.py).
 
-Two details are worth a factor of 3 to tiktoken (8.6 -> 25 MB/s a core on docstrings, `tokenizers` 1.1-2.3):
-the alternatives without look-ahead stand in one group, which the regex engine then runs as one automaton; and one special token
-is declared (and never allowed: written in a text it is text), for with none tiktoken looks for the empty string at every byte.
+Two details are worth a factor of 3 to tiktoken (8.6 -> 25 MB/s a core on docstrings, `tokenizers` 1.1-2.3): the
+alternatives without look-ahead stand in one group, which the regex engine then runs as one automaton; and one special
+token is declared (and never allowed: written in a text it is text), for with none tiktoken looks for the empty string
+at every byte.
 
 Where a tokenizer is anything else than this (another pattern, a normalizer, ...), `tokenizers` itself encodes.
 """
+
 import numpy as np
 import tiktoken
 
@@ -26,7 +28,8 @@ GPT2_PATTERN = r"(?:'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+
 
 
 class Encoder:
-    """Encodes long texts: by tiktoken behind a cache of words where `fast`, by `tokenizers` otherwise; the ids are the same."""
+    """Encodes long texts: by tiktoken behind a cache of words where `fast`, by `tokenizers` otherwise; the ids are the
+    same."""
 
     def __init__(self, toki: Tokenizer, fast: bool):
         self._toki = toki
@@ -80,5 +83,7 @@ def _tiktoken_of(toki: Tokenizer) -> tuple[tiktoken.Encoding, np.ndarray]:
     tokens = list(BYTE_OF_CHARACTER) + ["".join(pair) for pair in merge_pairs(toki.definition)]
     ranks = {bytes(BYTE_OF_CHARACTER[character] for character in token): rank for rank, token in enumerate(tokens)}
     vocab = toki.definition["model"]["vocab"]
-    encoding = tiktoken.Encoding(str(toki.folder), pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={BOS_TOKEN: len(ranks)})
+    encoding = tiktoken.Encoding(
+        str(toki.folder), pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={BOS_TOKEN: len(ranks)}
+    )
     return encoding, np.array([vocab[token] for token in tokens], dtype=id_dtype(toki.vocab_size))

@@ -1,11 +1,12 @@
 """Chunks to one .h5: `make_h5`.
 
-The file holds one dataset, `tokens` [number of tokens], contiguous on the disk so that training can map it into
-memory, uint16 where every id fits and uint32 otherwise. Its attributes: `vocab_size`, `tokenizer_fingerprint`, `bos_id`, and
-`text_bytes`, the UTF-8 bytes that the ids stand for (bits per byte need it), `texts` (path relative to the .h5 and fingerprint of each),
-`symmetric` (whether the tokenizer has no direction), and the checksums of all ids and of the attributes.
-The file carries no times, so the same text and tokenizer give the same bytes.
+The file holds one dataset, `tokens` [number of tokens], contiguous on the disk so that training can map it into memory,
+uint16 where every id fits and uint32 otherwise. Its attributes: `vocab_size`, `tokenizer_fingerprint`, `bos_id`, and
+`text_bytes`, the UTF-8 bytes that the ids stand for (bits per byte need it), `texts` (path relative to the .h5 and
+fingerprint of each), `symmetric` (whether the tokenizer has no direction), and the checksums of all ids and of the
+attributes. The file carries no times, so the same text and tokenizer give the same bytes.
 """
+
 import glob
 import json
 import os
@@ -30,18 +31,22 @@ HEADER_ROOM = 1 << 16  # more than the attributes and the rest of the file's str
 SNIPPET_TOKENS = 60
 
 
-def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki: Tokenizer, reversed_of: str | None = None) -> Path:
-    """Join the chunks that `tokenize_folder` made into `<out_h5_folder>/<text>.h5`; every chunk is checked as it is read.
+def make_h5(
+    pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki: Tokenizer, reversed_of: str | None = None
+) -> Path:
+    """Join the chunks that `tokenize_folder` made into `<out_h5_folder>/<text>.h5`; every chunk is checked as it is
+    read.
 
     Args:
-        pt_folder: the folder with the chunks, or the folder of the text beside which they lie.
-        out_h5_folder: made if need be. A file of that name there is replaced once the new one is whole.
-        toki: the tokenizer that made the ids.
-        reversed_of: the fingerprint of a dataset (modules/dataset.py) of whose text, reversed, this is made: its control.
+        pt_folder: the folder with the chunks, or the folder of the text beside which they lie. out_h5_folder: made if
+        need be. A file of that name there is replaced once the new one is whole. toki: the tokenizer that made the ids.
+        reversed_of: the fingerprint of a dataset (modules/dataset.py) of whose text, reversed, this is made: its
+        control.
 
     Returns the path of the file. Of several processes under torchrun the first writes it; the others return at once.
 
-    Raises UserError where chunks are missing, damaged, not finished or of another tokenizer, or the disk has too little room.
+    Raises UserError where chunks are missing, damaged, not finished or of another tokenizer, or the disk has too little
+    room.
     """
     folder = _chunks_folder(Path(pt_folder))
     path = Path(out_h5_folder) / f"{folder.name.removesuffix('_tokens')}.h5"
@@ -49,12 +54,16 @@ def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki
         return path
     manifest = read_manifest(folder)
     if manifest.chunks is None:
-        raise UserError(f"{folder}: tokenization has not finished; start tokenize_folder (tokenize_to_h5.py) again, it goes on where it stopped")
+        raise UserError(
+            f"{folder}: tokenization has not finished; start tokenize_folder (tokenize_to_h5.py) again, it goes on where it stopped"
+        )
     if manifest.tokenizer_fingerprint != toki.fingerprint:
         raise UserError(f"{folder} holds chunks of another tokenizer than {toki.folder}: give the one that made them")
     if manifest.bos_id != toki.bos_id:
-        raise UserError(f"{toki.folder} has the BOS id {toki.bos_id}, and had {manifest.bos_id} when the chunks in {folder} were made: put "
-                        "tokenizer_config.json back as it was")
+        raise UserError(
+            f"{toki.folder} has the BOS id {toki.bos_id}, and had {manifest.bos_id} when the chunks in {folder} were made: put "
+            "tokenizer_config.json back as it was"
+        )
     dtype = id_dtype(toki.vocab_size)
     total = sum(row.tokens for row in manifest.chunks)
     require(path.parent, total * dtype.itemsize)
@@ -65,7 +74,9 @@ def make_h5(pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki
     return path
 
 
-def _write(path: Path, folder: Path, manifest: Manifest, toki: Tokenizer, total: int, dtype: np.dtype, reversed_of: str | None) -> None:
+def _write(
+    path: Path, folder: Path, manifest: Manifest, toki: Tokenizer, total: int, dtype: np.dtype, reversed_of: str | None
+) -> None:
     """Write the .h5 at `path`, whole or not at all."""
     from modules.dataset import attributes_of  # torch comes with it, which reading chunks needs as well
 
@@ -74,26 +85,41 @@ def _write(path: Path, folder: Path, manifest: Manifest, toki: Tokenizer, total:
         tokens_crc32 = joined_crc32(tokens_crc32, row.tokens_crc32, row.tokens * dtype.itemsize)
     # Relative: data and text that are moved together still know each other, and the same folders give the same bytes.
     texts = [(os.path.relpath(folder.parent / text.name, path.parent), text.fingerprint) for text in manifest.texts]
-    attributes = attributes_of(total, vocab_size=toki.vocab_size, tokenizer_fingerprint=toki.fingerprint, bos_id=toki.bos_id,
-                               text_bytes=sum(row.text_bytes for row in manifest.chunks), tokens_crc32=tokens_crc32,
-                               texts=json.dumps(texts), symmetric=why_not_symmetric(toki) is None, reversed_of=reversed_of)
+    attributes = attributes_of(
+        total,
+        vocab_size=toki.vocab_size,
+        tokenizer_fingerprint=toki.fingerprint,
+        bos_id=toki.bos_id,
+        text_bytes=sum(row.text_bytes for row in manifest.chunks),
+        tokens_crc32=tokens_crc32,
+        texts=json.dumps(texts),
+        symmetric=why_not_symmetric(toki) is None,
+        reversed_of=reversed_of,
+    )
     try:
         with replacing(path) as temporary:
             offset = _create(temporary, total, dtype, attributes)
             with open(temporary, "rb+") as file:
                 file.seek(offset)
                 for number, row in enumerate(bar(manifest.chunks, desc=f"write {path.name}", unit="chunk")):
-                    file.write(_read_chunk(folder / f"chunk_{number:06d}.pt", row, manifest.identity, dtype, toki.vocab_size).data)
+                    file.write(
+                        _read_chunk(
+                            folder / f"chunk_{number:06d}.pt", row, manifest.identity, dtype, toki.vocab_size
+                        ).data
+                    )
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "
-                        "make room and start again") from error
+        raise UserError(
+            f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "
+            "make room and start again"
+        ) from error
 
 
 def _create(path: Path, tokens: int, dtype: np.dtype, attributes: dict) -> int:
-    """Make an .h5 with room for `tokens` ids. Returns the position of the first in the file, for the ids to be written there.
+    """Make an .h5 with room for `tokens` ids. Returns the position of the first in the file, for the ids to be written
+    there.
 
-    HDF5 itself would crash (a segmentation fault, seen with 1.14) where the disk is full when it closes a file. Written past it, the ids
-    go to the disk as fast, and a full disk is an OSError like any other.
+    HDF5 itself would crash (a segmentation fault, seen with 1.14) where the disk is full when it closes a file. Written
+    past it, the ids go to the disk as fast, and a full disk is an OSError like any other.
     """
     with open(path, "wb") as file:
         file.truncate(HEADER_ROOM + tokens * dtype.itemsize)  # a limit on the size of files shows here
@@ -116,9 +142,14 @@ def _chunks_folder(folder: Path) -> Path:
     found = sorted(path.parent for path in folder.glob(f"*_tokens/{MANIFEST}"))
     if len(found) == 1:
         return found[0]
-    raise UserError(f"{folder}: expected a folder of chunks or the folder of a tokenized text, found "
-                    + (f"{len(found)} folders of chunks in it: give one of {', '.join(path.name for path in found)}" if found else
-                       f"no {MANIFEST}: run tokenize_folder first"))
+    raise UserError(
+        f"{folder}: expected a folder of chunks or the folder of a tokenized text, found "
+        + (
+            f"{len(found)} folders of chunks in it: give one of {', '.join(path.name for path in found)}"
+            if found
+            else f"no {MANIFEST}: run tokenize_folder first"
+        )
+    )
 
 
 def _read_chunk(path: Path, row: Row, identity: str, dtype: np.dtype, vocab_size: int) -> np.ndarray:
@@ -164,7 +195,8 @@ def _times(one: int, other: int) -> int:
 
 
 def summary(h5_path: Path, toki: Tokenizer) -> str:
-    """What a finished .h5 holds, in a few lines: sizes, bytes a token, share of the vocabulary used, a decoded snippet from the middle."""
+    """What a finished .h5 holds, in a few lines: sizes, bytes a token, share of the vocabulary used, a decoded snippet
+    from the middle."""
     from modules.dataset import open_tokens
 
     token_file = open_tokens(h5_path)
@@ -173,9 +205,13 @@ def summary(h5_path: Path, toki: Tokenizer) -> str:
     for block in token_file.blocks("counting the ids that are used"):
         used[block] = True
     middle = max(0, count // 2 - SNIPPET_TOKENS // 2)
-    snippet = toki.backend.decode(token_file.tokens[middle:middle + SNIPPET_TOKENS].tolist(), skip_special_tokens=False)
-    return (f"{h5_path}: {readable(h5_path.stat().st_size)}\n"
-            f"  text         {token_file.text_bytes:,} bytes\n"
-            f"  tokens       {count:,} ({token_file.text_bytes / count:.2f} bytes a token)\n"
-            f"  vocabulary   {used.sum():,} of {toki.vocab_size:,} ids used ({used.mean():.1%})\n"
-            f"  from the middle: {snippet!r}")
+    snippet = toki.backend.decode(
+        token_file.tokens[middle : middle + SNIPPET_TOKENS].tolist(), skip_special_tokens=False
+    )
+    return (
+        f"{h5_path}: {readable(h5_path.stat().st_size)}\n"
+        f"  text         {token_file.text_bytes:,} bytes\n"
+        f"  tokens       {count:,} ({token_file.text_bytes / count:.2f} bytes a token)\n"
+        f"  vocabulary   {used.sum():,} of {toki.vocab_size:,} ids used ({used.mean():.1%})\n"
+        f"  from the middle: {snippet!r}"
+    )

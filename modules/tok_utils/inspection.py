@@ -1,4 +1,6 @@
-"""A look at texts before hours of work: which are taken, whether they are texts, and whether the tokenizer keeps what they say."""
+"""A look at texts before hours of work: which are taken, whether they are texts, and whether the tokenizer keeps what
+they say."""
+
 import functools
 import sys
 from collections.abc import Iterator
@@ -17,19 +19,32 @@ MOST_UNKNOWN = 0.01  # of a sample's tokens; with more, a tokenizer is not one f
 SAMPLED_TEXTS = 50  # of a folder, evenly: encoding a sample takes a tenth of a second
 SHOWN_CHARACTERS = 30
 # How files begin that are no text in UTF-8: at which byte, with what, and what they are.
-SIGNS = [(0, b"\x1f\x8b", "gzip data: name it .txt.gz"), (0, b"\xfd7zXZ\x00", "xz data: name it .txt.xz"),
-         (0, b"\x28\xb5\x2f\xfd", "zstd data: name it .txt.zst"), (4, b"1AY&SY", "bzip2 data: decompress it"),
-         (257, b"ustar", "a tar archive: unpack it"), (0, b"PK\x03\x04", "a zip archive, as .docx and .epub are: take the text out"),
-         (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it"), (0, b"Rar!\x1a\x07", "a rar archive: unpack it"),
-         (0, b"%PDF-", "a PDF document: take the text out"), (0, b"{\\rtf", "an RTF document: save it as plain text"),
-         (0, b"\xd0\xcf\x11\xe0", "an Office document: save it as plain text"), (0, b"PAR1\x15", "a Parquet file: take the text out"),
-         (0, b"\x89HDF", "an HDF5 file"), (0, b"SQLite format 3", "a database"), (0, b"\x7fELF", "a program"),
-         (0, b"\xff\xfe\x00\x00", "text in UTF-32: convert it to UTF-8"), (0, b"\x00\x00\xfe\xff", "text in UTF-32: convert it to UTF-8"),
-         (0, b"\xff\xfe", "text in UTF-16: convert it to UTF-8"), (0, b"\xfe\xff", "text in UTF-16: convert it to UTF-8")]
+SIGNS = [
+    (0, b"\x1f\x8b", "gzip data: name it .txt.gz"),
+    (0, b"\xfd7zXZ\x00", "xz data: name it .txt.xz"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd data: name it .txt.zst"),
+    (4, b"1AY&SY", "bzip2 data: decompress it"),
+    (257, b"ustar", "a tar archive: unpack it"),
+    (0, b"PK\x03\x04", "a zip archive, as .docx and .epub are: take the text out"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it"),
+    (0, b"Rar!\x1a\x07", "a rar archive: unpack it"),
+    (0, b"%PDF-", "a PDF document: take the text out"),
+    (0, b"{\\rtf", "an RTF document: save it as plain text"),
+    (0, b"\xd0\xcf\x11\xe0", "an Office document: save it as plain text"),
+    (0, b"PAR1\x15", "a Parquet file: take the text out"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"SQLite format 3", "a database"),
+    (0, b"\x7fELF", "a program"),
+    (0, b"\xff\xfe\x00\x00", "text in UTF-32: convert it to UTF-8"),
+    (0, b"\x00\x00\xfe\xff", "text in UTF-32: convert it to UTF-8"),
+    (0, b"\xff\xfe", "text in UTF-16: convert it to UTF-8"),
+    (0, b"\xfe\xff", "text in UTF-16: convert it to UTF-8"),
+]
 
 
 def taken_texts(path: Path) -> list[Path]:
-    """The texts that `path` names (see `find_texts`), each looked at; said once: what is taken, with sizes, and what is left out and why.
+    """The texts that `path` names (see `find_texts`), each looked at; said once: what is taken, with sizes, and what is
+    left out and why.
 
     Raises UserError where there is none, or one is no text in UTF-8.
     """
@@ -43,8 +58,10 @@ def taken_texts(path: Path) -> list[Path]:
 @functools.cache  # of the steps that take the same texts the first says it
 def _tell_texts(path: Path, texts: tuple[Path, ...]) -> None:
     sizes = [text.stat().st_size for text in texts]
-    _tell_each([f"text: {text}, {readable(size)}" for text, size in zip(texts, sizes, strict=True)],
-               f"texts; {readable(sum(sizes))} in all")
+    _tell_each(
+        [f"text: {text}, {readable(size)}" for text, size in zip(texts, sizes, strict=True)],
+        f"texts; {readable(sum(sizes))} in all",
+    )
     _tell_each([f"left out: {entry} ({reason})" for entry, reason in left_out(path)], "left out")
 
 
@@ -56,7 +73,8 @@ def _tell_each(lines: list[str], what: str) -> None:
 
 
 def left_out(path: Path) -> Iterator[tuple[Path, str]]:
-    """What lies in a folder of texts and is not taken, and why; hidden files and our own folders of chunks are passed over."""
+    """What lies in a folder of texts and is not taken, and why; hidden files and our own folders of chunks are passed
+    over."""
     for entry in sorted(path.iterdir()) if path.is_dir() else ():
         if entry.is_dir():
             if not entry.name.endswith("_tokens") and not entry.name.startswith("."):
@@ -79,18 +97,21 @@ def check_is_text(path: Path) -> None:
         if head[position:].startswith(sign):
             raise UserError(f"{path}: expected text in UTF-8, found {inside}{what}")
     if head.count(0) > MOST_NULS * len(head):
-        raise UserError(f"{path}: expected text in UTF-8, found {inside}{head.count(0):,} null bytes among the first {len(head):,}: "
-                        "text in UTF-16, or no text")
+        raise UserError(
+            f"{path}: expected text in UTF-8, found {inside}{head.count(0):,} null bytes among the first {len(head):,}: "
+            "text in UTF-16, or no text"
+        )
 
 
 def check_kept(texts: list[Path], toki: Tokenizer) -> None:
-    """Encode samples of the texts and compare what their ids say. What the tokenizer's own normalizer makes of a text counts as the text.
+    """Encode samples of the texts and compare what their ids say. What the tokenizer's own normalizer makes of a text
+    counts as the text.
 
     Lost white space and rare unknown tokens are said. Raises UserError where anything else is lost.
     """
     tokens = unknown = 0
     lost_space = False
-    for text in texts[::max(1, len(texts) // SAMPLED_TEXTS)]:
+    for text in texts[:: max(1, len(texts) // SAMPLED_TEXTS)]:
         for sample in spread_samples(text):
             ids = toki.encode(sample)
             unknown_here = ids.count(toki.unk_id)
@@ -99,21 +120,33 @@ def check_kept(texts: list[Path], toki: Tokenizer) -> None:
             if kept == wanted or unknown_here:
                 continue
             if kept.split() != wanted.split() and "".join(kept.split()) != "".join(wanted.split()):
-                raise UserError(f"{text}: {toki.folder} does not keep what it says: {_difference(wanted, kept)}; take a tokenizer that was "
-                                "trained on such text")
+                raise UserError(
+                    f"{text}: {toki.folder} does not keep what it says: {_difference(wanted, kept)}; take a tokenizer that was "
+                    "trained on such text"
+                )
             if not lost_space:
-                tell(f"{text}: {toki.folder} does not keep all of its white space: {_difference(wanted, kept)}", sys.stderr)
+                tell(
+                    f"{text}: {toki.folder} does not keep all of its white space: {_difference(wanted, kept)}",
+                    sys.stderr,
+                )
                 lost_space = True
     if unknown > MOST_UNKNOWN * tokens:
-        raise UserError(f"{texts[0].parent}: of a sample {unknown / tokens:.1%} of the tokens are unknown to {toki.folder}: take a tokenizer "
-                        "that was trained on such text")
+        raise UserError(
+            f"{texts[0].parent}: of a sample {unknown / tokens:.1%} of the tokens are unknown to {toki.folder}: take a tokenizer "
+            "that was trained on such text"
+        )
     if unknown:
-        tell(f"{texts[0].parent}: of a sample {unknown / tokens:.2%} of the tokens are unknown to {toki.folder}; they become one and the same",
-             sys.stderr)
+        tell(
+            f"{texts[0].parent}: of a sample {unknown / tokens:.2%} of the tokens are unknown to {toki.folder}; they become one and the same",
+            sys.stderr,
+        )
 
 
 def _difference(wanted: str, kept: str) -> str:
     """The first place where two texts part, in words."""
-    at = next((i for i, (one, other) in enumerate(zip(wanted, kept, strict=False)) if one != other), min(len(wanted), len(kept)))
+    at = next(
+        (i for i, (one, other) in enumerate(zip(wanted, kept, strict=False)) if one != other),
+        min(len(wanted), len(kept)),
+    )
     start = max(0, at - SHOWN_CHARACTERS // 3)
-    return f"{wanted[start:start + SHOWN_CHARACTERS]!r} becomes {kept[start:start + SHOWN_CHARACTERS]!r}"
+    return f"{wanted[start : start + SHOWN_CHARACTERS]!r} becomes {kept[start : start + SHOWN_CHARACTERS]!r}"

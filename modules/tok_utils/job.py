@@ -1,12 +1,14 @@
 """What the chunks in a folder are of, and which are there.
 
-A `manifest.json` beside the chunks says what they are of: texts, tokenizer, and, once all are there, the cuts, lengths and checksums. What is done
-is known from the chunk files themselves, which carry the manifest's identity, their place in the text, and checksums of text and
-ids: there is no second record that a kill could leave at odds with them.
+A `manifest.json` beside the chunks says what they are of: texts, tokenizer, and, once all are there, the cuts, lengths
+and checksums. What is done is known from the chunk files themselves, which carry the manifest's identity, their place
+in the text, and checksums of text and ids: there is no second record that a kill could leave at odds with them.
 
-A text counts as unchanged if its size, its fingerprint (`text_source.py`) and its time are as they were. If only the time
-differs (a copy, a `touch`), the chunks that are done are compared with the text by checksum, which costs reading that much of it.
+A text counts as unchanged if its size, its fingerprint (`text_source.py`) and its time are as they were. If only the
+time differs (a copy, a `touch`), the chunks that are done are compared with the text by checksum, which costs reading
+that much of it.
 """
+
 import errno
 import hashlib
 import io
@@ -31,7 +33,8 @@ from modules.tokenizer import MOST_IDS, Tokenizer
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-MOST_EXPANSION = 32  # tokens, or bytes after replacements, of a byte of text: Unicode's normal forms make at most 18 characters of one
+# tokens, or bytes after replacements, of a byte of text: Unicode's normal forms make at most 18 characters of one
+MOST_EXPANSION = 32
 
 Count = Annotated[int, Field(ge=0)]
 Crc32 = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -39,6 +42,7 @@ Crc32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 class Row(Schema):
     """What the manifest says of a chunk: bytes [start, stop) of which text it is of, and what became of them."""
+
     text: Count
     start: Count
     stop: Annotated[int, Field(ge=1)]
@@ -50,12 +54,15 @@ class Row(Schema):
     def _can_be_of_its_bytes(self):
         most = MOST_EXPANSION * max(0, self.stop - self.start)
         if max(self.tokens, self.text_bytes) > most:
-            raise ValueError(f"{self.tokens:,} tokens and {self.text_bytes:,} bytes of bytes {self.start:,} to {self.stop:,}: expected at most {most:,}")
+            raise ValueError(
+                f"{self.tokens:,} tokens and {self.text_bytes:,} bytes of bytes {self.start:,} to {self.stop:,}: expected at most {most:,}"
+            )
         return self
 
 
 class Text(Schema):
     """A text that chunks are of."""
+
     name: str
     file_bytes: Count
     fingerprint: str
@@ -63,6 +70,7 @@ class Text(Schema):
 
 class Manifest(Schema):
     """A manifest.json. `chunks` is None until all are there."""
+
     format: Literal[1]
     texts: Annotated[list[Text], Field(min_length=1)]
     tokenizer_fingerprint: str
@@ -84,7 +92,9 @@ class Manifest(Schema):
         if self.identity != identity_of(self.header):
             raise ValueError("what it says does not fit its checksum (identity)")
         if len(self.mtime_ns) != len(self.texts):
-            raise ValueError(f"mtime_ns: expected a time for each of {len(self.texts)} texts, found {len(self.mtime_ns)}")
+            raise ValueError(
+                f"mtime_ns: expected a time for each of {len(self.texts)} texts, found {len(self.mtime_ns)}"
+            )
         if self.chunks is not None:
             check_they_meet(self.texts, self.chunks)
         return self
@@ -92,6 +102,7 @@ class Manifest(Schema):
 
 class Contents(Schema):
     """A chunk's file. `tokens` is a tensor [tokens]; its data are compared with `tokens_crc32` where they are used."""
+
     tokens: Any
     job: str
     text: Count
@@ -105,6 +116,7 @@ class Contents(Schema):
     @classmethod
     def _are_ids(cls, tokens: Any) -> Any:
         import torch
+
         is_row = isinstance(tokens, torch.Tensor) and tokens.dim() == 1 and tokens.is_contiguous()
         if not is_row or tokens.dtype not in (torch.uint16, torch.uint32):
             raise ValueError("tokens: expected a row of ids of 16 or 32 bits")
@@ -126,11 +138,15 @@ def check_they_meet(texts: list[Text], rows: list[Row]) -> None:
         if row.text == text + 1 and _may_end(texts[text], reached):
             text, reached = row.text, 0
         if row.text != text or row.start != reached or row.stop <= row.start:
-            raise ValueError(f"chunk {number} is of bytes {row.start:,} to {row.stop:,} of text {row.text}, and should begin at byte "
-                             f"{reached:,} of text {text}")
+            raise ValueError(
+                f"chunk {number} is of bytes {row.start:,} to {row.stop:,} of text {row.text}, and should begin at byte "
+                f"{reached:,} of text {text}"
+            )
         reached = row.stop
     if text != len(texts) - 1 or not _may_end(texts[text], reached):
-        raise ValueError(f"the chunks end at byte {reached:,} of {texts[text].name}, text {text + 1} of {len(texts)}, before the texts do")
+        raise ValueError(
+            f"the chunks end at byte {reached:,} of {texts[text].name}, text {text + 1} of {len(texts)}, before the texts do"
+        )
 
 
 def _may_end(text: Text, position: int) -> bool:
@@ -140,6 +156,7 @@ def _may_end(text: Text, position: int) -> bool:
 
 class Chunk(NamedTuple):
     """One piece of one text, numbered through all texts."""
+
     number: int
     text: int
     piece: Piece
@@ -153,7 +170,10 @@ class Job:
         self.folder, self.texts, self.toki, self.errors, self.chunk_bytes = folder, texts, toki, errors, chunk_bytes
         self.header = {
             "format": FORMAT,
-            "texts": [{"name": text.name, "file_bytes": text.stat().st_size, "fingerprint": fingerprint(text)} for text in texts],
+            "texts": [
+                {"name": text.name, "file_bytes": text.stat().st_size, "fingerprint": fingerprint(text)}
+                for text in texts
+            ],
             "tokenizer_fingerprint": toki.fingerprint,
             "chunk_bytes": chunk_bytes,
         }
@@ -167,8 +187,11 @@ class Job:
 
     def _check_same(self, manifest: Manifest) -> None:
         advice = f"delete {self.folder} to tokenize anew"
-        for name, what in (("texts", "another text, or of this text before it was changed"), ("tokenizer_fingerprint", "another tokenizer"),
-                           ("chunk_bytes", f"{manifest.chunk_bytes} bytes of text each, not {self.chunk_bytes}")):
+        for name, what in (
+            ("texts", "another text, or of this text before it was changed"),
+            ("tokenizer_fingerprint", "another tokenizer"),
+            ("chunk_bytes", f"{manifest.chunk_bytes} bytes of text each, not {self.chunk_bytes}"),
+        ):
             if manifest.header[name] != self.header[name]:
                 raise UserError(f"{self.folder} holds chunks of {what}: {advice}, or put back what they were made from")
         if manifest.errors == "replace" and self.errors == "strict":
@@ -192,13 +215,20 @@ class Job:
                     number += 1
 
     def is_done(self, chunk: Chunk, source: TextSource) -> bool:
-        """Whether the chunk's file is there, whole and of this piece. Raises UserError where it is of other text than there is now."""
+        """Whether the chunk's file is there, whole and of this piece. Raises UserError where it is of other text than
+        there is now."""
         done = self.read(chunk.number)
-        if done is None or (done.text, done.start, done.stop) != (chunk.text, chunk.piece.start, chunk.piece.stop) or not self._fits(done):
+        if (
+            done is None
+            or (done.text, done.start, done.stop) != (chunk.text, chunk.piece.start, chunk.piece.stop)
+            or not self._fits(done)
+        ):
             return False
         if self.touched and done.text_crc32 != zlib.crc32(source.read(chunk.piece.start, chunk.piece.stop)):
-            raise UserError(f"{self.texts[chunk.text]} has changed since {self.path(chunk.number)} was made of it: "
-                            f"delete {self.folder} to tokenize anew, or put the text back")
+            raise UserError(
+                f"{self.texts[chunk.text]} has changed since {self.path(chunk.number)} was made of it: "
+                f"delete {self.folder} to tokenize anew, or put the text back"
+            )
         return True
 
     def _fits(self, done: Contents) -> bool:
@@ -207,7 +237,8 @@ class Job:
         return done.text_bytes == size if self.errors == "strict" else done.text_bytes <= 3 * size
 
     def read(self, number: int) -> Contents | None:
-        """The contents of a chunk's file, ids not yet read from the disk; None where there is no whole file of this job."""
+        """The contents of a chunk's file, ids not yet read from the disk; None where there is no whole file of this
+        job."""
         if not self.path(number).exists():
             return None  # before torch is imported: a second in which no worker would have work yet
         try:
@@ -219,23 +250,36 @@ class Job:
     def write(self, chunk: Chunk, encoded: Encoded) -> None:
         """Write a chunk's file, whole or not at all."""
         import torch
+
         buffer = io.BytesIO()  # torch.save to a path hides why it failed
-        contents = {"tokens": torch.from_numpy(encoded.ids), "job": self.identity, "text": chunk.text, "start": chunk.piece.start,
-                    "stop": chunk.piece.stop, "text_bytes": encoded.text_bytes, "text_crc32": encoded.text_crc32, "tokens_crc32": encoded.ids_crc32}
+        contents = {
+            "tokens": torch.from_numpy(encoded.ids),
+            "job": self.identity,
+            "text": chunk.text,
+            "start": chunk.piece.start,
+            "stop": chunk.piece.stop,
+            "text_bytes": encoded.text_bytes,
+            "text_crc32": encoded.text_crc32,
+            "tokens_crc32": encoded.ids_crc32,
+        }
         torch.save(contents, buffer)
         try:
             with replacing(self.path(chunk.number)) as temporary:
                 temporary.write_bytes(buffer.getbuffer())
         except OSError as error:
-            raise UserError(f"{self.path(chunk.number)} cannot be written: {os.strerror(error.errno)}. "
-                            "What is done is kept: start again to go on from here") from error
+            raise UserError(
+                f"{self.path(chunk.number)} cannot be written: {os.strerror(error.errno)}. "
+                "What is done is kept: start again to go on from here"
+            ) from error
 
     def begin(self) -> None:
-        """Write the manifest of a job that has no finished one. Texts that were touched count as unchanged only when all is compared."""
+        """Write the manifest of a job that has no finished one. Texts that were touched count as unchanged only when
+        all is compared."""
         self._write_manifest(self.manifest.mtime_ns if self.manifest else self.times, None)
 
     def finish(self, chunks: list[Chunk]) -> None:
-        """Write the manifest with the list of all chunks: cuts, lengths, checksums. Raises UserError where a text has changed meanwhile."""
+        """Write the manifest with the list of all chunks: cuts, lengths, checksums. Raises UserError where a text has
+        changed meanwhile."""
         for text, time_then in zip(self.texts, self.times, strict=True):
             if text.stat().st_mtime_ns != time_then:
                 raise UserError(f"{text} has changed while it was tokenized: start again")
@@ -247,8 +291,14 @@ class Job:
         self._write_manifest(self.times, [row.model_dump() for row in rows])
 
     def _write_manifest(self, times: list[int], rows: list[dict] | None) -> None:
-        manifest = self.header | {"errors": self.errors, "mtime_ns": times, "vocab_size": self.toki.vocab_size, "bos_id": self.toki.bos_id,
-                                  "identity": self.identity, "chunks": rows}
+        manifest = self.header | {
+            "errors": self.errors,
+            "mtime_ns": times,
+            "vocab_size": self.toki.vocab_size,
+            "bos_id": self.toki.bos_id,
+            "identity": self.identity,
+            "chunks": rows,
+        }
         with replacing(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest), encoding="utf-8")
 
@@ -269,12 +319,15 @@ def read_chunk(path: Path, mapped: bool) -> Contents:
     Raises Damaged where it is not whole, and OSError or MemoryError where it cannot be read for another reason.
     """
     import torch
+
     with open(path, "rb"):  # a missing file, or one that may not be read, is not damaged
         pass
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
-                if not mapped or not name.rpartition("/")[0].endswith("/data"):  # the tensors' data; mapped, they are not read here
+                if not mapped or not name.rpartition("/")[0].endswith(
+                    "/data"
+                ):  # the tensors' data; mapped, they are not read here
                     archive.read(name)  # compares it with its CRC-32
         found = torch.load(path, mmap=mapped, weights_only=True)
         return checked(Contents, found, str(path))
@@ -284,8 +337,21 @@ def read_chunk(path: Path, mapped: bool) -> Contents:
         if error.errno not in (None, errno.EINVAL):  # zipfile seeks before the start of a file that is cut (EINVAL)
             raise
         raise _damaged(path) from error
-    except (UserError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
-            AttributeError, IndexError, NotImplementedError, AssertionError) as error:
+    except (
+        UserError,
+        zipfile.BadZipFile,
+        zlib.error,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+        AssertionError,
+    ) as error:
         if "can't allocate memory" in str(error):
             raise MemoryError(str(error)) from error
         raise _damaged(path) from error
@@ -296,7 +362,8 @@ def _damaged(path: Path) -> Damaged:
 
 
 def chunks_folder_of(folder: str | os.PathLike, texts: list[Path]) -> Path:
-    """Where the chunks of these texts go: `<text>_tokens` beside a single text, `<folder>_tokens` in the folder of several."""
+    """Where the chunks of these texts go: `<text>_tokens` beside a single text, `<folder>_tokens` in the folder of
+    several."""
     name = text_name(texts[0]) if len(texts) == 1 else Path(folder).resolve().name
     return texts[0].parent / f"{name}_tokens"
 

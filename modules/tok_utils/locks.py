@@ -1,4 +1,5 @@
 """One command at a time on the same thing: folder of chunks, tokenizer or .h5."""
+
 import contextlib
 import os
 import sys

@@ -1,4 +1,5 @@
 """What the user sees while a text is tokenized: one bar, and lines that do not tear it."""
+
 import sys
 import time
 from pathlib import Path
@@ -60,8 +61,10 @@ class Progress:
 
     def warn_of_cuts(self, text: Path, positions: list[int]) -> None:
         """Say where a text was cut without a safe place to; the first MOST_WARNINGS times."""
-        for position in positions[:MOST_WARNINGS - self._warnings]:
+        for position in positions[: MOST_WARNINGS - self._warnings]:
             self._warnings += 1
             more = " (not said again for further places)" if self._warnings == MOST_WARNINGS else ""
-            warn_once(f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; the ids around it may differ "
-                      f"from those of the uncut text{more}")
+            warn_once(
+                f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; the ids around it may differ "
+                f"from those of the uncut text{more}"
+            )

@@ -1,12 +1,14 @@
 r"""A text reversed, for the control experiment that tokenizes the reversed text afresh: `reverse_text`.
 
-By character (a Unicode code point), as in the paper, or by grapheme cluster (what a reader takes for one character: `regex`'s `\X`), so that a
-combining accent stays on its letter, an emoji made of several code points stays one, and \r\n stays \r\n.
+By character (a Unicode code point), as in the paper, or by grapheme cluster (what a reader takes for one character:
+`regex`'s `\X`), so that a combining accent stays on its letter, an emoji made of several code points stays one, and
+\r\n stays \r\n.
 
-Reversal keeps the number of bytes. So the text is read forward, a block at a time (compressed texts can be read in no other
-way), and each reversed block goes to its place counted from the end of the output: memory is that of a block, and the text is never changed.
-A compressed text is read twice, first for its size.
+Reversal keeps the number of bytes. So the text is read forward, a block at a time (compressed texts can be read in no
+other way), and each reversed block goes to its place counted from the end of the output: memory is that of a block, and
+the text is never changed. A compressed text is read twice, first for its size.
 """
+
 import os
 from pathlib import Path
 
@@ -22,7 +24,9 @@ BLOCK_BYTES = 1 << 22
 GRAPHEME = regex.compile(r"\X")
 
 
-def reverse_text(txt_path: str | os.PathLike, out_path: str | os.PathLike, graphemes: bool = False, block_bytes: int = BLOCK_BYTES) -> Path:
+def reverse_text(
+    txt_path: str | os.PathLike, out_path: str | os.PathLike, graphemes: bool = False, block_bytes: int = BLOCK_BYTES
+) -> Path:
     """Write the text `txt_path` (.txt, .txt.gz, .txt.xz, .txt.zst) reversed to `out_path`, an uncompressed text.
 
     By character, or by grapheme cluster if `graphemes`. A cluster longer than `block_bytes` is cut.
@@ -39,8 +43,12 @@ def reverse_text(txt_path: str | os.PathLike, out_path: str | os.PathLike, graph
     if out_path.exists() and out_path.samefile(txt_path):
         raise UserError(f"{out_path}: the output would replace the text itself; give it another name")
     size = _size(txt_path)
-    with (replacing(out_path) as temporary, TextSource(txt_path) as source, open(temporary, "wb") as out,
-          bar(desc=f"reverse {txt_path.name}", total=size, unit="B", unit_scale=True) as progress):
+    with (
+        replacing(out_path) as temporary,
+        TextSource(txt_path) as source,
+        open(temporary, "wb") as out,
+        bar(desc=f"reverse {txt_path.name}", total=size, unit="B", unit_scale=True) as progress,
+    ):
         out.truncate(size)
         start = 0
         while start < size:
@@ -72,7 +80,8 @@ def _size(path: Path) -> int:
 
 
 def _read_characters(source: TextSource, start: int, size: int, block_bytes: int) -> str:
-    """The text from `start`, some `block_bytes` of it, whole characters only. Raises UserError where it is not UTF-8."""
+    """The text from `start`, some `block_bytes` of it, whole characters only. Raises UserError where it is not
+    UTF-8."""
     data = source.read(start, start + block_bytes)
     try:
         return data.decode("utf-8")
@@ -80,4 +89,4 @@ def _read_characters(source: TextSource, start: int, size: int, block_bytes: int
         torn = error.reason == "unexpected end of data" and start + len(data) < size and error.start > 0
         if not torn:
             raise not_utf8(source.path, start + error.start, data[error.start]) from None
-        return data[:error.start].decode("utf-8")
+        return data[: error.start].decode("utf-8")

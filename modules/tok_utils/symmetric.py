@@ -1,25 +1,27 @@
 r"""A tokenizer without a direction: the tokens of a reversed text are the reversed tokens of the text.
 
-GPT-2's kind has a direction: a blank belongs to the word behind it, contractions hang on the word before them, and of three
-equal tokens the leftmost two merge. Here, reversing by character (code point, as `reverse.py` does):
+GPT-2's kind has a direction: a blank belongs to the word behind it, contractions hang on the word before them, and of
+three equal tokens the leftmost two merge. Here, reversing by character (code point, as `reverse.py` does):
 
 - A blank between two non-spaces is shared: it is written twice, once for either side, so "a b" is `a ` and ` b`. n blanks between
   non-spaces become n + 1 and the decoder takes one off again, so nothing is lost, whatever the text holds.
 - A piece is a maximal run of letters and marks, of digits, or of other characters, together with the blank on either side of it if there
-  is one; or what white space is left. Between two non-spaces there are now no blanks or at least two, so none is claimed twice, and the
-  pieces of the reversed text are the reversed pieces.
+  is one; or what white space is left. Between two non-spaces there are now no blanks or at least two, so none is
+  claimed twice, and the pieces of the reversed text are the reversed pieces.
 - A piece that is in the vocabulary is one token (`ignore_merges`). In others the bytes of each character join, and then come the merges
-  in their order. No merge joins two equal tokens, each token has one merge, and it stands behind the merges that make its parts. So
-  when a merge has its turn all its places are there, none overlap, and all are joined before another merge has its turn: left and
-  right play no part. Hence the tokenizer with every token and merge mirrored, ids kept, has the mirrored tokens: `mirror_of`.
+  in their order. No merge joins two equal tokens, each token has one merge, and it stands behind the merges that make
+  its parts. So when a merge has its turn all its places are there, none overlap, and all are joined before another
+  merge has its turn: left and right play no part. Hence the tokenizer with every token and merge mirrored, ids kept,
+  has the mirrored tokens: `mirror_of`.
 
-So the control experiment is exact: the ids of the reversed text under `mirror_of(toki)` are the ids of the text from its end to its
-start. The exception are characters too rare to get an id. They are written as their bytes, which stand in the same order in both
-texts; `torn_ids` tells these ids, so that they can be counted.
+So the control experiment is exact: the ids of the reversed text under `mirror_of(toki)` are the ids of the text from
+its end to its start. The exception are characters too rare to get an id. They are written as their bytes, which stand
+in the same order in both texts; `torn_ids` tells these ids, so that they can be counted.
 
-The `tokenizers` library cannot be told which merges to leave out, so `learn` is ours. It takes some 0.1 ms and 1.5 kB for each
-distinct piece of the text.
+The `tokenizers` library cannot be told which merges to leave out, so `learn` is ours. It takes some 0.1 ms and 1.5 kB
+for each distinct piece of the text.
 """
+
 import heapq
 import itertools
 import json
@@ -47,8 +49,9 @@ BYTES = sorted(BYTE_OF_CHARACTER)  # in the order of their ids
 CHARACTER_OF_BYTE = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
 
 NORMALIZER = normalizers.Replace(Regex(SHARED_BLANK), "  ")
-PRE_TOKENIZER = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECE), "isolated"),
-                                         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+PRE_TOKENIZER = pre_tokenizers.Sequence(
+    [pre_tokenizers.Split(Regex(PIECE), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+)
 DECODER = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(Regex(DOUBLED_BLANK), "")])
 _SPLIT = NORMALIZER.__getstate__(), PRE_TOKENIZER.__getstate__()  # as JSON
 _shared_blank, _piece = regex.compile(SHARED_BLANK), regex.compile(PIECE)
@@ -60,7 +63,8 @@ def untrained() -> tokenizers.Tokenizer:
 
 
 def train(texts: Iterable[list[str]], vocab_size: int) -> tokenizers.Tokenizer:
-    """The tokenizer of `texts`, given as lists of items that no piece crosses: BOS, the 256 bytes, then what `learn` learns."""
+    """The tokenizer of `texts`, given as lists of items that no piece crosses: BOS, the 256 bytes, then what `learn`
+    learns."""
     counts, parts = Counter(), Counter()
     for items in texts:
         for item in items:
@@ -68,14 +72,19 @@ def train(texts: Iterable[list[str]], vocab_size: int) -> tokenizers.Tokenizer:
     for piece in [piece for piece in counts if len(piece) > LONGEST]:
         count = counts.pop(piece)
         for start in range(0, len(piece), LONGEST):
-            parts[piece[start:start + LONGEST]] += count
+            parts[piece[start : start + LONGEST]] += count
     tokens, merges, apart = learn(counts, vocab_size - len(BYTES) - 1, parts)
     if apart:
         some = ", ".join(map(repr, [*apart][:5])) + (", ..." if len(apart) > 5 else "")
-        tell(f"{len(apart)} rare characters ({some}) got no id: at their {sum(apart.values())} places the tokens do not turn round "
-             "with the text", sys.stderr)
-    backend = _backend({token: i for i, token in enumerate([BOS_TOKEN, *BYTES, *map(_spelled, tokens)])},
-                       [(_spelled(left), _spelled(right)) for left, right in merges])
+        tell(
+            f"{len(apart)} rare characters ({some}) got no id: at their {sum(apart.values())} places the tokens do not turn round "
+            "with the text",
+            sys.stderr,
+        )
+    backend = _backend(
+        {token: i for i, token in enumerate([BOS_TOKEN, *BYTES, *map(_spelled, tokens)])},
+        [(_spelled(left), _spelled(right)) for left, right in merges],
+    )
     backend.add_special_tokens([AddedToken(BOS_TOKEN, normalized=False, special=True)])
     return backend
 
@@ -98,7 +107,8 @@ def shares_blanks(toki: Tokenizer) -> bool:
 
 
 def why_not_symmetric(toki: Tokenizer) -> str | None:
-    """What about a tokenizer gives it a direction; None where nothing does: what the head of this file says of split and merges holds."""
+    """What about a tokenizer gives it a direction; None where nothing does: what the head of this file says of split
+    and merges holds."""
     if not shares_blanks(toki):
         return "it does not split the text alike from both ends"
     if toki.definition["model"].get("dropout"):
@@ -117,19 +127,24 @@ def why_not_symmetric(toki: Tokenizer) -> str | None:
 
 
 def mirror_of(toki: Tokenizer) -> Tokenizer:
-    """The mirror image of a tokenizer: tokens and merges mirrored, ids kept. Its ids of a reversed text are those of the text, reversed.
+    """The mirror image of a tokenizer: tokens and merges mirrored, ids kept. Its ids of a reversed text are those of
+    the text, reversed.
 
     Raises UserError where `toki` has a direction.
     """
     if reason := why_not_symmetric(toki):
-        raise UserError(f"{toki.folder}: expected a tokenizer without a direction; {reason}. "
-                        "Make one with create_tokenizer(..., split=\"symmetric\")")
+        raise UserError(
+            f"{toki.folder}: expected a tokenizer without a direction; {reason}. "
+            'Make one with create_tokenizer(..., split="symmetric")'
+        )
     special = {token["content"] for token in toki.definition.get("added_tokens") or ()}
     model = toki.definition["model"]
     vocab = {token if token in special else _mirrored(token): i for token, i in model["vocab"].items()}
     # The bytes of a character stay in their order.
-    merges = [[left, right] if None in (_text(left), _text(right)) else [_mirrored(right), _mirrored(left)]
-              for left, right in merge_pairs(toki.definition)]
+    merges = [
+        [left, right] if None in (_text(left), _text(right)) else [_mirrored(right), _mirrored(left)]
+        for left, right in merge_pairs(toki.definition)
+    ]
     definition = toki.definition | {"model": model | {"vocab": vocab, "merges": merges}}
     return Tokenizer(toki.folder, definition, tokenizers.Tokenizer.from_str(json.dumps(definition)))
 
@@ -166,21 +181,24 @@ def _mirrored(token: str) -> str:
     return token if text is None else _spelled(text[::-1])
 
 
-def learn(counts: Mapping[str, int], room: int,
-          parts: Mapping[str, int] = MappingProxyType({})) -> tuple[list[str | bytes], list[tuple[str | bytes, str | bytes]], Counter[str]]:
+def learn(
+    counts: Mapping[str, int], room: int, parts: Mapping[str, int] = MappingProxyType({})
+) -> tuple[list[str | bytes], list[tuple[str | bytes, str | bytes]], Counter[str]]:
     """The tokens and merges that spare most tokens in the pieces of `counts`.
 
-    The characters beyond ASCII come first, the more frequent the earlier, while they take no more than a share of the ids. Then
-    each id in turn goes to what spares most tokens at that moment: the merge of a pair, a whole piece, or another character whose
-    bytes are to join. The choice between equals is the same for a text and its mirror, unless they are mirrors of each other.
+    The characters beyond ASCII come first, the more frequent the earlier, while they take no more than a share of the
+    ids. Then each id in turn goes to what spares most tokens at that moment: the merge of a pair, a whole piece, or
+    another character whose bytes are to join. The choice between equals is the same for a text and its mirror, unless
+    they are mirrors of each other.
 
     Args:
         counts: pieces of the text, and how often each occurs.
         room: number of tokens to reach; few pieces may give fewer.
         parts: stretches of text that are no pieces, and how often each occurs: merges are learned from them as well.
 
-    Returns the new tokens in the order of their ids, the merges in the order of their ranks, those of bytes first, and the characters that
-    got no id and how often they occur outside pieces that did. Tokens are bytes where they are parts of a character, strings otherwise.
+    Returns the new tokens in the order of their ids, the merges in the order of their ranks, those of bytes first, and
+    the characters that got no id and how often they occur outside pieces that did. Tokens are bytes where they are
+    parts of a character, strings otherwise.
     """
     learner = _Learner(counts, parts)
     for character in sorted(learner.apart, key=lambda character: (-learner.apart[character], character)):
@@ -191,7 +209,8 @@ def learn(counts: Mapping[str, int], room: int,
 
 
 class _Learner:
-    """The state of `learn`. A candidate is a tuple of strings: (left, right) a merge, (piece,) a whole piece, (character, "") a character."""
+    """The state of `learn`. A candidate is a tuple of strings: (left, right) a merge, (piece,) a whole piece,
+    (character, "") a character."""
 
     def __init__(self, counts: Mapping[str, int], parts: Mapping[str, int]):
         texts = [*counts, *parts]
@@ -233,7 +252,11 @@ class _Learner:
         """Tokens that it would spare for each id."""
         if len(candidate) == 1:
             i = self.number[candidate[0]]
-            tokens = 1 if self.whole[i] else sum(len(token.encode("utf-8")) if token in self.apart else 1 for token in self.pieces[i])
+            tokens = (
+                1
+                if self.whole[i]
+                else sum(len(token.encode("utf-8")) if token in self.apart else 1 for token in self.pieces[i])
+            )
             return (tokens - 1) * self.counts[i]
         left, right = candidate
         if not right:

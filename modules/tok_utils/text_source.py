@@ -4,6 +4,7 @@ A `TextSource` gives the bytes of one text by position, so that the code that cu
 know how it is stored. A plain file is read where asked; a compressed one can only be read forward, so what
 lies behind the last `release` is forgotten and nothing but the part in use is held in memory.
 """
+
 import gzip
 import hashlib
 import lzma
@@ -26,25 +27,34 @@ SAMPLE_BYTES = 1 << 14
 
 
 def find_texts(path: str | os.PathLike) -> list[Path]:
-    """The texts that `path` names: itself, or the .txt, .txt.gz, .txt.xz and .txt.zst files of a folder, sorted by name.
+    """The texts that `path` names: itself, or the .txt, .txt.gz, .txt.xz and .txt.zst files of a folder, sorted by
+    name.
 
-    Raises UserError where there is none, where one is empty, or where a text lies there twice (`a.txt` beside `a.txt.xz`).
+    Raises UserError where there is none, where one is empty, or where a text lies there twice (`a.txt` beside
+    `a.txt.xz`).
     """
     path = Path(path)
     if path.is_dir():
-        texts = sorted((entry for entry in path.iterdir() if is_text_name(entry.name) and entry.is_file()), key=lambda text: text.name)
+        texts = sorted(
+            (entry for entry in path.iterdir() if is_text_name(entry.name) and entry.is_file()),
+            key=lambda text: text.name,
+        )
         if not texts:
             raise UserError(f"{path}: expected a text ({', '.join(SUFFIXES)}) in this folder, found none")
     elif path.is_file():
         texts = [path]
     else:
         found = "a link to nothing" if path.is_symlink() else "what is no regular file" if path.exists() else "nothing"
-        raise UserError(f"{path}: no such text; expected a file ({', '.join(SUFFIXES)}) or a folder of them, found {found}")
+        raise UserError(
+            f"{path}: no such text; expected a file ({', '.join(SUFFIXES)}) or a folder of them, found {found}"
+        )
     by_name = {}
     for text in texts:
         other = by_name.setdefault(text_name(text), text)
         if other != text:
-            raise UserError(f"{other} and {text.name} look like the same text twice: move one of them out of the folder")
+            raise UserError(
+                f"{other} and {text.name} look like the same text twice: move one of them out of the folder"
+            )
         if text.stat().st_size == 0:
             raise UserError(f"{text}: the text is empty")
     return texts
@@ -58,14 +68,16 @@ def text_name(path: Path) -> str:
     """The name without .txt and what follows: `english` for `english.txt.xz`."""
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if path.name.lower().endswith(suffix):
-            return path.name[:-len(suffix)]
+            return path.name[: -len(suffix)]
     return path.stem
 
 
 class TextSource:
-    """One text, opened for reading: `read(start, stop)` gives its bytes (decompressed), `release(position)` forgets what lies before.
+    """One text, opened for reading: `read(start, stop)` gives its bytes (decompressed), `release(position)` forgets
+    what lies before.
 
-    `size` is the number of bytes of the text; None for a compressed one until its end has been read. `is_plain`: not compressed.
+    `size` is the number of bytes of the text; None for a compressed one until its end has been read. `is_plain`: not
+    compressed.
     """
 
     def __init__(self, path: Path):
@@ -84,7 +96,8 @@ class TextSource:
         self._file.close()
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of the text, fewer where it ends before. Raises UserError for a damaged compressed file."""
+        """Bytes [start, stop) of the text, fewer where it ends before. Raises UserError for a damaged compressed
+        file."""
         if self._stream is None:
             self._file.seek(start)
             return self._file.read(stop - start)
@@ -95,16 +108,17 @@ class TextSource:
             self._buffer += block
             if not block:
                 self.size = self._base + len(self._buffer)
-        return bytes(memoryview(self._buffer)[start - self._base:stop - self._base])
+        return bytes(memoryview(self._buffer)[start - self._base : stop - self._base])
 
     def release(self, position: int) -> None:
         """Nothing before `position` will be read again."""
         if self._stream is not None:
-            del self._buffer[:position - self._base]
+            del self._buffer[: position - self._base]
             self._base = position
 
     def estimated_size(self) -> int:
-        """The text's size in bytes; for a compressed text, judged from the ratio in the part read so far (READ_BYTES at least)."""
+        """The text's size in bytes; for a compressed text, judged from the ratio in the part read so far (READ_BYTES at
+        least)."""
         if self.size is None:
             self.read(self._base, self._base + READ_BYTES)
         if self.size is not None:
@@ -115,7 +129,9 @@ class TextSource:
         try:
             return self._stream.read(READ_BYTES)
         except (EOFError, zstandard.ZstdError, lzma.LZMAError, gzip.BadGzipFile, gzip.zlib.error) as error:
-            raise UserError(f"{self.path}: damaged or cut off after {self._base + len(self._buffer)} bytes of text: {error}") from error
+            raise UserError(
+                f"{self.path}: damaged or cut off after {self._base + len(self._buffer)} bytes of text: {error}"
+            ) from error
 
 
 class TextInMemory:
@@ -143,7 +159,8 @@ def _decompressed(file: BinaryIO, suffix: str) -> BinaryIO | None:
 
 
 class _ZstdStream:
-    """Reads zstd frames one after another. The library's own stream reader ends without a word where a file is cut off."""
+    """Reads zstd frames one after another. The library's own stream reader ends without a word where a file is cut
+    off."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -151,7 +168,8 @@ class _ZstdStream:
         self._frame = None
 
     def read(self, size: int) -> bytes:
-        """At least `size` bytes (up to ZSTD_INPUT's worth more), less only at the end. Raises EOFError where the file is cut off."""
+        """At least `size` bytes (up to ZSTD_INPUT's worth more), less only at the end. Raises EOFError where the file
+        is cut off."""
         blocks, length = [], 0
         while length < size and (data := self._file.read(ZSTD_INPUT)):
             while data:
@@ -168,12 +186,15 @@ class _ZstdStream:
 
 def not_utf8(path: Path, position: int, byte: int) -> UserError:
     """The error for a text that is not UTF-8 at byte `position`."""
-    return UserError(f"{path}: not UTF-8 at byte {position} (0x{byte:02x}): convert the text, "
-                     'or have what is not UTF-8 replaced with --errors replace (errors="replace")')
+    return UserError(
+        f"{path}: not UTF-8 at byte {position} (0x{byte:02x}): convert the text, "
+        'or have what is not UTF-8 replaced with --errors replace (errors="replace")'
+    )
 
 
 def spread_samples(path: Path) -> list[str]:
-    """Up to SAMPLES stretches of a text, spread over it (from its start, where it is compressed), without what is torn or not UTF-8."""
+    """Up to SAMPLES stretches of a text, spread over it (from its start, where it is compressed), without what is torn
+    or not UTF-8."""
     with TextSource(path) as source:
         spread = source.size if source.is_plain else SAMPLES * SAMPLE_BYTES
         starts = sorted({max(0, spread - SAMPLE_BYTES) * sample // (SAMPLES - 1) for sample in range(SAMPLES)})
@@ -181,7 +202,8 @@ def spread_samples(path: Path) -> list[str]:
 
 
 def fingerprint(path: Path) -> str:
-    """Hex digest of a file's size and of BLOCKS blocks evenly spread over it: quick for 100 GB, and sees all but small edits.
+    """Hex digest of a file's size and of BLOCKS blocks evenly spread over it: quick for 100 GB, and sees all but small
+    edits.
 
     Small edits are seen by the checksums that every chunk keeps of its text.
     """

@@ -1,16 +1,20 @@
-r"""Ids of words that came before, looked up all at once: half as fast again as tiktoken, which encodes each word afresh.
+r"""Ids of words that came before, looked up all at once: half as fast again as tiktoken, which encodes each word
+afresh.
 
 A *word* is what GPT-2's pattern splits a text into: a run of letters, of digits or of signs with the blank before it, a
-contraction, or white space. Most words of a text have come before, so what matters is the cost of finding words and looking them up; here both
-are numpy operations on a whole text at a time, and only new words go through tiktoken, joined to one text.
+contraction, or white space. Most words of a text have come before, so what matters is the cost of finding words and
+looking them up; here both are numpy operations on a whole text at a time, and only new words go through tiktoken,
+joined to one text.
 
 - The split is the pattern written out for arrays (`word_starts`); the classes of characters are asked of the library itself.
 - A word of up to 15 UTF-8 bytes *is* its key, two 8-byte numbers: no hash stands for it, so no two words can be taken for one another.
 - The table is direct-mapped: a key has one row, and a new word takes the place of the one that is there. So memory is fixed, and all
   that two words of one row cost each other is time.
 
-MB/s a core on docstrings, with the cache and with tiktoken alone: 57 and 39; with 2 % of the letters replaced at random 37 and 25.
+MB/s a core on docstrings, with the cache and with tiktoken alone: 57 and 39; with 2 % of the letters replaced at random
+37 and 25.
 """
+
 import functools
 from collections.abc import Callable
 
@@ -25,19 +29,24 @@ LONGEST_KEY = 15  # bytes of a word; the 16th byte of a key is the length
 MOST_IDS = 4  # of a word in the table
 ROW_BITS = 19  # 524,288 rows, 16 MB at 16 bits an id
 THREE, EIGHT, LENGTH_PLACE, ALL_BITS = np.array([3, 8, 56, -1]).astype(np.uint64)
-MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xBF58476D1CE4E5B9], dtype=np.uint64)  # odd, their bits without a pattern
+MULTIPLIERS = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xBF58476D1CE4E5B9], dtype=np.uint64
+)  # odd, their bits without a pattern
 
 
 class WordCache:
-    """An encoder with a memory. `encode` must encode GPT-2's words independently of each other, and a newline that stands alone to one id.
+    """An encoder with a memory. `encode` must encode GPT-2's words independently of each other, and a newline that
+    stands alone to one id.
 
-    encode_space: the same for one word of white space, which cannot be joined with others and split again. dtype: that of the ids.
+    encode_space: the same for one word of white space, which cannot be joined with others and split again. dtype: that
+    of the ids.
     """
 
     def __init__(self, encode: Callable[[str], np.ndarray], encode_space: Callable[[str], np.ndarray], dtype: np.dtype):
         self._encode, self._encode_space = encode, encode_space
         self._newline_id = encode("\n")[0]
-        # Columns: a key's two numbers, how many ids, and these, several to a number. (A structured array is gathered at half the speed.)
+        # Columns: a key's two numbers, how many ids, and these, several to a number. (A structured array is gathered at
+        # half the speed.)
         self._table = np.zeros((1 << ROW_BITS, 3 + MOST_IDS * dtype.itemsize // 8), dtype=np.uint64)
 
     def encode(self, text: str) -> np.ndarray:
@@ -66,11 +75,13 @@ class WordCache:
         self._table[rows[new]] = self._entries(low[new], high[new], counts[new], new_ids)
         return ids
 
-    def _encode_new(self, data: bytes, starts: np.ndarray, lengths: np.ndarray, is_space: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_new(
+        self, data: bytes, starts: np.ndarray, lengths: np.ndarray, is_space: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The ids of these words one after the other, and how many each has.
 
-        With a newline behind each, the words are one text, which splits into the same words; the newlines' ids then tell where each ends.
-        White space is encoded word by word, once for each kind.
+        With a newline behind each, the words are one text, which splits into the same words; the newlines' ids then
+        tell where each ends. White space is encoded word by word, once for each kind.
         """
         counts = np.zeros(len(starts), dtype=np.int64)
         sizes = lengths[~is_space] + 1
@@ -80,7 +91,10 @@ class WordCache:
         ends = np.flatnonzero(visible_ids == self._newline_id)
         counts[~is_space] = np.diff(ends, prepend=-1) - 1
 
-        spaces = [data[start:start + length] for start, length in zip(starts[is_space].tolist(), lengths[is_space].tolist(), strict=True)]
+        spaces = [
+            data[start : start + length]
+            for start, length in zip(starts[is_space].tolist(), lengths[is_space].tolist(), strict=True)
+        ]
         ids_of = {space: self._encode_space(space.decode("utf-8")) for space in set(spaces)}
         counts[is_space] = [len(ids_of[space]) for space in spaces]
 
@@ -92,7 +106,8 @@ class WordCache:
         return ids, counts
 
     def _entries(self, low: np.ndarray, high: np.ndarray, counts: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Rows of the table for these words; an empty one, which no key finds, for a word that is too long or has too many ids."""
+        """Rows of the table for these words; an empty one, which no key finds, for a word that is too long or has too
+        many ids."""
         entries = np.zeros((len(low), self._table.shape[1]), dtype=np.uint64)
         entries[:, 0], entries[:, 1], entries[:, 2] = low, high, counts
         first, entry_ids = np.cumsum(counts) - counts, entries[:, 3:].view(ids.dtype)
@@ -110,7 +125,9 @@ def words_of(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     if not data.isascii():
         classify_beyond_ascii(codes, classes)
     starts = np.flatnonzero(word_starts(codes, classes))
-    return starts, classes[np.append(starts[1:], len(codes)) - 1] == SPACE  # by its end: its beginning may be the space before a word
+    return starts, classes[
+        np.append(starts[1:], len(codes)) - 1
+    ] == SPACE  # by its end: its beginning may be the space before a word
 
 
 def classify_beyond_ascii(codes: np.ndarray, classes: np.ndarray) -> None:
@@ -128,18 +145,22 @@ def classify_beyond_ascii(codes: np.ndarray, classes: np.ndarray) -> None:
 
 
 def word_starts(codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    r"""Whether a word starts at each byte of a text: GPT-2's pattern on arrays. `classes` are those of the bytes' characters.
+    r"""Whether a word starts at each byte of a text: GPT-2's pattern on arrays. `classes` are those of the bytes'
+    characters.
 
     's|'t|'re|'ve|'m|'ll|'d | ?\p{L}+ | ?\p{N}+ | ?[^\s\p{L}\p{N}]+ | \s+(?!\S) | \s+
     """
     n = len(codes)
     start = np.ones(n, dtype=bool)
     np.not_equal(classes[1:], classes[:-1], out=start[1:])
-    # Before something visible, white space leaves its last character out (\s+(?!\S)); a blank becomes the beginning of what follows.
+    # Before something visible, white space leaves its last character out (\s+(?!\S)); a blank becomes the beginning of
+    # what follows.
     space_ends = start[1:] & (classes[:-1] == SPACE)
     start[:-1] |= space_ends
     start[1:] &= ~(space_ends & (codes[:-1] == BLANK))
-    inside = np.flatnonzero(start & (codes & 0xC0 == 0x80))  # that last character has several bytes, and starts with the first
+    inside = np.flatnonzero(
+        start & (codes & 0xC0 == 0x80)
+    )  # that last character has several bytes, and starts with the first
     while len(inside):
         start[inside] = False
         start[inside - 1] = True
@@ -158,7 +179,8 @@ def word_starts(codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def class_of_code() -> np.ndarray:
-    """The class of each code point below CLASSIFIED, as the `tokenizers` library sees it: Unicode grows, and libraries follow at their pace."""
+    """The class of each code point below CLASSIFIED, as the `tokenizers` library sees it: Unicode grows, and libraries
+    follow at their pace."""
     codes = [code for code in range(CLASSIFIED) if not 0xD800 <= code < 0xE000]
     characters = "".join(map(chr, codes))
     codes = np.array(codes)
