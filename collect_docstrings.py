@@ -1,14 +1,14 @@
 """Write a text file of English prose from the docstrings of the installed Python packages: a corpus without a
 download."""
 
-from modules.console import tell
-from modules.errors import one_line_errors
+from modules.system.console import tell
+from modules.system.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> None:
     from modules.cli import Parser, megabytes, path  # imports in which Ctrl-C is one line as well
-    from modules.corpus import write_docstring_corpus
+    from modules.corpora.docstrings import write_docstring_corpus
 
     parser = Parser(description=__doc__)
     parser.add_argument("txt_path", type=path, help="path of the .txt file to write")

@@ -1,14 +1,14 @@
 """Write a text file of prose from Debian's manual pages in one language: a corpus in French, German, Spanish and many
 more."""
 
-from modules.console import tell
-from modules.errors import one_line_errors
+from modules.system.console import tell
+from modules.system.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> None:
     from modules.cli import Parser, megabytes, path  # imports in which Ctrl-C is one line as well
-    from modules.manpages import write_manpage_corpus
+    from modules.corpora.manpages import write_manpage_corpus
 
     parser = Parser(description=__doc__)
     parser.add_argument(

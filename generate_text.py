@@ -1,4 +1,4 @@
-"""Write text of a synthetic source, whose arrow or entropy is known, to a file: see modules/sources.py.
+"""Write text of a synthetic source, whose arrow or entropy is known, to a file: see modules/corpora/synthetic.py.
 
 python generate_text.py primes data/primes/primes.txt --lines 200000 --digits 3
 python generate_text.py circuit data/circuit/circuit.txt --lines 200000 --bits 10
@@ -10,13 +10,13 @@ python generate_text.py mirror data/mirrored/mirrored.txt --text data/english/en
 import argparse
 import os
 
-from modules.console import tell
-from modules.errors import UserError, one_line_errors
+from modules.system.console import tell
+from modules.system.errors import UserError, one_line_errors
 
 
 def parse_arguments() -> argparse.Namespace:
-    from modules import sources
     from modules.cli import Parser, integer, path, seed
+    from modules.corpora import synthetic as sources
 
     parser = Parser(description="Write text of a synthetic source with a known arrow of time or a known entropy.")
     kinds = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
 
 @one_line_errors
 def main() -> None:
-    from modules import sources  # an import in which Ctrl-C is one line as well
+    from modules.corpora import synthetic as sources  # an import in which Ctrl-C is one line as well
 
     settings = vars(parse_arguments())
     out = settings.pop("out")

@@ -16,8 +16,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from modules.console import tell
-from modules.errors import UserError, one_line_errors
+from modules.system.console import tell
+from modules.system.errors import UserError, one_line_errors
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -120,16 +120,16 @@ def parse_arguments() -> argparse.Namespace:
 @one_line_errors
 def main() -> None:
     arguments = parse_arguments()
-    from modules.parallel import leave  # seconds of imports, in which Ctrl-C is one line as well
+    from modules.training.parallel import leave  # seconds of imports, in which Ctrl-C is one line as well
 
     leave(measured(arguments))
 
 
 def measured(arguments: argparse.Namespace) -> int:
     """Train, compare and report; the exit status."""
-    from modules.devices import pick_device
-    from modules.measure import Wish, compared_states, read_texts, report_on, report_on_losses, seeds_after
-    from modules.tok_utils.processes import this_process
+    from modules.measurement.measure import Wish, compared_states, read_texts, report_on, report_on_losses, seeds_after
+    from modules.system.processes import this_process
+    from modules.training.devices import pick_device
 
     texts = read_texts(arguments.text, arguments.tokenizer_path)  # a mistake in them is told before hours of training
     wish = Wish(
@@ -166,10 +166,10 @@ def measured(arguments: argparse.Namespace) -> int:
 def train(arguments: argparse.Namespace, seeds: int) -> tuple[int, list[Path]]:
     """Train what is missing for so many seeds; the exit status, and the states: none where this process is not the one
     to report."""
-    from modules.measure import planned_runs, train_in_turn, with_controls_of
-    from modules.resume import files_of
-    from modules.run import Request
-    from modules.side_by_side import train_side_by_side
+    from modules.measurement.measure import planned_runs, train_in_turn, with_controls_of
+    from modules.training.resume import files_of
+    from modules.training.run import Request
+    from modules.training.side_by_side import train_side_by_side
 
     request = Request(arguments.project_name)
     runs = with_controls_of(planned_runs(arguments.configs, seeds), request.project, arguments.control)

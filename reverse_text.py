@@ -1,13 +1,13 @@
 """Write a text reversed, as a text of its own: the paper's control, to be tokenized afresh with tokenize_to_h5.py."""
 
-from modules.console import tell
-from modules.errors import one_line_errors
+from modules.system.console import tell
+from modules.system.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> None:
     from modules.cli import Parser, path  # imports in which Ctrl-C is one line as well
-    from modules.tok_utils.reverse import reverse_text
+    from modules.corpora.reverse import reverse_text
 
     parser = Parser(description=__doc__)
     parser.add_argument(

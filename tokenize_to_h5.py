@@ -8,8 +8,8 @@ tokenize_to_h5.py`.
 import argparse
 import os
 
-from modules.console import tell
-from modules.errors import UserError, one_line_errors
+from modules.system.console import tell
+from modules.system.errors import UserError, one_line_errors
 
 
 @one_line_errors
@@ -17,10 +17,10 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     """The four arguments are defaults: flags of the same names go before them."""
     from modules import tokenizer  # imports in which Ctrl-C is one line as well
     from modules.cli import Parser, path
+    from modules.system.processes import this_process
     from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
     from modules.tok_utils.create_custom_tokenizer import SPLITS
     from modules.tok_utils.h5 import summary
-    from modules.tok_utils.processes import this_process
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -74,7 +74,7 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     )
     args = parser.parse_args()
     if args.check:
-        from modules.dataset import check_file  # torch, which --help need not wait for
+        from modules.data.token_file import check_file
 
         for h5_path in args.check:
             tell(check_file(h5_path))

@@ -1,6 +1,6 @@
 """Train a GRU, forward or backward, on one device:  python train_gru.py config.json -d cuda:0"""
 
-from modules.errors import one_line_errors
+from modules.system.errors import one_line_errors
 
 
 @one_line_errors

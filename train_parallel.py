@@ -3,12 +3,12 @@
 Every process gets a part of each batch, so a config means the same run on any number of devices.
 """
 
-from modules.errors import one_line_errors
+from modules.system.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> None:
-    from modules.children import end_with_launcher
+    from modules.system.children import end_with_launcher
 
     end_with_launcher()
     from modules.cli import config_of, processes_here, train_from_arguments, training_parser
@@ -27,8 +27,8 @@ def main() -> None:
     config = config_of(args, model=None)  # a mistake in it is told once, before there are many processes
     import torch  # seconds, which --help and a mistake need not wait for
 
-    from modules.parallel import launch, leave
-    from modules.tok_utils.processes import this_process
+    from modules.system.processes import this_process
+    from modules.training.parallel import launch, leave
 
     if this_process().launched:  # by this script or by torchrun
         leave(train_from_arguments(args, config))

@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from modules.dataset import open_tokens, split, step_order  # noqa: E402
+from modules.data.token_file import open_tokens
+from modules.data.windows import split, step_order
 
 VOCAB_SIZE = 50257
 

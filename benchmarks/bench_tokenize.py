@@ -30,7 +30,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from modules.corpus import write_docstring_corpus
+from modules.corpora.docstrings import write_docstring_corpus
 from modules.tok_utils import make_h5, tokenize_folder
 from modules.tok_utils.cuts import BEFORE_SPACE
 from modules.tokenizer import get_tokenizer

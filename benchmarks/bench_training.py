@@ -35,14 +35,15 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from configs.make_configs import RECURRENT, SIZES, VOCAB_SIZE  # noqa: E402
-from modules.batches import pieces_of_a_batch, training_batches  # noqa: E402
 from modules.config import Config, parse_config  # noqa: E402
-from modules.dataset import open_tokens, split  # noqa: E402
-from modules.evaluate import autocast_for  # noqa: E402
+from modules.data.token_file import open_tokens
+from modules.data.windows import split
 from modules.models import GPT, build_model  # noqa: E402
-from modules.parallel import Processes  # noqa: E402
-from modules.run import data_of, prepare  # noqa: E402
-from modules.trainer import train_step  # noqa: E402
+from modules.models.evaluate import autocast_for  # noqa: E402
+from modules.training.batches import pieces_of_a_batch, training_batches  # noqa: E402
+from modules.training.loop import train_step  # noqa: E402
+from modules.training.parallel import Processes  # noqa: E402
+from modules.training.run import data_of, prepare  # noqa: E402
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16; TF32 has half
 PHASES = ("loading", "forward", "backward", "optimizer")

@@ -35,22 +35,23 @@ import numpy as np
 import torch
 
 from configs.make_configs import synthetic
-from modules import arrow, contrast, sources
-from modules.comparison import held_out_ids
 from modules.config import Config, parse_config
-from modules.console import bar
-from modules.corpus import write_docstring_corpus
-from modules.errors import UserError, one_line_errors
-from modules.evaluate import held_out_losses
-from modules.files import replacing
-from modules.noise import Estimate
-from modules.parallel import Processes
-from modules.report import interval, table
-from modules.run import data_of, prepare
+from modules.corpora import synthetic as sources
+from modules.corpora.docstrings import write_docstring_corpus
+from modules.measurement import arrow, contrast
+from modules.measurement.comparison import held_out_ids
+from modules.measurement.noise import Estimate
+from modules.measurement.report import interval, table
+from modules.models.evaluate import held_out_losses
+from modules.system.console import bar
+from modules.system.errors import UserError, one_line_errors
+from modules.system.files import replacing
 from modules.tok_utils import create_tokenizer
 from modules.tok_utils.encoder import Encoder, id_dtype
 from modules.tokenizer import Tokenizer, get_tokenizer
-from modules.trainer import Training, steps
+from modules.training.loop import Training, steps
+from modules.training.parallel import Processes
+from modules.training.run import data_of, prepare
 
 CPU = Processes(0, 1, torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of modules/noise.py hold the truth, in simulation:  python -m benchmarks.coverage
+"""How often the 95 % intervals of modules/measurement/noise.py hold the truth, in simulation:  python -m benchmarks.coverage
 [--runs 4000]
 
 A simulated measurement is seeds x 3,840 windows: what all seeds lose at a window (correlated over the length given, as
@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from modules.noise import next_seeds, noise_of
-from modules.report import table
+from modules.measurement.noise import next_seeds, noise_of
+from modules.measurement.report import table
 
 WINDOWS = 3_840
 LENGTHS = (0, 25, 200)

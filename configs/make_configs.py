@@ -8,7 +8,7 @@ the files, and a test holds that they are what this script writes.
 import json
 from pathlib import Path
 
-from modules.files import replacing
+from modules.system.files import replacing
 
 LANGUAGES = ["en", "fr", "de", "fi", "el", "tr", "vi", "id", "ar", "he", "tl"]
 FULL_GRID = ["en", "fr"]  # all sizes, contexts and recurrent models; the others have gpt1 and medium
@@ -211,7 +211,7 @@ def languages() -> dict[str, dict]:
 
 
 def synthetic() -> dict[str, dict]:
-    """Sources with a strong arrow (see modules/sources.py), tokenized a character a token, an example a window.
+    """Sources with a strong arrow (see modules/corpora/synthetic.py), tokenized a character a token, an example a window.
 
     Steps of half as many windows cost half and give primes as large an arrow, but do not teach the circuit
     (benchmarks/RESULTS.md).

@@ -8,11 +8,11 @@ import argparse
 import math
 from collections.abc import Callable
 
-from modules.children import end_with_launcher
 from modules.config import MAX_SEED, MAX_STEPS, WHY_64_BITS, WHY_STEPS, Config, expanded, load_config
-from modules.errors import UserError
-from modules.schema import shown
-from modules.tok_utils.processes import available_cores
+from modules.system.children import end_with_launcher
+from modules.system.errors import UserError
+from modules.system.processes import available_cores
+from modules.system.schema import shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,11 +132,11 @@ def config_of(args: argparse.Namespace, model: str | None) -> Config:
 
 def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
     """Train, or show what would be trained; the exit status."""
-    from modules.dry_run import (
+    from modules.training.dry_run import (
         dry_run,
     )  # seconds of imports, which --help, a mistake in the config and a launcher need not wait for
-    from modules.parallel import joined
-    from modules.run import Request, run
+    from modules.training.parallel import joined
+    from modules.training.run import Request, run
 
     with joined(args.device) as processes:
         if args.dry_run:

@@ -45,10 +45,10 @@ from pydantic import (
     model_validator,
 )
 
-from modules.console import tell
-from modules.errors import UserError
-from modules.names import check_name
-from modules.schema import SHOWN_ERRORS, SHOWN_LENGTH, expected, shown
+from modules.system.console import tell
+from modules.system.errors import UserError
+from modules.system.names import check_name
+from modules.system.schema import SHOWN_ERRORS, SHOWN_LENGTH, expected, shown
 
 RUN_NAME = "the run's name (the config file's, or --run_name)"
 MAX_SEED = 2**63 - 1  # what torch.manual_seed takes

@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tokenizers
 from pydantic import Field, field_validator, model_validator
 
-from modules.console import tell
-from modules.errors import UserError
-from modules.schema import Schema, checked, shown
+from modules.system.console import tell
+from modules.system.errors import UserError
+from modules.system.schema import Schema, checked, shown
 
 if TYPE_CHECKING:
     import torch

@@ -37,9 +37,9 @@ PRELOADED = [
     "h5py",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
-    "modules.figures",
-    "modules.measure",
-    "modules.run",
+    "modules.plots",
+    "modules.measurement.measure",
+    "modules.training.run",
     "modules.tok_utils",
     "tests.faults",
     "torch._dynamo",
@@ -348,7 +348,7 @@ def _trial(connection, folder: Path, work: Callable, args: tuple, fault, environ
 def outcome(work: Callable, *args) -> tuple[str, Any]:
     """("ok", what `work(*args)` returns), ("refused", the one line that a user gets), or ("fault", what else was
     raised, and where)."""
-    from modules.errors import UserError, describe_os_error
+    from modules.system.errors import UserError, describe_os_error
 
     try:
         return "ok", work(*args)
@@ -391,9 +391,9 @@ def contents(folder: Path, but: tuple[str, ...] = (".lock",)) -> dict[str, str]:
 
 def digest_of(path: Path) -> str:
     """A digest of a file's content; "damaged: ..." for a state or a metrics file that cannot be read."""
-    from modules.checkpoint import load_state
-    from modules.errors import UserError
-    from modules.metrics import read_metrics
+    from modules.system.errors import UserError
+    from modules.training.checkpoint import load_state
+    from modules.training.metrics import read_metrics
 
     try:
         if path.suffix == ".state":
@@ -466,10 +466,10 @@ def train(name: str = "toy", cooldown: int | None = None, pictures: bool = False
     import torch
     from matplotlib.figure import Figure
 
-    from modules import figures
+    from modules import plots
     from modules.config import load_config
-    from modules.parallel import Processes, joined
-    from modules.run import Request, run
+    from modules.training.parallel import Processes, joined
+    from modules.training.run import Request, run
 
     torch.set_num_threads(1)
 
@@ -479,7 +479,7 @@ def train(name: str = "toy", cooldown: int | None = None, pictures: bool = False
         )
 
     request, config = Request("tests", cooldown=cooldown), load_config(f"{name}.json").with_model("gpt")
-    with patch.object(figures, "run_curve", figures.run_curve if pictures else empty):
+    with patch.object(plots, "run_curve", plots.run_curve if pictures else empty):
         if "RANK" in os.environ:
             with joined("cpu") as processes:
                 return run(config, request, processes)
@@ -502,7 +502,7 @@ def measure(name: str) -> str:
     import torch
     from matplotlib.figure import Figure
 
-    from modules import measure, report
+    from modules.measurement import measure, report
 
     torch.set_num_threads(1)
 

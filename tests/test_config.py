@@ -24,8 +24,8 @@ from modules.config import (
     load_config,
     parse_config,
 )
-from modules.errors import UserError
-from modules.schedule import lr_at
+from modules.system.errors import UserError
+from modules.training.schedule import lr_at
 
 # The example of the specification, with the comments taken out.
 PUBLISHED = """{

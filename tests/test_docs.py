@@ -27,6 +27,23 @@ def test_the_tree_names_every_module_and_script_and_nothing_else():
     assert named == there
 
 
+def test_a_module_imports_only_what_stands_before_it_in_the_tree():
+    order, folder = [], ""
+    for line in (ROOT / "docs" / "code.md").read_text(encoding="utf-8").partition("\nmodules/\n")[2].splitlines():
+        if found := re.match(r"( +)([\w.]+)(/?) ", line):
+            if len(found[1]) == 2:
+                folder = f"{found[2]}." if found[3] else ""
+            if found[2].endswith(".py"):
+                order.append(f"modules.{folder if len(found[1]) > 2 else ''}{found[2].removesuffix('.py')}")
+    for number, module in enumerate(order):
+        source = (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+        for package, names in re.findall(r"^ *from (modules[\w.]*) import \(?([\w, \n]+)", source, re.MULTILINE):
+            for name in names.split(","):
+                imported = f"{package}.{name.strip().split(' ')[0]}" if package not in order else package
+                if imported in order:
+                    assert order.index(imported) < number, f"{module} imports {imported}, which stands after it"
+
+
 def test_readme_commands_know_their_flags():
     """Every flag of our scripts that the pages use is one that the script explains."""
     import subprocess

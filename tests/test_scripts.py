@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from modules.checkpoint import load_state
+from modules.training.checkpoint import load_state
 from tests.processes import children_of
 from tests.toy import PROJECT, ROOT, metrics_of, run_script, state_path, write_config
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from modules import tokenizer
-from modules.errors import UserError
+from modules.system.errors import UserError
 from modules.tok_utils import create_tokenizer
 from modules.tok_utils.encoder import why_not_fast
 from tests.tok_texts import library_tokenizer, llama2_like

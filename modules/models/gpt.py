@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from modules.models.attention import causal_attention
-from modules.models.dropout import Dropout
+from modules.kernels.attention import causal_attention
+from modules.kernels.dropout import Dropout
+from modules.kernels.linear import Linear
 from modules.models.language_model import LanguageModel
-from modules.models.layers import Linear
 
 
 class Attention(nn.Module):

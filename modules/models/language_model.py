@@ -10,8 +10,8 @@ Shapes: B batch, T time (tokens of a window), D width, V vocabulary.
 import torch
 from torch import nn
 
-from modules.loss import mean_loss, token_losses
-from modules.models.layers import Linear
+from modules.kernels.cross_entropy import mean_loss, token_losses
+from modules.kernels.linear import Linear
 
 # Logits start with this standard deviation whatever the width, so that the first loss is ln(V) + 0.02.
 # (GPT-2's fixed 0.02 a weight gives ln(V) + 0.3 at width 1,600.)

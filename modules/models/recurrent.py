@@ -7,7 +7,7 @@ variance, as in GPT, so that the three start from the same loss.
 import torch
 from torch import nn
 
-from modules.models.dropout import Dropout
+from modules.kernels.dropout import Dropout
 from modules.models.language_model import LanguageModel
 
 

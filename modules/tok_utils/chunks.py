@@ -16,14 +16,14 @@ import queue
 import time
 from pathlib import Path
 
-from modules.errors import UserError
+from modules.system.errors import UserError
+from modules.system.limits import LARGEST_CHUNK, WORKERS_A_CORE, check_number
+from modules.system.locks import alone
+from modules.system.processes import Process, available_cores, this_process
 from modules.tok_utils.disk import check_space
 from modules.tok_utils.encoder import why_not_fast
 from modules.tok_utils.inspection import check_kept, taken_texts
 from modules.tok_utils.job import MANIFEST, Chunk, Job, chunks_folder_of, remove_leftovers
-from modules.tok_utils.limits import LARGEST_CHUNK, WORKERS_A_CORE, check_number
-from modules.tok_utils.locks import alone
-from modules.tok_utils.processes import Process, available_cores, this_process
 from modules.tok_utils.progress import Progress, say, wait_for
 from modules.tok_utils.text_source import find_texts, not_utf8
 from modules.tok_utils.worker import Encoded, NotUtf8, Worker

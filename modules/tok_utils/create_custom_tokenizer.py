@@ -24,16 +24,16 @@ from pathlib import Path
 import regex
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from modules.console import bar
-from modules.errors import UserError, interruptibly
-from modules.files import replacing
-from modules.names import check_name
+from modules.system.console import bar
+from modules.system.errors import UserError, interruptibly
+from modules.system.files import replacing
+from modules.system.limits import MOST_BYTES, SMALLEST_VOCAB, check_number
+from modules.system.locks import alone
+from modules.system.names import check_name
+from modules.system.processes import this_process
 from modules.tok_utils import symmetric
 from modules.tok_utils.cuts import pieces
 from modules.tok_utils.inspection import taken_texts
-from modules.tok_utils.limits import MOST_BYTES, SMALLEST_VOCAB, check_number
-from modules.tok_utils.locks import alone
-from modules.tok_utils.processes import this_process
 from modules.tok_utils.progress import say, wait_for
 from modules.tok_utils.text_source import TextSource, find_texts, not_utf8
 from modules.tokenizer import BOS_TOKEN, MOST_IDS, get_tokenizer

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from modules.errors import UserError
+from modules.system.errors import UserError
 from modules.tok_utils.encoder import id_dtype
 from modules.tok_utils.progress import say
 from modules.tok_utils.text_source import TextSource, spread_samples

@@ -13,21 +13,20 @@ import os
 import zlib
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from modules.console import bar
-from modules.errors import UserError, describe_os_error
-from modules.files import replacing
+from modules.data.token_file import attributes_of, create, open_tokens
+from modules.system.console import bar
+from modules.system.errors import UserError, describe_os_error
+from modules.system.files import replacing
+from modules.system.locks import alone
+from modules.system.processes import this_process
 from modules.tok_utils.disk import readable, require
 from modules.tok_utils.encoder import id_dtype
 from modules.tok_utils.job import MANIFEST, Manifest, Row, read_chunk, read_manifest, remove_leftovers
-from modules.tok_utils.locks import alone
-from modules.tok_utils.processes import this_process
 from modules.tok_utils.symmetric import why_not_symmetric
 from modules.tokenizer import Tokenizer
 
-HEADER_ROOM = 1 << 16  # more than the attributes and the rest of the file's structure take
 SNIPPET_TOKENS = 60
 
 
@@ -40,7 +39,7 @@ def make_h5(
     Args:
         pt_folder: the folder with the chunks, or the folder of the text beside which they lie. out_h5_folder: made if
         need be. A file of that name there is replaced once the new one is whole. toki: the tokenizer that made the ids.
-        reversed_of: the fingerprint of a dataset (modules/dataset.py) of whose text, reversed, this is made: its
+        reversed_of: the fingerprint of a dataset (modules/data/token_file.py) of whose text, reversed, this is made: its
         control.
 
     Returns the path of the file. Of several processes under torchrun the first writes it; the others return at once.
@@ -78,8 +77,6 @@ def _write(
     path: Path, folder: Path, manifest: Manifest, toki: Tokenizer, total: int, dtype: np.dtype, reversed_of: str | None
 ) -> None:
     """Write the .h5 at `path`, whole or not at all."""
-    from modules.dataset import attributes_of  # torch comes with it, which reading chunks needs as well
-
     tokens_crc32 = 0
     for row in manifest.chunks:
         tokens_crc32 = joined_crc32(tokens_crc32, row.tokens_crc32, row.tokens * dtype.itemsize)
@@ -98,7 +95,7 @@ def _write(
     )
     try:
         with replacing(path) as temporary:
-            offset = _create(temporary, total, dtype, attributes)
+            offset = create(temporary, total, dtype, attributes)
             with open(temporary, "rb+") as file:
                 file.seek(offset)
                 for number, row in enumerate(bar(manifest.chunks, desc=f"write {path.name}", unit="chunk")):
@@ -112,27 +109,6 @@ def _write(
             f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "
             "make room and start again"
         ) from error
-
-
-def _create(path: Path, tokens: int, dtype: np.dtype, attributes: dict) -> int:
-    """Make an .h5 with room for `tokens` ids. Returns the position of the first in the file, for the ids to be written
-    there.
-
-    HDF5 itself would crash (a segmentation fault, seen with 1.14) where the disk is full when it closes a file. Written
-    past it, the ids go to the disk as fast, and a full disk is an OSError like any other.
-    """
-    with open(path, "wb") as file:
-        file.truncate(HEADER_ROOM + tokens * dtype.itemsize)  # a limit on the size of files shows here
-    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_layout(h5py.h5d.CONTIGUOUS)
-    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    layout.set_obj_track_times(False)
-    with h5py.File(path, "w", locking=False) as file:  # nobody else knows of it, and not every file system has locks
-        space = h5py.h5s.create_simple((tokens,))
-        dataset = h5py.Dataset(h5py.h5d.create(file.id, b"tokens", h5py.h5t.py_create(dtype), space, dcpl=layout))
-        dataset.attrs.update(attributes)
-        return dataset.id.get_offset()
 
 
 def _chunks_folder(folder: Path) -> Path:
@@ -197,8 +173,6 @@ def _times(one: int, other: int) -> int:
 def summary(h5_path: Path, toki: Tokenizer) -> str:
     """What a finished .h5 holds, in a few lines: sizes, bytes a token, share of the vocabulary used, a decoded snippet
     from the middle."""
-    from modules.dataset import open_tokens
-
     token_file = open_tokens(h5_path)
     count = len(token_file.tokens)
     used = np.zeros(toki.vocab_size, dtype=bool)

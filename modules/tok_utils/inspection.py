@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from modules.console import tell
-from modules.errors import UserError
+from modules.system.console import tell
+from modules.system.errors import UserError
 from modules.tok_utils.disk import readable
 from modules.tok_utils.text_source import SUFFIXES, TextSource, find_texts, is_text_name, spread_samples
 from modules.tokenizer import Tokenizer

@@ -23,9 +23,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from modules.errors import UserError
-from modules.files import replacing, sweep
-from modules.schema import Schema, checked
+from modules.system.errors import UserError
+from modules.system.files import replacing, sweep
+from modules.system.schema import Schema, checked
 from modules.tok_utils.cuts import Piece, pieces
 from modules.tok_utils.text_source import SUFFIXES, TextSource, fingerprint, text_name
 from modules.tok_utils.worker import Encoded
@@ -369,7 +369,7 @@ def chunks_folder_of(folder: str | os.PathLike, texts: list[Path]) -> Path:
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
-    """Delete what killed processes left half-written: the temporary files of `modules.files.replacing`."""
+    """Delete what killed processes left half-written: the temporary files of `modules.system.files.replacing`."""
     sweep(folder)
 
 

@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from modules.console import bar, tell, warn_once
+from modules.system.console import bar, tell, warn_once
 from modules.tok_utils.cuts import LONGEST_RUN, Piece
 from modules.tok_utils.text_source import TextSource
 

@@ -35,8 +35,8 @@ import regex
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from modules.console import tell
-from modules.errors import UserError
+from modules.system.console import tell
+from modules.system.errors import UserError
 from modules.tok_utils.encoder import BYTE_OF_CHARACTER
 from modules.tokenizer import BOS_TOKEN, Tokenizer, merge_pairs
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from modules.errors import UserError
+from modules.system.errors import UserError
 
 # One of them ends a text's name, in letters of either size.
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".txt.zst")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modules.errors import UserError
+from modules.system.errors import UserError
 from modules.tok_utils.cuts import pieces
 from modules.tok_utils.encoder import Encoder
 from modules.tok_utils.text_source import TextInMemory

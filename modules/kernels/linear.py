@@ -1,0 +1,42 @@
+"""The linear layer of all models: torch's, except on a CPU.
+
+There products go where they are fastest (products.py), and under autocast the weights are cast for each pass: torch
+keeps the cast ones until the backward pass, half as much again as the weights themselves.
+
+Shapes: N rows, K inputs, M outputs.
+"""
+
+import torch
+from torch import nn
+
+from modules.kernels.products import autocast_dtype, eager_on_cpu, product_over_rows, times_transposed
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, with faster products on a CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not eager_on_cpu(x):
+            return super().forward(x)
+        if not torch.is_grad_enabled():
+            return times_transposed(x, self.weight, self.bias)
+        return _LinearFunction.apply(x.to(autocast_dtype(x)), self.weight, self.bias)
+
+
+class _LinearFunction(torch.autograd.Function):
+    """x @ weight.T + bias [..., M] of x [..., K], in the dtype of x."""
+
+    @staticmethod
+    def forward(ctx, x, weight_MK, bias_M):
+        ctx.has_bias = bias_M is not None
+        ctx.save_for_backward(x, weight_MK)
+        return times_transposed(x, weight_MK.to(x.dtype), None if bias_M is None else bias_M.to(x.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, outer):
+        x, weight_MK = ctx.saved_tensors
+        x_NK, outer_NM = x.flatten(0, -2), outer.flatten(0, -2)
+        x_gradient = times_transposed(outer, weight_MK.to(x.dtype).T) if ctx.needs_input_grad[0] else None
+        weight_gradient = product_over_rows(outer_NM, x_NK).to(weight_MK.dtype) if ctx.needs_input_grad[1] else None
+        return x_gradient, weight_gradient, outer_NM.sum(0).to(weight_MK.dtype) if ctx.has_bias else None

@@ -1,0 +1,263 @@
+"""The arrow of time of one text, with its uncertainty, from the losses of its tokens in both directions.
+
+Input everywhere: `forward` and `backward`, nats, [seeds, windows, tokens], both **in text order**: entry [s, w, t] is
+the loss of the same token of the same held-out window, predicted by seed s's forward model from what stands before it
+and by seed s's backward model from what stands after it. The arrow is the mean of backward - forward. Where only means
+of windows are known, [seeds, windows], they are windows of one token: `losses[..., None]`.
+
+Why paired: the difficulty of a window varies by some 20 % between windows, the arrow is 1 %. Both directions
+see the same windows, so the differences are taken first and averaged then.
+
+Intervals are for the expected arrow over seeds and held-out text (modules/measurement/noise.py). They do not hold the choice of the
+training text. One seed says how two models differ and nothing of the text: two models trained on a source without an
+arrow are unequal, however much text they are then compared on.
+
+Everything is plain numpy: it takes losses from wherever they come.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from modules.measurement.noise import (
+    MOST_SEEDS,
+    Estimate,
+    Interval,
+    estimate,
+    flat_cosines,
+    noise_of,
+    seeds_needed,
+    standard_error,
+    t_quantile,
+    text_needed,
+)
+
+__all__ = [
+    "Arrow",
+    "Estimate",
+    "Interval",
+    "Sample",
+    "bits_per_byte",
+    "by_class",
+    "by_context",
+    "measure",
+    "perplexity",
+    "sample",
+    "t_quantile",
+]
+
+GOAL = 0.1  # percent to either side: where arrows of one percent can be compared
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """One comparison. Losses in nats per token, means over seeds; `percent` is the arrow relative to the forward
+    loss."""
+
+    forward: float
+    backward: float
+    nats: Estimate
+    percent: Estimate
+    paired_se: float  # of `nats`, over windows taken as independent: what papers usually quote
+    per_seed: list[dict[str, float]]  # forward, backward, nats, percent of each
+    seeds_sd: float | None  # standard deviation over seeds of the arrow in percent; None with one seed
+    n_windows: int
+    n_tokens: int  # held-out tokens predicted in each direction
+    block: int  # windows that count as one, by their correlation; on average, where documents say which
+
+    @property
+    def verdict(self) -> str:
+        """In words, from the interval over both; without a direction where there is one seed."""
+        (low, high), percent = self.nats.both, self.percent.value
+        if self.nats.seeds is None:
+            return (
+                f"One seed: these two models differ by {abs(percent):.2f} %; at least 3 seeds (5 are the default) tell "
+                "whether the text does."
+            )
+        if low > 0:
+            return f"Backward is harder: an arrow of time of {percent:+.2f} %, and its 95 % interval excludes zero."
+        if high < 0:
+            return f"Forward is harder: an arrow against time, {percent:+.2f} %, and its 95 % interval excludes zero."
+        return f"No arrow can be told from zero: {percent:+.2f} %, and its 95 % interval includes zero."
+
+    def outlook(self, half_width: float = GOAL) -> str:
+        """What this measurement could have found, and what an interval of ± `half_width` percent would take.
+        Sentences."""
+        if self.seeds_sd is None:
+            return "One seed does not say how much seeds differ: the smallest arrow that could have been found is not known."
+        noise, n = self.percent.noise, len(self.per_seed)
+        found = (
+            f"The arrow's standard deviation over seeds is {self.seeds_sd:.2f} %; the smallest arrow that such a measurement finds, "
+            f"four times in five, is {self.percent.detectable:.2f} %."
+        )
+        if noise.half_width <= half_width:
+            return f"{found} Its interval is within ±{half_width:g} %."
+        if (needed := seeds_needed(noise, half_width)) is not None:
+            return f"{found} An interval of ±{half_width:g} % takes about {max(needed - n, 1)} more seed{'s' * (needed > n + 1)}."
+        if (times := text_needed(noise, half_width)) < 2:  # the text would do
+            return f"{found} An interval of ±{half_width:g} % takes more than {MOST_SEEDS:,} seeds."
+        return (
+            f"{found} An interval of ±{half_width:g} % is not to be had by seeds alone: it needs about "
+            f"{times:,.{1 if times < 10 else 0}f} times the held-out text."
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An arrow in percent, and what each window of each seed adds to it: `parts` [seeds, windows], in text order, of
+    mean zero.
+
+    What contrasts are made of (modules/measurement/contrast.py), at 8 bytes a window and seed. `documents` [windows]: see
+    `measure`.
+    """
+
+    value: float
+    parts: np.ndarray
+    documents: np.ndarray | None = None
+
+
+def sample(forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None = None) -> Sample:
+    """The arrow in percent as a sample, from losses as `measure` takes them."""
+    forward_SW, backward_SW = (losses.mean(axis=2, dtype=np.float64) for losses in checked(forward, backward))
+    ratio = backward_SW.mean() / forward_SW.mean()
+    # The ratio of two means, to first order in what each window adds to them.
+    return Sample(float(100 * (ratio - 1)), 100 * (backward_SW - ratio * forward_SW) / forward_SW.mean(), documents)
+
+
+def measure(
+    forward: np.ndarray, backward: np.ndarray, block: int | None = None, documents: np.ndarray | None = None
+) -> Arrow:
+    """The arrow between `forward` and `backward`, [seeds, windows, tokens] or [windows, tokens] nats in text order.
+
+    block: windows that count as one, where all texts of a sweep are to share it; by default the correlation of the
+    windows decides. documents: the document of each window [windows], any labels: then documents are what varies, and
+    `block` is not asked.
+
+    Raises ValueError where the shapes differ, a loss is not finite, or there are fewer than two windows or documents.
+    """
+    forward, backward = checked(forward, backward)
+    forward_SW, backward_SW = (losses.mean(axis=2, dtype=np.float64) for losses in (forward, backward))
+    difference_SW = backward_SW - forward_SW
+    percents = sample(forward, backward)
+    nats_S, percent_S = difference_SW.mean(axis=1), 100 * difference_SW.mean(axis=1) / forward_SW.mean(axis=1)
+    nats = estimate(difference_SW.mean(), noise_of(difference_SW, block, documents))
+    n_windows = difference_SW.shape[1]
+    n_pieces = nats.noise.windows_df if documents is None else len(np.unique(documents))
+    return Arrow(
+        forward=float(forward_SW.mean()),
+        backward=float(backward_SW.mean()),
+        nats=nats,
+        percent=estimate(percents.value, noise_of(percents.parts, block, documents)),
+        paired_se=float(difference_SW.mean(axis=0).std(ddof=1) / math.sqrt(n_windows)),
+        per_seed=[
+            {"forward": float(f), "backward": float(b), "nats": float(n), "percent": float(p)}
+            for f, b, n, p in zip(forward_SW.mean(axis=1), backward_SW.mean(axis=1), nats_S, percent_S, strict=True)
+        ],
+        seeds_sd=float(percent_S.std(ddof=1)) if len(percent_S) > 1 else None,
+        n_windows=n_windows,
+        n_tokens=n_windows * forward.shape[2],
+        block=round(n_windows / n_pieces),
+    )
+
+
+# Where the arrow lives
+# --------------------------------------------------------------------------------------------------
+
+
+def by_context(forward: np.ndarray, backward: np.ndarray) -> dict[str, np.ndarray]:
+    """Losses and arrow against the number of text tokens already seen, 0 to T - 1 (BOS, always there, is not counted).
+
+    The token at position t of a window is predicted forward after t tokens and backward after T - 1 - t. To compare
+    equal knowledge, entry c sets forward's position c against backward's position T - 1 - c: other tokens of the same
+    window, so this is paired by window only. Over many windows both positions hold the same kind of text, and the mean
+    over c is the arrow exactly.
+
+    Returns "tokens_seen", "forward", "backward", "arrow" and "arrow_se" (over windows, with these models), each [T].
+    """
+    forward, backward = checked(forward, backward)
+    forward_WT, backward_WT = forward.mean(axis=0, dtype=np.float64), backward.mean(axis=0, dtype=np.float64)[:, ::-1]
+    difference_WT = backward_WT - forward_WT
+    return {
+        "tokens_seen": np.arange(forward.shape[2]),
+        "forward": forward_WT.mean(axis=0),
+        "backward": backward_WT.mean(axis=0),
+        "arrow": difference_WT.mean(axis=0),
+        "arrow_se": standard_error(difference_WT.T, *flat_cosines(difference_WT.mean(axis=1))),
+    }
+
+
+def by_class(
+    forward: np.ndarray, backward: np.ndarray, classes: np.ndarray, names: list[str], words: np.ndarray | None = None
+) -> list[dict]:
+    """The arrow within each class of tokens. `classes` [windows, tokens] holds indices into `names`; classes without
+    tokens are left out.
+
+    words [windows, tokens]: equal entries are of one word, all of whose tokens count in the class of its first.
+    Forward, a word's first token is the hard one, backward its last: an arrow of word starts against one of inner
+    pieces is the chain rule inside words, and says nothing of the text.
+
+    Each row: "name", "tokens", "forward", "backward", "arrow" (nats per token of the class), "arrow_se" (over windows,
+    with these models; that of a ratio, since the number of such tokens varies too) and "share" of the whole arrow.
+    Shares add to 1. They are None where the whole arrow is below two of its standard errors: a share of it would be one
+    of noise.
+    """
+    forward, backward = checked(forward, backward)
+    if words is not None:
+        _, first, of_token = np.unique(words, return_index=True, return_inverse=True)
+        classes = classes.ravel()[first][of_token].reshape(classes.shape)
+    forward_WT, backward_WT = forward.mean(axis=0, dtype=np.float64), backward.mean(axis=0, dtype=np.float64)
+    difference_WT = backward_WT - forward_WT
+    difference_W = difference_WT.sum(axis=1)
+    flat = flat_cosines(difference_W)
+    shares = abs(difference_W.mean()) >= 2 * standard_error(difference_W[None], *flat)[0] > 0
+    rows = []
+    for index, name in enumerate(names):
+        mine_WT = classes == index
+        if n := int(mine_WT.sum()):
+            arrow = difference_WT[mine_WT].mean()
+            residual_W = np.where(mine_WT, difference_WT - arrow, 0).sum(axis=1)
+            rows.append(
+                {
+                    "name": name,
+                    "tokens": n,
+                    "forward": float(forward_WT[mine_WT].mean()),
+                    "backward": float(backward_WT[mine_WT].mean()),
+                    "arrow": float(arrow),
+                    "arrow_se": float(standard_error(residual_W[None], *flat)[0] * len(mine_WT) / n),
+                    "share": float(n * arrow / difference_W.sum()) if shares else None,
+                }
+            )
+    return rows
+
+
+# Units
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
+    """Bits for each byte of UTF-8 text: comparable between tokenizers and languages, unlike nats per token."""
+    return nats_per_token / math.log(2) / bytes_per_token
+
+
+def perplexity(nats_per_token: float) -> float:
+    """Out of how many equally likely tokens the model seems to choose."""
+    return math.exp(nats_per_token)
+
+
+# Helpers
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def checked(forward: np.ndarray, backward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as [seeds, windows, tokens]; ValueError where they cannot be compared."""
+    forward, backward = np.asarray(forward), np.asarray(backward)
+    if forward.shape != backward.shape or forward.ndim not in (2, 3):
+        raise ValueError(
+            f"losses: expected two equal shapes [seeds, windows, tokens], found {forward.shape} and {backward.shape}"
+        )
+    if forward.shape[-2] < 2:
+        raise ValueError(f"expected at least two held-out windows, found {forward.shape[-2]}")
+    if not (np.isfinite(forward).all() and np.isfinite(backward).all()):
+        raise ValueError("losses: expected finite numbers only")
+    return (forward, backward) if forward.ndim == 3 else (forward[None], backward[None])

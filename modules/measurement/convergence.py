@@ -1,0 +1,115 @@
+"""Whether an arrow has converged: the arrow at each validation with its interval, how much the loss still falls, passes
+over the text, gaps.
+
+A model that is still learning shows an arrow that says which direction is learned faster, and not which is harder. So
+an arrow counts as moving where it changed by more than the half-width of its interval over the last third of the
+training.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modules.measurement import arrow
+
+MOST_PASSES = 1.5  # beyond it a model may learn its text by heart
+
+
+@dataclass(frozen=True)
+class Point:
+    """The arrow at one validation, in percent of the forward loss, and the loss there: the mean of both directions,
+    nats per token."""
+
+    step: int
+    percent: float
+    interval: arrow.Interval
+    loss: float
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """What is known of how far a comparison's models have come.
+
+    points: one for each validation that all runs have, in order of steps; empty where none is known. change: of the
+    arrow over the last third, in percentage points. fall: of the loss over the last third, nats per token. passes: over
+    the training text. gaps: held-out minus training loss by direction, nats per token; None where the training losses
+    are not known.
+    """
+
+    points: list[Point]
+    change: float | None
+    fall: float | None
+    passes: float
+    gaps: dict[str, float] | None
+    warnings: list[str]
+
+    @property
+    def moving(self) -> bool | None:
+        """Whether the arrow still moves; None where it is not known."""
+        if self.change is None:
+            return None
+        low, high = self.points[-1].interval
+        return abs(self.change) > (high - low) / 2
+
+
+def convergence(
+    forward: Sequence[Mapping[int, np.ndarray]],
+    backward: Sequence[Mapping[int, np.ndarray]],
+    last_step: int,
+    passes: float,
+    training_losses: Mapping[str, float] | None,
+    held_out: Mapping[str, float],
+    half_width: float,
+) -> Convergence:
+    """Of the validations of each seed's runs, step -> mean losses of the held-out windows [windows], nats per token.
+
+    training_losses: the training loss at the end by direction, or None. held_out: the final held-out losses by
+    direction, nats per token. half_width: of the final arrow's interval, nats per token.
+    """
+    steps = sorted(set.intersection(*(set(each) for each in (*forward, *backward)))) if forward else []
+    points = [point(step, forward, backward) for step in steps]
+    before = [each for each in points if each.step <= last_step * 2 / 3]
+    change = fall = None
+    if before and points[-1].step == last_step:
+        change, fall = points[-1].percent - before[-1].percent, before[-1].loss - points[-1].loss
+    gaps = (
+        {direction: held_out[direction] - training_losses[direction] for direction in held_out}
+        if training_losses
+        else None
+    )
+    return Convergence(points, change, fall, passes, gaps, warnings_of(passes, gaps, half_width))
+
+
+def point(
+    step: int, forward: Sequence[Mapping[int, np.ndarray]], backward: Sequence[Mapping[int, np.ndarray]]
+) -> Point:
+    """The arrow of one validation."""
+    found = arrow.measure(*(np.stack([each[step] for each in runs])[..., None] for runs in (forward, backward)))
+    return Point(step, found.percent.value, found.percent.both, (found.forward + found.backward) / 2)
+
+
+def warnings_of(passes: float, gaps: Mapping[str, float] | None, half_width: float) -> list[str]:
+    """What makes the arrow doubtful beside its movement, in sentences."""
+    found = []
+    if passes > MOST_PASSES:
+        found.append(
+            f"The models passed {passes:.1f} times over their text, more than {MOST_PASSES}: part of the loss may be learned by heart."
+        )
+    if gaps and abs(gaps["backward"] - gaps["forward"]) > half_width:
+        found.append(
+            f"Held-out loss exceeds training loss by {gaps['forward']:+.4f} nats forward and {gaps['backward']:+.4f} backward: "
+            "the directions differ in how they generalize by more than the arrow's interval."
+        )
+    return found
+
+
+def in_words(found: Convergence) -> str:
+    """The verdict on convergence, in one or two sentences."""
+    if found.change is None:
+        return "Whether the arrow still moves is not known: it takes a validation at or before two thirds of the training (save_every)."
+    state = "Still moving" if found.moving else "Not seen to move any more"
+    return (
+        f"{state}: over the last third of the training the arrow changed by {found.change:+.2f} percentage points "
+        f"(half-width of its interval {(found.points[-1].interval[1] - found.points[-1].interval[0]) / 2:.2f}) while the loss fell by {found.fall:.4f} nats."
+    )

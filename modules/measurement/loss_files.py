@@ -1,0 +1,128 @@
+"""Held-out losses as a file of their own: what a measurement leaves for others, and what others' measurements can be
+judged by.
+
+`losses.npz` holds, for each comparison NAME and each order of reading (forward, backward, or any other word), an array
+`ORDER_NAME` (or just `ORDER`) of nats per token, float32, [seeds, windows, tokens] in text order, or [seeds, windows]
+of means; and maybe `documents_NAME` [windows], the document of each window. Seeds of two orders belong together by
+their place.
+"""
+
+import csv
+import errno
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from modules.system.errors import UserError
+from modules.system.files import replacing
+
+REFERENCE = "forward"
+DOCUMENTS = "documents"
+
+
+@dataclass
+class Losses:
+    """The losses of one comparison by order, nats [seeds, windows, tokens], and the documents of its windows [windows]
+    where they are known."""
+
+    by_order: dict[str, np.ndarray] = field(default_factory=dict)
+    documents: np.ndarray | None = None
+
+
+def write_losses(folder: Path, losses: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Path]:
+    """Write `losses.npz`, name -> order -> losses [seeds, windows, tokens], and `losses.csv`, a row a window. Their
+    paths."""
+    with replacing(folder / "losses.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            **{
+                f"{order}_{name}": array.astype(np.float32)
+                for name, orders in losses.items()
+                for order, array in orders.items()
+            },
+        )
+    with replacing(folder / "losses.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["comparison", "order", "seed", "window", "nats_per_token"])
+        for name, orders in losses.items():
+            for order, array in orders.items():
+                for seed, means_W in enumerate(array.mean(axis=2)):
+                    rows.writerows([name, order, seed, window, f"{mean:.6f}"] for window, mean in enumerate(means_W))
+    return {"npz": folder / "losses.npz", "csv": folder / "losses.csv"}
+
+
+def read_losses(path: str | os.PathLike) -> dict[str, Losses]:
+    """The losses in a .npz by the name of their comparison ("" where arrays have none), the forward ones first of each.
+
+    Raises UserError, one line, where it is no such file, an array is no losses, or those of one comparison do not fit
+    each other.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(
+                    f"{path}: expected a .npz with arrays forward_NAME and backward_NAME, found a single array"
+                )
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of losses") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # zipfile seeks before the start of a file that is cut
+            raise
+        raise UserError(f"{path}: not a .npz of losses, or a damaged one") from None
+    except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path}: not a .npz of losses, or a damaged one ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from None
+
+    found: dict[str, Losses] = {}
+    for full_name, array in arrays.items():
+        order, _, name = full_name.partition("_")
+        each = found.setdefault(name, Losses())
+        if order == DOCUMENTS:
+            each.documents = array
+        else:
+            each.by_order[order] = losses_in(array, f"{path}: {full_name}")
+    for name, each in found.items():
+        check_fit(each, f"{path}: {name or 'its arrays'}")
+    if not found:
+        raise UserError(f"{path}: holds no arrays; expected forward_NAME and backward_NAME")
+    return found
+
+
+def losses_in(array: np.ndarray, source: str) -> np.ndarray:
+    """An array of losses as [seeds, windows, tokens] float64."""
+    if array.dtype.kind != "f" or array.ndim not in (2, 3) or 0 in array.shape:
+        raise UserError(
+            f"{source}: expected losses [seeds, windows] or [seeds, windows, tokens], found {array.dtype} {list(array.shape)}"
+        )
+    if not np.isfinite(array).all():
+        raise UserError(f"{source}: holds losses that are not finite")
+    if array.min() < 0:
+        raise UserError(f"{source}: holds losses below zero; expected nats per token, not log-probabilities")
+    return np.asarray(array if array.ndim == 3 else array[..., None], dtype=np.float64)
+
+
+def check_fit(losses: Losses, source: str) -> None:
+    """UserError unless there is the reference and another order, all alike in shape, with two windows or more."""
+    shapes = {order: array.shape for order, array in losses.by_order.items()}
+    if REFERENCE not in shapes or len(shapes) < 2:
+        raise UserError(
+            f"{source}: expected losses of {REFERENCE} and of another order, found {', '.join(shapes) or 'none'}"
+        )
+    if len(set(shapes.values())) > 1:
+        raise UserError(
+            f"{source}: expected equal shapes in all orders, found {', '.join(f'{order} {list(shape)}' for order, shape in shapes.items())}"
+        )
+    n_windows = shapes[REFERENCE][1]
+    if n_windows < 2:
+        raise UserError(f"{source}: expected at least two windows, found {n_windows}")
+    if losses.documents is not None and losses.documents.shape != (n_windows,):
+        raise UserError(
+            f"{source}: {DOCUMENTS}: expected one for each of {n_windows:,} windows, found {list(losses.documents.shape)}"
+        )

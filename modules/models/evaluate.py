@@ -1,0 +1,84 @@
+"""The held-out losses of a model: one number a token, aligned to the text in both directions."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from modules.data.windows import Windows
+from modules.system.console import bar
+
+CPU_TOKENS = 4096  # at once, however large the batch: a CPU is not faster with more, and needs the memory
+
+
+class Interrupted(Exception):
+    """An evaluation that was asked to end early."""
+
+
+def autocast_for(device: torch.device, precision: str) -> Callable:
+    """A function that makes the context in which a model of this precision computes."""
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def held_out_losses(
+    model,
+    windows: Windows,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    indices: np.ndarray | None = None,
+    progress: bool = True,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """Loss of every token of `windows` (or of those in `indices`) in nats: [windows, T] float64, IN TEXT ORDER.
+
+    Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
+    the model reads, so forward and backward results subtract token by token.
+    Dropout is off; the model is left in the mode in which it came.
+
+    Raises Interrupted when `interrupted()` says so, asked before each batch.
+    """
+    indices = np.arange(len(windows)) if indices is None else indices
+    if device.type == "cpu":
+        batch_size = min(batch_size, max(1, CPU_TOKENS // windows.length))
+    losses = np.empty((len(indices), windows.length), dtype=np.float64)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast_for(device, precision)():
+            for start in bar(
+                range(0, len(indices), batch_size),
+                desc="held-out",
+                unit="batch",
+                leave=False,
+                delay=1,
+                disable=not progress,
+            ):
+                if interrupted():
+                    raise Interrupted
+                inputs_BT, targets_BT = windows.batch(indices[start : start + batch_size])
+                losses_BT = model.losses(inputs_BT.to(device), targets_BT.to(device))
+                losses[start : start + len(losses_BT)] = losses_BT.cpu().numpy()
+    finally:
+        model.train(was_training)
+    return losses[:, ::-1].copy() if windows.backwards else losses
+
+
+def sub_window_losses(model, windows: Windows, length: int, batch_size: int, device: torch.device) -> np.ndarray:
+    """Mean loss of each window of `windows` when it is read in parts of `length` tokens, each behind BOS: nats per
+    token, [windows] float64.
+
+    The same tokens with less context, in the same model: what the arrow is at a shorter context, without another
+    training. Raises ValueError where `length` does not divide the windows.
+    """
+    if windows.length % length or windows.stride != windows.length:
+        raise ValueError(
+            f"expected windows end to end that parts of {length} divide, found length {windows.length}, stride {windows.stride}"
+        )
+    parts = replace(windows, count=len(windows) * windows.length // length, length=length, stride=length)
+    return (
+        held_out_losses(model, parts, batch_size * windows.length // length, device)
+        .reshape(len(windows), -1)
+        .mean(axis=1)
+    )

@@ -1,0 +1,80 @@
+"""What each step of a run was trained with: the learning rate, the optimizer's settings and the precision, from the
+first step to the last.
+
+A config says what a run is asked for now. Where it was changed on the way (a cool-down, another learning rate by
+intent), the last config no longer says what the run is. So a state carries its *stages*: stretches of steps, each with
+the settings that it was trained with. Two runs are compared by what they really did, step by step, not by their last
+config.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from modules.config import Config, OptimParams
+from modules.system.schema import Schema
+from modules.training.schedule import lr_at
+
+NOT_OF_THE_SCHEDULE = ("weight_decay", "grad_clip")
+
+
+class Stage(Schema):
+    """Steps from `first_step` (counted from 0) on, up to the next stage."""
+
+    first_step: int = Field(ge=0)
+    optim_params: OptimParams
+    precision: Literal["fp32", "bf16"]
+
+    def settings(self) -> dict[str, object]:
+        """What may differ between two stages, by the name under which it is reported; the learning rate apart, which
+        changes by the step."""
+        optim = {f"optim_params.{key}": getattr(self.optim_params, key) for key in NOT_OF_THE_SCHEDULE}
+        return optim | {"precision": self.precision}
+
+
+def continued(stages: Sequence[Stage], step: int, config: Config, precision: str) -> list[Stage]:
+    """The stages of a run that goes on at `step` as `config` says: those that `step` has reached, and one more where
+    something changes."""
+    before = [stage for stage in stages if stage.first_step < step]
+    now = Stage(first_step=step if before else 0, optim_params=config.optim_params, precision=precision)
+    if before and (before[-1].optim_params, before[-1].precision) == (now.optim_params, now.precision):
+        return before
+    return [*before, now]
+
+
+def as_data(stages: Sequence[Stage]) -> list[dict]:
+    """Plain data, for a state or a report."""
+    return [stage.model_dump(mode="json") for stage in stages]
+
+
+def first_difference(one: Sequence[Stage], other: Sequence[Stage], steps: int) -> str | None:
+    """Where two runs of `steps` steps first differ in what they were trained with, in words; None where they do not."""
+    starts = sorted({stage.first_step for stage in (*one, *other) if stage.first_step < steps})
+    for start, end in zip(starts, [*starts[1:], steps], strict=True):
+        mine, others = at(one, start), at(other, start)
+        for name, value in mine.settings().items():
+            if value != others.settings()[name]:
+                return f"{name} from step {start:,} on ({value} and {others.settings()[name]})"
+        if mine.optim_params == others.optim_params:
+            continue
+        for step in range(start, end):
+            rates = lr_at(step, mine.optim_params), lr_at(step, others.optim_params)
+            if rates[0] != rates[1]:
+                return f"the learning rate of step {step:,} ({rates[0]:.6g} and {rates[1]:.6g})"
+    return None
+
+
+def at(stages: Sequence[Stage], step: int) -> Stage:
+    """The stage in which `step` was or will be trained."""
+    return next(stage for stage in reversed(stages) if stage.first_step <= step)
+
+
+def changes(stages: Sequence[Stage]) -> list[str]:
+    """What changed on the way, a line a change: empty for a run that was trained as it began."""
+    lines = []
+    for before, after in zip(stages, stages[1:], strict=False):
+        old, new = (stage.optim_params.model_dump() | {"precision": stage.precision} for stage in (before, after))
+        different = [f"{key} {old[key]} -> {new[key]}" for key in new if old[key] != new[key]]
+        lines.append(f"from step {after.first_step:,}: {', '.join(different)}")
+    return lines

@@ -1,0 +1,84 @@
+"""Whether a model fits the machine, said before any memory is asked for.
+
+Else the kernel ends the process without a word, maybe after minutes of swapping.
+"""
+
+import contextlib
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from modules.config import Config
+from modules.models import count_parameters
+from modules.system.errors import UserError
+from modules.system.processes import control_groups, limits, this_process
+from modules.training.parallel import Processes
+
+STATE_BYTES = 16  # of a parameter in training: weight, gradient and two moments, in fp32
+WEIGHT_BYTES = 4
+GIB = 2**30
+
+
+def check_memory(config: Config, processes: Processes) -> None:
+    """Refuse a model whose weights, gradients and moments this machine does not hold. `config.model` must be set.
+    Raises UserError.
+
+    What its activations need comes on top, and depends on the batch: `--dry_run` tells it.
+    """
+    parameters = count_parameters(config.model, **config.model_params.model_dump())
+    shards = processes.count if config.training_params.parallel == "fsdp" else 1
+    here = this_process().local_world_size
+    trained = STATE_BYTES * parameters / shards
+    # Each process builds the whole model in the machine's memory, before it is sent to a GPU or cut into shards.
+    built = WEIGHT_BYTES * parameters
+    on_gpu = processes.device.type == "cuda"
+    asked = [(f"{here} process(es) of this machine", here * max(built, 0 if on_gpu else trained), machine_memory())]
+    if on_gpu:
+        free, _ = torch.cuda.mem_get_info(processes.device)
+        asked.append((str(processes.device), trained, free + torch.cuda.memory_reserved(processes.device)))
+    for who, needed, there in asked:
+        if needed > there:
+            raise UserError(
+                f"{config.name}: {parameters:,} parameters are too many here: {who} would need {needed / GIB:,.1f} GiB for "
+                f"weights, gradients and optimizer, and there are {there / GIB:,.1f} GiB; make embed_dim, n_layers or vocab_size smaller, or give "
+                'the model more devices with "parallel": "fsdp"'
+            )
+
+
+def machine_memory(root: Path = Path("/")) -> float:
+    """Bytes that this process may have: memory and swap of the machine, or less where its container or its limits
+    (ulimit -v) say so.
+
+    Infinite where the system does not tell (Windows).
+    """
+    try:
+        memory, swap = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), _swap(root)
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+    found = [memory + swap]
+    for group in control_groups("memory", root):
+        found.append(limits(group / "memory.max")[0] + min(swap, limits(group / "memory.swap.max")[0]))
+        found.append(
+            limits(group / "memory.limit_in_bytes")[0] + swap
+        )  # the files of version 1, of which the second counts both
+        found.append(limits(group / "memory.memsw.limit_in_bytes")[0])
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+        found.append(math.inf if address_space == resource.RLIM_INFINITY else float(address_space))
+    return min(found)
+
+
+def _swap(root: Path) -> float:
+    """Bytes of swap; 0 where there is none, or where the system keeps it elsewhere (macOS grows it as needed: then
+    infinite)."""
+    if sys.platform == "darwin":
+        return math.inf
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:")), 0.0)
+    return 0.0

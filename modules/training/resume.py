@@ -1,0 +1,246 @@
+"""What a run resumes from: where its files are, which state is the newest whole one, and whether the config goes on
+with it.
+
+What decides a run's result is either part of its identity (model, order of reading and of windows, data, held-out part:
+another is refused) or may change by intent (learning rate, schedule, optimizer, precision: refused unless
+`--accept_changes`, and then recorded in the state). Whatever only says where or how fast a run goes may change freely.
+
+    <state_save_loc>/<project>/state/<run>.state      the state
+                               state/<run>.sharded/   its shards, where the model is sharded
+                               state/backups/         backups, with the step in their names
+                               metrics/<run>.jsonl    every logged number
+                               metrics/<run>.png      the loss curve so far
+                               validations/<run>/     the held-out loss of each window at each validation
+"""
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from modules.config import RUN_NAME, Config, parse_config
+from modules.data.token_file import TokenFile
+from modules.system.errors import UserError
+from modules.system.files import replacing
+from modules.system.names import check_name
+from modules.training import checkpoint
+from modules.training.history import Stage
+from modules.training.sharded import export_sharded, sharded_facts, whole_sharded
+
+HELD_OUT = "held-out tokens"
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a run's files are."""
+
+    folder: Path
+    run_name: str
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state" / f"{self.run_name}.state"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics" / f"{self.run_name}.jsonl"
+
+    @property
+    def picture(self) -> Path:
+        """The curve of the loss, without the suffix of its kind."""
+        return self.folder / "metrics" / self.run_name
+
+    @property
+    def validations(self) -> Path:
+        return self.folder / "validations" / self.run_name
+
+
+def files_of(config: Config, project: str) -> Files:
+    """The files of the run of this config. UserError where its name or the project's would lead elsewhere, or
+    nowhere."""
+    folder = Path(config.runs_folder) / check_name(project, "the project's name (-p)")
+    return Files(folder, check_name(config.name, RUN_NAME))
+
+
+def find_state(files: Files) -> dict | None:
+    """The newest state of a run, plain or sharded (then with "folder" in place of its tensors); None where there is
+    none.
+
+    Raises UserError where it is damaged, naming the backup to go on from.
+    """
+    found = None
+    if files.state.exists():
+        try:
+            found = checkpoint.load_state(files.state)
+        except checkpoint.DamagedState as error:
+            raise UserError(f"{error}; {way_out(files.state)}") from None
+    folder = whole_sharded(files.state)
+    if folder is not None:
+        facts = checkpoint.check_facts(sharded_facts(folder), str(folder))
+        if found is None or facts["step"] > found["step"]:
+            found = facts | {"folder": folder}
+    return found
+
+
+def source_of(found: dict, files: Files) -> Path:
+    """Where a state that `find_state` gave came from."""
+    return found.get("folder", files.state)
+
+
+def way_out(state: Path) -> str:
+    """What to do about a damaged state: the newest backup that is whole."""
+    for backup in checkpoint.backups_of(state):
+        with contextlib.suppress(UserError):
+            step = checkpoint.load_state(backup)["step"]
+            return f"the newest whole backup is of step {step:,}: to go on from it, replace the state by a copy of {backup}"
+    return "there is no whole backup; to start anew, move the state away"
+
+
+def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Files) -> None:
+    """Refuse a state that the run of `config` cannot have left: another model, order of reading or of windows, data or
+    held-out part."""
+    there = parse_config(found["config"], found["run"], source=str(source_of(found, files)))
+    context = config.model_params.context
+
+    def identity(of: Config, held_out_tokens: int, data: str) -> dict[str, object]:
+        return {
+            "model": of.model,
+            **{f"model_params.{key}": value for key, value in of.model_params.model_dump().items()},
+            "training_params.backwards": of.training_params.backwards,
+            "training_params.seed": of.training_params.seed,
+            "training_params.stride": of.stride,
+            "training_params.batch_size x aggregate": of.step_windows,
+            HELD_OUT: held_out_tokens,
+            "the data's fingerprint": data,
+        }
+
+    before = identity(there, found["held_out_tokens"], found["dataset"]["fingerprint"])
+    data = (
+        before["the data's fingerprint"]
+        if token_file.matches(before["the data's fingerprint"])
+        else token_file.fingerprint
+    )
+    now = identity(config, config.held_out_windows * context, data)
+    different = [
+        f"{name} {before.get(name)} there and {now.get(name)} in the config"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    if different:
+        keep = (
+            f"set training_params.held_out_tokens to {before[HELD_OUT]} to keep what this run holds out, "
+            if before[HELD_OUT] != now[HELD_OUT]
+            else ""
+        )
+        raise UserError(
+            f"{source_of(found, files)}: a state of another run: {'; '.join(different)}; {keep}train under another name (--run_name), "
+            "or move the state away"
+        )
+
+
+def schedule_of(found: dict, config: Config, cooldown: int | None, accept_changes: bool, files: Files) -> Config:
+    """`config` with the cool-down that is asked for, or that the state is in; what else has changed since the state is
+    refused or accepted.
+
+    A cool-down that lies ahead may come, go or move. Raises UserError for another learning rate, schedule, optimizer or
+    precision unless `accept_changes`, and for a cool-down that another one would have to undo.
+    """
+    stage, step, source = stages_of(found)[-1], found["step"], source_of(found, files)
+    optim = stage.optim_params
+    start, length = optim.cooldown_start, optim.cooldown_steps
+    cooling = start is not None and start < step
+    if cooldown:
+        if cooling and length != cooldown:
+            raise UserError(
+                f"{source}: cools down from step {start:,} to {start + length:,} already: --cooldown {length} ends it; to go on at the full "
+                f"rate or with another cool-down, {full_rate(files, start)}"
+            )
+        config = config.with_optim(cooldown_start=start if cooling else step, cooldown_steps=cooldown)
+    elif cooling and config.optim_params.cooldown_start is None:
+        config = config.with_optim(cooldown_start=start, cooldown_steps=length)
+
+    here, there = (
+        params.model_dump() | {"precision": precision}
+        for params, precision in ((config.optim_params, wanted_precision(config, stage)), (optim, stage.precision))
+    )
+    if not cooling and (config.optim_params.cooldown_start is None or config.optim_params.cooldown_start >= step):
+        for params in (here, there):  # no step has been affected by it
+            del params["cooldown_start"], params["cooldown_steps"]
+    different = [
+        f"{key} {there[key]} up to step {step:,} and {here[key]} in the config"
+        for key in here
+        if here[key] != there[key]
+    ]
+    if different and not accept_changes:
+        raise UserError(
+            f"{source}: was trained with other settings: {'; '.join(different)}; put them back, train under another name (--run_name), or "
+            f"go on with them from step {step:,} by --accept_changes, which the state records"
+        )
+    return config
+
+
+def full_rate(files: Files, step: int) -> str:
+    """Where the state before a cool-down that began at `step` is to be had."""
+    backup = checkpoint.backup_path(files.state, step)
+    return f"replace the state by a copy of {backup}" if backup.exists() else f"take a state of step {step:,} or before"
+
+
+def wanted_precision(config: Config, stage: Stage) -> str:
+    """The precision in which a run goes on: what the config asks for, or as before."""
+    return stage.precision if config.training_params.precision == "auto" else config.training_params.precision
+
+
+def stages_of(found: dict) -> list[Stage]:
+    return [Stage.model_validate(stage) for stage in found["stages"]]
+
+
+def keep_before_cooldown(found: dict, start: int, files: Files) -> None:
+    """Keep the state from which a cool-down starts as a backup: a cooled run cannot go on."""
+    if found["step"] == start:
+        keep_backup(found, files)
+
+
+def keep_backup(found: dict, files: Files) -> None:
+    """Keep the state `found` as the backup of its step, where there is none."""
+    backup = checkpoint.backup_path(files.state, found["step"])
+    if not backup.exists():
+        write_plain(found, files, backup)
+
+
+def make_up(found: dict, config: Config, done: bool, files: Files) -> None:
+    """Make what a kill kept from being made: a backup, the plain state of a finished sharded run. Of a finished one,
+    remember where the data are now."""
+    backup_due = found["step"] > 0 and found["step"] % config.training_params.backup_every == 0
+    if (
+        backup_due and found["validated"] == found["step"]
+    ):  # else the step's checkpoint is still owed, and brings its backup
+        keep_backup(found, files)
+    if not done:
+        return
+    if "folder" in found:
+        write_plain(found, files, files.state)
+        found = checkpoint.load_state(files.state)
+    if not same_file(parse_config(found["config"], found["run"]).dataset_path, config.dataset_path):
+        data_path = {"dataset_folder": config.training_params.dataset_folder}
+        there = found["config"]
+        checkpoint.save_state(
+            found | {"config": there | {"training_params": there["training_params"] | data_path}}, files.state
+        )
+
+
+def write_plain(found: dict, files: Files, path: Path) -> None:
+    """Write the state `found` to `path` as a plain one."""
+    if "folder" in found:
+        export_sharded(found["folder"], path)
+    else:
+        with replacing(path) as temporary:
+            shutil.copyfile(files.state, temporary)
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to one file that is there."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

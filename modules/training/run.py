@@ -1,0 +1,243 @@
+"""A run from its config to its last state: builds what trains, from the state that is there, and trains it."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modules.config import Config
+from modules.data.token_file import TokenFile, open_tokens
+from modules.data.windows import Windows, split
+from modules.models import build_model
+from modules.models.evaluate import autocast_for
+from modules.system import console
+from modules.system.errors import UserError
+from modules.tokenizer import Tokenizer, get_tokenizer
+from modules.training import checkpoint
+from modules.training.batches import training_batches
+from modules.training.devices import allow_tf32, compile_model, keep_freed_memory, pick_compile, pick_precision
+from modules.training.history import continued
+from modules.training.interruption import only_run, stopping_on_signals
+from modules.training.loop import Training
+from modules.training.memory import check_memory
+from modules.training.parallel import Processes, shared_loss
+from modules.training.recording import checkpoint_owed, draw_loss, picture_is_behind, record
+from modules.training.resume import (
+    Files,
+    check_same_run,
+    files_of,
+    find_state,
+    full_rate,
+    keep_before_cooldown,
+    make_up,
+    schedule_of,
+    stages_of,
+    wanted_precision,
+)
+from modules.training.sharded import put_in_order, restore_sharded, sharded_path
+
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of a run beside its config.
+
+    tokenizer_path: of the tokenizer for snippets. more_steps: train `steps_to_train` more, not up to that many
+    in total. cooldown: let the learning rate fall to zero over this many steps from now, and end. accept_changes: go on
+    although the config's schedule, optimizer or precision are not those of the state.
+    """
+
+    project: str
+    tokenizer_path: str | None = None
+    more_steps: bool = False
+    cooldown: int | None = None
+    accept_changes: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads."""
+
+    token_file: TokenFile
+    windows: Windows
+    held_out: Windows
+    tokenizer: Tokenizer | None
+
+
+def run(config: Config, request: Request, processes: Processes) -> int:
+    """Train the run of `config` from its state, or from the start where it has none. The exit status: 0, or 128 + the
+    signal that stopped it.
+
+    `config.model` must be set. Raises UserError for whatever the user can mend; the state is then the last good one.
+    """
+    files = files_of(config, request.project)
+    with only_run(files.state, processes), stopping_on_signals(processes) as stop:
+        data = data_of(config, request.tokenizer_path, processes)
+        if processes.is_main:
+            put_in_order(sharded_path(files.state))
+        processes.wait_for_all()
+        found = find_state(files)
+        if found is not None:
+            check_same_run(found, config, data.token_file, files)
+            config = schedule_of(found, config, request.cooldown, request.accept_changes, files)
+        elif request.cooldown:
+            config = config.with_optim(cooldown_start=0, cooldown_steps=request.cooldown)
+        step = found["step"] if found else 0
+        last_step = last_step_of(config, len(data.windows), step, request.more_steps)
+        done = (
+            found is not None and step >= last_step and not checkpoint_owed(step, found["validated"], last_step, config)
+        )
+        if found is not None and processes.is_main:
+            if request.cooldown and not done:
+                keep_before_cooldown(found, config.optim_params.cooldown_start, files)
+            make_up(found, config, done, files)
+        processes.wait_for_all()
+        if done:
+            if processes.is_main and picture_is_behind(files):
+                draw_loss(config, files)
+            tell(processes, f"{config.name}: nothing to do, {what_is_done(config, step, last_step, files)}")
+            return 0
+        training = prepare(config, data, processes, found, files.state)
+        tell(processes, introduction(training, last_step))
+        try:
+            finished = record(training, last_step, files, request.project, data.tokenizer, stop)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{processes.device} is out of memory ({console.reason(error)}); a smaller batch_size with a larger aggregate, or "
+                "checkpoint_activations, needs less"
+            ) from None
+        saved = sharded_path(files.state) if config.training_params.parallel == "fsdp" else files.state
+        kept = f"saved in {saved}; the same command goes on from there" if saved.exists() else "nothing to save yet"
+        tell(
+            processes,
+            f"{config.name}: finished at step {training.step:,}, state in {files.state}"
+            if finished
+            else f"{config.name}: stopped by {stop.reason} at step {training.step:,}, {kept}",
+        )
+        return 0 if finished else stop.exit_status
+
+
+def data_of(config: Config, tokenizer_path: str | None, processes: Processes) -> Data:
+    """The data of a run, looked at. Raises UserError where config, data, tokenizer and number of processes do not
+    fit."""
+    params, model_params = config.training_params, config.model_params
+    for key, windows in (("batch_size", params.batch_size), ("held-out windows", config.held_out_windows)):
+        if windows < processes.count:
+            raise UserError(
+                f"{config.name}: {key}: expected at least the number of processes, {processes.count}, found {windows}"
+            )
+    token_file = open_tokens(config.dataset_path)
+    token_file.check_ids(model_params.vocab_size)
+    tokenizer = matching_tokenizer(tokenizer_path, token_file, model_params.vocab_size) if tokenizer_path else None
+    windows, held_out = split(
+        token_file, model_params.context, config.stride, config.held_out_windows, config.step_windows, params.backwards
+    )
+    return Data(token_file, windows, held_out, tokenizer)
+
+
+def prepare(
+    config: Config, data: Data, processes: Processes, found: dict | None = None, source: Path | None = None
+) -> Training:
+    """Build all that trains, in the state `found`, which was read from `source`. Raises UserError where config, state
+    and hardware do not fit."""
+    params, model_params = config.training_params, config.model_params
+    stages = stages_of(found) if found else []
+    precision = (
+        wanted_precision(config, stages[-1])
+        if found
+        else pick_precision(params.precision, processes.device, model_params.embed_dim)
+    )
+    allow_tf32(processes.device)
+    keep_freed_memory(processes.device)
+    check_memory(config, processes)
+    model = build_model(config.model, params.seed, **model_params.model_dump()).to(processes.device)
+    if params.checkpoint_activations:
+        if config.model != "gpt":
+            raise UserError(
+                f"{config.name}: training_params.checkpoint_activations: expected false for a {config.model}, which has no blocks to recompute"
+            )
+        model.checkpoint_activations = True
+    compiled = pick_compile(params.compile, processes.device, config.model)
+    if compiled:
+        with contextlib.closing(training_batches(data.windows, config, processes, 0)) as batches:
+            compiled = compile_model(model, *next(batches), autocast_for(processes.device, precision))
+    loss_of, local_gradients = shared_loss(model, params.parallel, precision, processes)
+    optim = config.optim_params
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    step = found["step"] if found else 0
+    training = Training(
+        config,
+        processes,
+        continued(stages, step, config, precision),
+        compiled,
+        data.windows,
+        data.held_out,
+        model,
+        optimizer,
+        loss_of,
+        local_gradients,
+        step,
+    )
+    if found is not None:
+        if "folder" in found:
+            restore_sharded(model, optimizer, found["folder"])
+        else:
+            checkpoint.restore(model, optimizer, found, str(source))
+        training.validated, training.early_stages_unknown = found["validated"], found["early_stages_unknown"]
+        training.unlogged = list(found["unlogged"].to(processes.device))
+    return training
+
+
+def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tokenizer:
+    """The tokenizer at `path`, as given or relative to the project's folder. UserError where it is not the one that
+    made the data."""
+    tokenizer = get_tokenizer(path if Path(path).exists() else PROJECT_FOLDER / path)
+    token_file.check_tokenizer(tokenizer)
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{path}: not the tokenizer of {token_file.path}: it has {tokenizer.vocab_size:,} ids, and the config's vocab_size is {vocab_size:,}; "
+            "give the one that tokenized it, or leave -t out"
+        )
+    return tokenizer
+
+
+def last_step_of(config: Config, n_windows: int, step: int = 0, more_steps: bool = False) -> int:
+    """The optimizer step at which a run that is at `step` ends: its cool-down's, `steps_to_train`, or one epoch of its
+    `n_windows`."""
+    if config.optim_params.cooldown_start is not None:
+        return config.optim_params.cooldown_start + config.optim_params.cooldown_steps
+    return (config.training_params.steps_to_train or n_windows // config.step_windows) + (step if more_steps else 0)
+
+
+def what_is_done(config: Config, step: int, last_step: int, files: Files) -> str:
+    """Why a run has nothing to do, and what would give it something."""
+    if config.optim_params.cooldown_start is None:
+        return f"step {step:,} of {last_step:,} is done (-s trains that many more)"
+    return (
+        f"it is cooled down, its learning rate having fallen to zero at step {last_step:,}; "
+        f"to go on at the full rate, {full_rate(files, config.optim_params.cooldown_start)}"
+    )
+
+
+def introduction(training: Training, last_step: int) -> str:
+    """One line on what is about to be trained, and how."""
+    config, processes = training.config, training.processes
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    device = (
+        torch.cuda.get_device_name(processes.device)
+        if processes.device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    many = f" x {processes.count} ({config.training_params.parallel})" if processes.count > 1 else ""
+    return (
+        f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.direction}, steps {training.step:,} to {last_step:,} of "
+        f"{training.step_tokens:,} tokens, {training.precision}{', compiled' if training.compiled else ''}, on {device}{many}"
+    )
+
+
+def tell(processes: Processes, line: str) -> None:
+    """Say something to the user once."""
+    if processes.is_main:
+        console.tell(line)

@@ -1,0 +1,183 @@
+"""Real processes, killed, left alone by their peers, or at work side by side: the .h5 has the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modules.tok_utils import make_h5, tokenize_folder
+from tests.processes import children_of, is_running
+from tests.tok_texts import sample_text, trained
+
+ROOT = Path(__file__).resolve().parents[2]
+CHUNK = 20_000
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from modules.system.errors import one_line_errors
+from modules.tok_utils import chunks, make_h5, tokenize_folder
+from modules.tokenizer import get_tokenizer
+chunks.SILENCE_S = 3.0
+@one_line_errors
+def main(folder, tokenizer_path, num_workers):
+    chunks_folder = tokenize_folder(folder, tokenizer_path, num_workers=int(num_workers), chunk_bytes={CHUNK})
+    make_h5(chunks_folder, folder + "/out", get_tokenizer(tokenizer_path))
+main(*sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def toki(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("toki"), [sample_text(100_000)], 1500)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, toki):
+    """A folder with a text of some 60 chunks and the script, and the .h5 of an uninterrupted run elsewhere."""
+    folder = tmp_path_factory.mktemp("job")
+    text = sample_text(1_000_000).encode("utf-8")
+    for place in (folder / "killed", folder / "whole"):
+        place.mkdir()
+        (place / "t.txt").write_bytes(text)
+    (folder / "script.py").write_text(SCRIPT)
+    h5_path = make_h5(
+        tokenize_folder(folder / "whole", toki.folder, num_workers=1, chunk_bytes=CHUNK), folder / "whole" / "out", toki
+    )
+    return folder, h5_path.read_bytes()
+
+
+def start(folder: Path, place: str, toki, num_workers: int = 2, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, folder / "script.py", folder / place, toki.folder, str(num_workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | environment,
+        text=True,
+    )
+
+
+def forget(folder: Path) -> None:
+    """Remove what other tests tokenized."""
+    for path in [*folder.glob("killed/t_tokens/*"), *folder.glob("killed/out/*")]:
+        path.unlink()
+
+
+def count(folder: Path) -> int:
+    return len(list((folder / "killed" / "t_tokens").glob("chunk_*.pt")))
+
+
+def kill_and_restart(folder: Path, toki, rng: random.Random, kills: int) -> int:
+    """Kill the job `kills` times, each a few chunks further on or while the .h5 is written. Returns how many died
+    before they were done."""
+    died = 0
+    for _ in range(kills):
+        process = start(folder, "killed", toki)
+        wait_for = count(folder) + rng.randrange(8)
+        while process.poll() is None and count(folder) < wait_for and not list(folder.glob("killed/out/*")):
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        died += process.returncode == -signal.SIGKILL
+    return died
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_goes_on(job, toki, kills):
+    folder, wanted = job
+    forget(folder)
+    rng = random.Random(kills)
+    assert kill_and_restart(folder, toki, rng, kills) >= min(kills, 3)
+    done_before = {path.name: path.stat().st_ino for path in (folder / "killed" / "t_tokens").glob("chunk_*.pt")}
+    last = start(folder, "killed", toki)
+    assert last.communicate()[0] is not None and last.returncode == 0
+    assert (folder / "killed" / "out" / "t.h5").read_bytes() == wanted
+    assert not list((folder / "killed").rglob(".*.tmp"))
+    assert all(
+        (folder / "killed" / "t_tokens" / name).stat().st_ino == inode for name, inode in done_before.items()
+    )  # none was made twice
+
+
+def test_workers_end_with_their_parent(job, toki):
+    folder, _ = job
+    forget(folder)
+    process = start(folder, "killed", toki)
+    pids = children_of(process.pid, at_least=2)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_worker_that_dies_is_one_line_and_no_loss(job, toki):
+    folder, wanted = job
+    for _ in range(10):
+        forget(folder)
+        process = start(folder, "killed", toki)
+        os.kill(children_of(process.pid)[0], signal.SIGKILL)
+        output = process.communicate()[0]
+        if process.returncode:  # else the machine was so busy that the kill came after the worker's last chunk
+            break
+    assert process.returncode == 1 and "a worker process ended with status -9" in output.splitlines()[-1]
+    again = start(folder, "killed", toki)
+    assert again.communicate()[0] is not None and again.returncode == 0
+    assert (folder / "killed" / "out" / "t.h5").read_bytes() == wanted
+
+
+@pytest.mark.parametrize("absent", [2, pytest.param(None, marks=pytest.mark.slow)])
+def test_several_processes_share_the_work(job, toki, absent):
+    """As torchrun starts them; one of three never comes, and the first does its part."""
+    folder, wanted = job
+    place = f"without_{absent}"
+    (folder / place).mkdir()
+    (folder / place / "t.txt").write_bytes((folder / "whole" / "t.txt").read_bytes())
+    processes = [
+        start(folder, place, toki, 1, RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3")
+        for rank in range(3)
+        if rank != absent
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    assert (folder / place / "out" / "t.h5").read_bytes() == wanted
+    assert ("taking over" in outputs[0]) == (absent is not None)
+
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path):
+    text = sample_text(400_000)
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8", newline="")
+    arguments = [
+        "--txt_path",
+        tmp_path / "t.txt",
+        "--out_h5_folder",
+        tmp_path / "out",
+        "--tokenizer_folder",
+        tmp_path,
+        "--tokenizer_name",
+        "toki",
+        "--vocab_size",
+        "700",
+    ]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            ROOT / "tokenize_to_h5.py",
+            *map(str, arguments),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bytes a token") == 1 and (tmp_path / "out" / "t.h5").exists()
