@@ -332,7 +332,7 @@ def _trial(connection, folder: Path, work: Callable, args: tuple, fault, environ
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout, sys.stderr = (
-        io.open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2)
+        open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2)
     )  # the server has none to share
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed process leaves behind
     os.environ.update(environment)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from modules.kernels.attention import causal_attention
 from modules.kernels import attention
+from modules.kernels.attention import causal_attention
 
 NOTHING_DROPPED = 1e-9  # takes the way of dropout; 16 bits never decide for so rare a thing
 SHAPES = [
