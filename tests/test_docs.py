@@ -56,8 +56,7 @@ def test_readme_commands_of_the_demo_run_as_they_stand(tmp_path):
     ).stdout.split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     block = (ROOT / "README.md").read_text(encoding="utf-8").partition("the same commands are:")[2].split("```")[1]
     commands = [line for line in block.splitlines() if line.startswith(".venv/bin/python ") and " pip " not in line]
     assert len(commands) == 3
