@@ -56,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         contiguous, chunked = write_both(Path(folder), options.tokens)
         token_file = open_tokens(contiguous)
-        training, _ = split(token_file, length, length // 2, batch, batch, backwards=False)
+        training, _ = split(token_file, length, length // 2, batch, batch, order="forward")
         with h5py.File(chunked) as file:
             slices = file["tokens"]
 

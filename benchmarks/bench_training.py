@@ -161,7 +161,7 @@ class Peer:
         self.model.to(processes.device).train()
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, backwards=False)
+        windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, order="forward")
         self.batches = training_batches(windows, task.config, processes, 0)
         self.pieces = pieces_of_a_batch(task.config, processes)
 

@@ -293,8 +293,8 @@ class Config(Section):
         return expanded(self.training_params.state_save_loc, f"{self.name}: training_params.state_save_loc")
 
     @property
-    def direction(self) -> str:
-        """ "forward" or "backward"."""
+    def order(self) -> str:
+        """The order of reading, "forward" or "backward"."""
         return "backward" if self.training_params.backwards else "forward"
 
     @model_validator(mode="after")

@@ -1,9 +1,9 @@
-"""Windows of a token file: which tokens the model reads, in which direction, in which order.
+"""Windows of a token file: which tokens the model reads, and in which order.
 
 Everything that makes forward and backward comparable is decided here. A window of T
 text tokens gives T predictions: input = BOS + its first T-1 tokens, target = its T
-tokens; backward flips the window first and does the same. So the *same* tokens are
-predicted in both directions. (Without BOS the first token of a window would be
+tokens; another order of reading (orders.py) permutes the window first and does the same.
+So the *same* tokens are predicted in every order. (Without BOS the first token of a window would be
 predicted only backward and the last only forward, and totals would not compare.)
 
     text tokens   a b c d
@@ -13,7 +13,10 @@ predicted only backward and the last only forward, and totals would not compare.
 Held-out windows are the last ones of the file, end to end; no training window
 reaches into them. Training windows overlap (`stride`), and their order is a
 permutation computed on the fly from (seed, epoch, index): it needs no memory
-for 10^9 windows, starts at step k in O(1), and knows nothing of the direction.
+for 10^9 windows, starts at step k in O(1), and knows nothing of the order of reading.
+
+Nothing but this file and orders.py knows in which order a window is read: losses and generated tokens come back to the
+text's order here (`tests/data/test_windows.py` looks for others).
 """
 
 from dataclasses import dataclass
@@ -21,40 +24,51 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from modules.data.orders import to_reading_order, to_text_order
 from modules.data.token_file import TokenFile
 from modules.system.errors import UserError
 
 
 @dataclass(frozen=True)
 class Windows:
-    """`count` windows of `length` tokens, the first at token `first`, each `stride` after the one before."""
+    """`count` windows of `length` tokens, the first at token `first`, each `stride` after the one before, read in
+    `order`."""
 
     token_file: TokenFile
     first: int
     count: int
     length: int
     stride: int
-    backwards: bool
+    order: str
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets [B, length], int64, of the windows `indices` [B], in the direction of reading."""
+        """Inputs and targets [B, length], int64, of the windows `indices` [B], in the order of reading."""
         indices = np.asarray(indices)
         if len(indices) and (indices.min() < 0 or indices.max() >= self.count):
             raise IndexError(f"window {indices.max()} of {self.count}")
-        targets_BT = self.token_file.gather(self.first + indices * self.stride, self.length)
-        if self.backwards:
-            targets_BT = targets_BT[:, ::-1]
+        text_BT = self.token_file.gather(self.first + indices * self.stride, self.length)
+        targets_BT = to_reading_order(text_BT, self.order)
         inputs_BT = np.empty_like(targets_BT)
         inputs_BT[:, 0] = self.token_file.bos_id
         inputs_BT[:, 1:] = targets_BT[:, :-1]
-        return torch.from_numpy(inputs_BT), torch.from_numpy(np.ascontiguousarray(targets_BT))
+        return torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT)
+
+    def in_text_order(self, read_BT: np.ndarray) -> np.ndarray:
+        """What belongs to the targets of a batch [B, T], one by one, as the text has them: a copy [B, T]."""
+        return to_text_order(read_BT, self.order)
+
+
+def windows_of_ids(ids: np.ndarray, length: int, bos_id: int, order: str) -> Windows:
+    """All windows of `length` tokens over ids in memory [n]: one begins at each of the first n - length + 1."""
+    token_file = TokenFile("ids in memory", ids, None, None, None, bos_id)
+    return Windows(token_file, 0, len(ids) - length + 1, length, 1, order)
 
 
 def split(
-    token_file: TokenFile, length: int, stride: int, held_out_windows: int, step_windows: int, backwards: bool
+    token_file: TokenFile, length: int, stride: int, held_out_windows: int, step_windows: int, order: str
 ) -> tuple[Windows, Windows]:
     """Training windows and held-out windows of a file.
 
@@ -69,13 +83,14 @@ def split(
     needed = held_out_tokens + length + (step_windows - 1) * stride
     if n_tokens < needed:
         raise UserError(
-            f"{token_file.path}: holds {n_tokens:,} tokens, but this config needs at least {needed:,}: {held_out_tokens:,} held out "
-            f"({held_out_windows:,} windows of {length}) and {needed - held_out_tokens:,} for one step of {step_windows:,} training windows; "
+            f"{token_file.path}: holds {n_tokens:,} tokens, but this config needs at least {needed:,}: "
+            f"{held_out_tokens:,} held out ({held_out_windows:,} windows of {length}) and "
+            f"{needed - held_out_tokens:,} for one step of {step_windows:,} training windows; "
             "use a longer text, or a smaller held_out_tokens, valid_steps or batch_size"
         )
     held_out_start = n_tokens - held_out_tokens
-    training = Windows(token_file, 0, (held_out_start - length) // stride + 1, length, stride, backwards)
-    held_out = Windows(token_file, held_out_start, held_out_windows, length, length, backwards)
+    training = Windows(token_file, 0, (held_out_start - length) // stride + 1, length, stride, order)
+    held_out = Windows(token_file, held_out_start, held_out_windows, length, length, order)
     return training, held_out
 
 

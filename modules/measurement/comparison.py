@@ -76,7 +76,7 @@ class Trained:
 
     @property
     def direction(self) -> str:
-        return self.config.direction
+        return self.config.order
 
     @property
     def seed(self) -> int:
@@ -451,7 +451,7 @@ def held_out_windows(run: Trained) -> Windows:
         run.config.stride,
         run.held_out_windows,
         run.config.step_windows,
-        run.config.training_params.backwards,
+        run.config.order,
     )[1]
 
 

@@ -1,4 +1,5 @@
-"""The held-out losses of a model: one number a token, aligned to the text in both directions."""
+"""The held-out losses of a model: one number a token, aligned to the text in every order of reading; and the text that
+it makes up."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +8,9 @@ import numpy as np
 import torch
 
 from modules.data.windows import Windows
+from modules.models.language_model import LanguageModel
 from modules.system.console import bar
+from modules.tokenizer import Tokenizer
 
 CPU_TOKENS = 4096  # at once, however large the batch: a CPU is not faster with more, and needs the memory
 
@@ -34,7 +37,7 @@ def held_out_losses(
     """Loss of every token of `windows` (or of those in `indices`) in nats: [windows, T] float64, IN TEXT ORDER.
 
     Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
-    the model reads, so forward and backward results subtract token by token.
+    the model reads, so the results of any two orders subtract token by token.
     Dropout is off; the model is left in the mode in which it came.
 
     Raises Interrupted when `interrupted()` says so, asked before each batch.
@@ -62,7 +65,7 @@ def held_out_losses(
                 losses[start : start + len(losses_BT)] = losses_BT.cpu().numpy()
     finally:
         model.train(was_training)
-    return losses[:, ::-1].copy() if windows.backwards else losses
+    return windows.in_text_order(losses)
 
 
 def sub_window_losses(model, windows: Windows, length: int, batch_size: int, device: torch.device) -> np.ndarray:
@@ -74,7 +77,8 @@ def sub_window_losses(model, windows: Windows, length: int, batch_size: int, dev
     """
     if windows.length % length or windows.stride != windows.length:
         raise ValueError(
-            f"expected windows end to end that parts of {length} divide, found length {windows.length}, stride {windows.stride}"
+            f"expected windows end to end that parts of {length} divide, found length {windows.length}, "
+            f"stride {windows.stride}"
         )
     parts = replace(windows, count=len(windows) * windows.length // length, length=length, stride=length)
     return (
@@ -82,3 +86,14 @@ def sub_window_losses(model, windows: Windows, length: int, batch_size: int, dev
         .reshape(len(windows), -1)
         .mean(axis=1)
     )
+
+
+def snippet(
+    model: LanguageModel, windows: Windows, tokenizer: Tokenizer, n_tokens: int, seed: int, device: torch.device
+) -> str:
+    """A text of `n_tokens` tokens that the model makes up from BOS alone, as the text has them whichever way it was
+    read. The same draws for the same seed."""
+    bos = torch.full((1, 1), windows.token_file.bos_id, device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens_T = model.generate(bos, n_tokens, top_k=50, generator=generator)[0, 1:]
+    return tokenizer.detokenize(torch.from_numpy(windows.in_text_order(tokens_T.cpu().numpy())))

@@ -11,6 +11,7 @@ import time
 import torch
 
 from modules.config import Config
+from modules.models import evaluate
 from modules.models.evaluate import autocast_for
 from modules.system import console
 from modules.system.errors import UserError
@@ -180,7 +181,7 @@ def draw_loss(config: Config, files: Files) -> None:
     def draw() -> None:
         from modules import plots  # matplotlib, on which training does not depend
 
-        plots.save(plots.run_curve(config.name, config.direction, read_metrics(files.metrics)), files.picture)
+        plots.save(plots.run_curve(config.name, config.order, read_metrics(files.metrics)), files.picture)
 
     console.attempt("the picture of the loss", draw)
 
@@ -220,11 +221,7 @@ def facts(training: Training) -> dict:
 
 
 def snippet(training: Training, tokenizer: Tokenizer) -> str:
-    """A text that the model makes up from BOS alone, in reading order whichever way it was made. The same draws at
-    every validation."""
-    device = training.processes.device
-    bos = torch.full((1, 1), training.windows.token_file.bos_id, device=device)
-    generator = torch.Generator(device).manual_seed(training.config.training_params.seed)
+    """A text that the model makes up; the same draws at every validation."""
+    device, seed = training.processes.device, training.config.training_params.seed
     with autocast_for(device, training.precision)():
-        tokens_BT = training.model.generate(bos, SNIPPET_TOKENS, top_k=50, generator=generator)[:, 1:]
-    return tokenizer.detokenize(tokens_BT.flip(1) if training.config.training_params.backwards else tokens_BT)
+        return evaluate.snippet(training.model, training.held_out, tokenizer, SNIPPET_TOKENS, seed, device)

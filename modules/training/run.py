@@ -132,7 +132,7 @@ def data_of(config: Config, tokenizer_path: str | None, processes: Processes) ->
     token_file.check_ids(model_params.vocab_size)
     tokenizer = matching_tokenizer(tokenizer_path, token_file, model_params.vocab_size) if tokenizer_path else None
     windows, held_out = split(
-        token_file, model_params.context, config.stride, config.held_out_windows, config.step_windows, params.backwards
+        token_file, model_params.context, config.stride, config.held_out_windows, config.step_windows, config.order
     )
     return Data(token_file, windows, held_out, tokenizer)
 
@@ -232,7 +232,7 @@ def introduction(training: Training, last_step: int) -> str:
     )
     many = f" x {processes.count} ({config.training_params.parallel})" if processes.count > 1 else ""
     return (
-        f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.direction}, steps {training.step:,} to {last_step:,} of "
+        f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.order}, steps {training.step:,} to {last_step:,} of "
         f"{training.step_tokens:,} tokens, {training.precision}{', compiled' if training.compiled else ''}, on {device}{many}"
     )
 

@@ -52,8 +52,8 @@ def token_file(path, tokens: np.ndarray):
 def both_directions(tokens_file, table: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Held-out losses of the two exact models, through the project's own windows."""
     both = []
-    for backwards, model in ((False, TableModel(table)), (True, TableModel(table.transpose(2, 1, 0)))):
-        _, windows = split(tokens_file, LENGTH, 1, held_out, 1, backwards)
+    for order, model in (("forward", TableModel(table)), ("backward", TableModel(table.transpose(2, 1, 0)))):
+        _, windows = split(tokens_file, LENGTH, 1, held_out, 1, order)
         both.append(held_out_losses(model, windows, 7, torch.device("cpu"), progress=False).astype(np.float64))
     return both[0], both[1]
 

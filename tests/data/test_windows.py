@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import re
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -23,22 +25,53 @@ def token_file(tmp_path_factory):
     return open_tokens(write_tokens(tmp_path_factory.mktemp("data") / "toy.h5", n_tokens=5_000))
 
 
-@pytest.mark.parametrize("backwards", [False, True])
-def test_a_window_is_bos_and_its_tokens_in_the_direction_of_reading(token_file, backwards):
-    windows = Windows(token_file, first=100, count=20, length=8, stride=3, backwards=backwards)
+@pytest.mark.parametrize("order", ["forward", "backward"])
+def test_a_window_is_bos_and_its_tokens_in_the_order_of_reading(token_file, order):
+    windows = Windows(token_file, first=100, count=20, length=8, stride=3, order=order)
     inputs, targets = windows.batch([0, 7, 19])
     for row, index in enumerate([0, 7, 19]):
         text = token_file.tokens[100 + 3 * index :][:8].tolist()
-        read = text[::-1] if backwards else text
+        read = text[::-1] if order == "backward" else text
         assert targets[row].tolist() == read
         assert inputs[row].tolist() == [0] + read[:-1]
 
 
-def test_both_directions_predict_the_same_tokens(token_file):
-    def targets(backwards):
-        return split(token_file, 16, 8, 50, 4, backwards)[0].batch(np.arange(40))[1]
+MODULES = Path(__file__).parents[2] / "modules"
+# What a flip outside orders.py is there for, other than reading a window in another order.
+FLIPS = {
+    "corpora/reverse.py": "reverses the characters of a text, before there are tokens",
+    "corpora/synthetic.py": "makes texts that mirror each other",
+    "tok_utils/symmetric.py": "the tokens of a reversed text",
+    "measurement/contrast.py": "the documents of a reversed text",
+    "measurement/noise.py": "a series and its mirror image, before a Fourier transform",
+    "training/side_by_side.py": "the last of the lines of an error",
+}
+BACKWARDS = {
+    "config.py": "where it is chosen",
+    "measurement/measure.py": "where it is chosen",
+    "training/resume.py": "compared",
+    "measurement/comparison.py": "compared",
+}
 
-    assert targets(False).equal(targets(True).flip(1))
+
+def test_nothing_else_knows_the_order_of_reading():
+    """No other module flips anything, or asks which way it is."""
+    flips, asks = set(), set()
+    for path in MODULES.rglob("*.py"):
+        source, name = path.read_text(encoding="utf-8"), path.relative_to(MODULES).as_posix()
+        if re.search(r"\bflip\w*\(|\[::-1\]|, ::-1\]", source):
+            flips.add(name)
+        if re.search(r"\bbackwards\b", source):
+            asks.add(name)
+    assert flips - set(FLIPS) == {"data/orders.py"} and set(FLIPS) <= flips
+    assert asks == set(BACKWARDS)
+
+
+def test_both_directions_predict_the_same_tokens(token_file):
+    def targets(order):
+        return split(token_file, 16, 8, 50, 4, order)[0].batch(np.arange(40))[1]
+
+    assert targets("forward").equal(targets("backward").flip(1))
 
 
 @given(
@@ -58,9 +91,9 @@ def test_held_out_windows_end_the_file_and_no_training_window_reaches_them(
     needed = held_out * length + length + (step - 1) * stride
     if n_tokens < needed:
         with pytest.raises(UserError, match=f"at least {needed:,}"):
-            split(Shorter, length, stride, held_out, step, False)
+            split(Shorter, length, stride, held_out, step, "forward")
         return
-    training, validation = split(Shorter, length, stride, held_out, step, False)
+    training, validation = split(Shorter, length, stride, held_out, step, "forward")
     starts = training.first + stride * np.arange(len(training))
     assert len(validation) == held_out and validation.first + held_out * length == n_tokens
     assert starts[-1] + length <= validation.first < starts[-1] + length + stride, "as many training windows as fit"
@@ -114,8 +147,8 @@ def test_files_of_the_older_kind_give_the_same_windows(token_file, tmp_path):
     assert old_file.vocab_size is None and old_file.fingerprint.split("+")[0] == token_file.fingerprint.split("+")[0]
     indices = np.array([5, 0, 99])
     for new, old in zip(
-        Windows(token_file, 0, 100, 16, 8, True).batch(indices),
-        Windows(old_file, 0, 100, 16, 8, True).batch(indices),
+        Windows(token_file, 0, 100, 16, 8, "backward").batch(indices),
+        Windows(old_file, 0, 100, 16, 8, "backward").batch(indices),
         strict=True,
     ):
         assert new.equal(old)

@@ -43,7 +43,7 @@ def config_of(folder, batch_size: int, aggregate: int = 1):
 def test_all_parts_of_a_step_together_are_its_windows(folder, batch_size, count, aggregate, piece_tokens, step):
     count = min(count, batch_size)
     config = config_of(folder, batch_size, aggregate)
-    windows = Windows(open_tokens(folder / "toy.h5"), 0, 3000, 16, 16, False)
+    windows = Windows(open_tokens(folder / "toy.h5"), 0, 3000, 16, 16, "forward")
     processes = [Processes(rank, count, CPU) for rank in range(count)]
     parts = []
     with mock.patch.multiple(batches, CPU_NUMBERS=32 * piece_tokens, FEWEST_CPU_TOKENS=1):
