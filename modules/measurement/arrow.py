@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modules.data.orders import to_reading_order
+from modules.data.orders import positions, to_reading_order
 from modules.measurement.noise import (
     MOST_SEEDS,
     Estimate,
@@ -178,7 +178,7 @@ def by_context(forward: np.ndarray, backward: np.ndarray) -> dict[str, np.ndarra
     """
     forward, backward = checked(forward, backward)
     forward_WT = forward.mean(axis=0, dtype=np.float64)
-    backward_WT = to_reading_order(backward.mean(axis=0, dtype=np.float64), "backward")
+    backward_WT = to_reading_order(backward.mean(axis=0, dtype=np.float64), positions("backward", forward.shape[2]))
     difference_WT = backward_WT - forward_WT
     return {
         "tokens_seen": np.arange(forward.shape[2]),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from modules.data.orders import READ_BACKWARD, READ_FORWARD
 from modules.data.windows import windows_of_ids
 from modules.models.evaluate import held_out_losses
 
@@ -29,8 +30,8 @@ def text_losses(
         return np.zeros(0), np.zeros(0)
     starts, chosen, offset = central_windows(len(ids), context)
     both = []
-    for model, order in ((forward, "forward"), (backward, "backward")):
-        windows = windows_of_ids(ids, min(context, len(ids)), bos_id, order)
+    for model, reading in ((forward, READ_FORWARD), (backward, READ_BACKWARD)):
+        windows = windows_of_ids(ids, min(context, len(ids)), bos_id, reading)
         losses_WT = held_out_losses(model, windows, BATCH, torch.device(device), indices=starts, progress=False)
         both.append(losses_WT[chosen, offset])
     return both[0], both[1]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from modules.data.orders import name_of, positions, reads_on, to_text_order
 from modules.data.windows import Windows
 from modules.models.language_model import LanguageModel
 from modules.system.console import bar
@@ -36,7 +37,8 @@ def held_out_losses(
 ) -> np.ndarray:
     """Loss of every token of `windows` (or of those in `indices`) in nats: [windows, T] float64, IN TEXT ORDER.
 
-    Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
+    `windows` are of one order: `next(iter(windows))` or another where a model reads in several, and then those windows
+    alone. Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
     the model reads, so the results of any two orders subtract token by token.
     Dropout is off; the model is left in the mode in which it came.
 
@@ -60,12 +62,13 @@ def held_out_losses(
             ):
                 if interrupted():
                     raise Interrupted
-                inputs_BT, targets_BT = windows.batch(indices[start : start + batch_size])
-                losses_BT = model.losses(inputs_BT.to(device), targets_BT.to(device))
-                losses[start : start + len(losses_BT)] = losses_BT.cpu().numpy()
+                some = indices[start : start + batch_size]
+                inputs_BT, targets_BT = windows.batch(some)
+                losses_BT = model.losses(inputs_BT.to(device), targets_BT.to(device)).cpu().numpy()
+                losses[start : start + len(some)] = windows.in_text_order(losses_BT, some)
     finally:
         model.train(was_training)
-    return windows.in_text_order(losses)
+    return losses
 
 
 def sub_window_losses(model, windows: Windows, length: int, batch_size: int, device: torch.device) -> np.ndarray:
@@ -91,9 +94,23 @@ def sub_window_losses(model, windows: Windows, length: int, batch_size: int, dev
 def snippet(
     model: LanguageModel, windows: Windows, tokenizer: Tokenizer, n_tokens: int, seed: int, device: torch.device
 ) -> str:
-    """A text of `n_tokens` tokens that the model makes up from BOS alone, as the text has them whichever way it was
-    read. The same draws for the same seed."""
-    bos = torch.full((1, 1), windows.token_file.bos_id, device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    tokens_T = model.generate(bos, n_tokens, top_k=50, generator=generator)[0, 1:]
-    return tokenizer.detokenize(torch.from_numpy(windows.in_text_order(tokens_T.cpu().numpy())))
+    """A text that the model makes up from its start token alone, as the text has it whichever way it was read. The same
+    draws for the same seed.
+
+    Forward and backward it has `n_tokens` tokens; in other orders, a part of which is no text, as many as a window.
+    Where the model reads in several orders, a text in each, after the order's name.
+    """
+    texts = {}
+    for one in windows:
+        generator = torch.Generator(device).manual_seed(seed)
+        places = one.places(np.zeros(1, dtype=np.int64))
+        start, order = torch.tensor([[one.start_id(0)]], device=device), one.reading.orders[0]
+        if reads_on(order):
+            places = positions(order, n_tokens)
+        places_BT = torch.from_numpy(places).to(device) if places.ndim == 2 else None
+        read_BT = model.generate(start, places.shape[-1], top_k=50, generator=generator, places_BT=places_BT)[:, 1:]
+        in_text_order = to_text_order(read_BT.cpu().numpy(), places)
+        texts[name_of(order)] = tokenizer.detokenize(torch.from_numpy(in_text_order))
+    return (
+        next(iter(texts.values())) if len(texts) == 1 else "\n".join(f"{name}: {text}" for name, text in texts.items())
+    )

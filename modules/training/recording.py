@@ -159,7 +159,7 @@ class Recorder:
         text = snippet(training, self._tokenizer) if self._tokenizer and (self._sharded or self._metrics) else None
         if self._metrics:
             console.tell(
-                f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token"
+                f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token{in_each_order(entry)}"
                 + (f"\n  {text!r}" if text else "")
             )
             draw_loss(training.config, self._files)
@@ -173,6 +173,12 @@ class Recorder:
         """Close the log; W&B gets its time to upload."""
         if self._metrics:
             self._metrics.close()
+
+
+def in_each_order(entry: dict) -> str:
+    """The held-out loss of a model of several orders in each of them, in words."""
+    losses = ", ".join(f"{order} {loss:.4f}" for order, loss in entry.get("losses", {}).items())
+    return f" ({losses})" if losses else ""
 
 
 def draw_loss(config: Config, files: Files) -> None:
