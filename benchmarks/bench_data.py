@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
 from modules.data.windows import split, step_order
 
@@ -56,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         contiguous, chunked = write_both(Path(folder), options.tokens)
         token_file = open_tokens(contiguous)
-        training, _ = split(token_file, length, length // 2, batch, batch, backwards=False)
+        training, _ = split(token_file, length, length // 2, batch, batch, reading=READ_FORWARD)
         with h5py.File(chunked) as file:
             slices = file["tokens"]
 

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from configs.make_configs import RECURRENT, SIZES, VOCAB_SIZE  # noqa: E402
 from modules.config import Config, parse_config  # noqa: E402
+from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
 from modules.data.windows import split
 from modules.models import GPT, build_model  # noqa: E402
@@ -161,7 +162,7 @@ class Peer:
         self.model.to(processes.device).train()
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, backwards=False)
+        windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, reading=READ_FORWARD)
         self.batches = training_batches(windows, task.config, processes, 0)
         self.pieces = pieces_of_a_batch(task.config, processes)
 

@@ -99,20 +99,23 @@ def training_parser(description: str) -> argparse.ArgumentParser:
         help="If set, train steps_to_train steps more. Otherwise, train UP TO steps_to_train TOTAL steps.",
     )
     parser.add_argument(
-        "--run_name", help="Name of the run, and of its files. Default: the config file's, without .json."
+        "-r", "--run_name", help="Name of the run, and of its files. Default: the config file's, without .json."
     )
     parser.add_argument(
+        "-c",
         "--cooldown",
         type=steps,
+        nargs="?",
+        const=0,
         metavar="N",
-        help="End the run: from the step that it is at, let the learning rate fall "
-        "to zero over N steps. The state before is kept as a backup.",
+        help="End the run: from the step that it is at, let the learning rate fall to zero over N steps, or, without N,"
+        " over the config's cooldown_finish of all steps. The state before is kept as a backup.",
     )
     parser.add_argument(
         "--accept_changes",
         action="store_true",
-        help="Go on although the config's learning rate, schedule, optimizer or precision "
-        "are not those that the state was trained with. The state records from which step on, and measure_arrow.py compares it.",
+        help="Go on although the config's learning rate, schedule, optimizer or precision are not those that the state "
+        "was trained with. The state records from which step on, and measure_arrow.py compares it.",
     )
     parser.add_argument(
         "--dry_run",
@@ -144,7 +147,13 @@ def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
             return 0
         return run(
             config,
-            Request(args.project_name, args.tokenizer_path, args.no_step_pickup, args.cooldown, args.accept_changes),
+            Request(
+                args.project_name,
+                args.tokenizer_path or config.tokenizer_path,
+                args.no_step_pickup,
+                args.cooldown,
+                args.accept_changes,
+            ),
             processes,
         )
 

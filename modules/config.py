@@ -45,6 +45,7 @@ from pydantic import (
     model_validator,
 )
 
+from modules.data.orders import BACKWARD, FORWARD, FRESH, Order, Reading, is_backward, orders_of
 from modules.system.console import tell
 from modules.system.errors import UserError
 from modules.system.names import check_name
@@ -123,6 +124,9 @@ class GPTParams(Section):
     )
     dropout: Probability = Field(0.1, description="dropout inside the blocks")
     embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
+    position: Literal["learned", "rope", "none"] = Field(
+        "learned", description="positions: learned embeddings, rotary ones, or none but causal attention"
+    )
 
     @property
     def context(self) -> int:
@@ -135,6 +139,11 @@ class GPTParams(Section):
             raise ValueError(f"expected embed_dim divisible by n_heads, found {self.embed_dim} and {self.n_heads}")
         if int(self.embed_dim * self.mlp_ratio) < 1:
             raise ValueError(f"expected embed_dim * mlp_ratio of at least 1, found {self.embed_dim} * {self.mlp_ratio}")
+        if self.position == "rope" and self.embed_dim // self.n_heads % 2:
+            raise ValueError(
+                "expected heads of even width for rotary positions, found "
+                f"embed_dim / n_heads = {self.embed_dim // self.n_heads}"
+            )
         return self
 
 
@@ -152,13 +161,19 @@ class RecurrentParams(Section):
         return self.desired_attn_length
 
 
+THEIR_KEYS = {"permutation": "order", "save_loc": "state_save_loc", "val_batch_size": "valid_batch_size"}
+
+
 class TrainingParams(Section):
     dataset_folder: OpenablePath = Field(
         description="path of the `.h5` to train on, relative to where the script is launched"
     )
     batch_size: Windows = Field(description="windows in a micro-batch, over all devices together")
     aggregate: Windows = Field(1, description="micro-batches in one optimizer step")
-    backwards: bool = Field(False, description="whether to train in the backward direction")
+    order: str | list | None = Field(
+        None, description="order of reading: a name, positions, or several (orders.md); null is what `backwards` says"
+    )
+    backwards: bool = Field(False, description="whether the order is backward, as an older key says it")
     steps_to_train: Steps | None = Field(None, description="optimizer steps in total; null is one epoch")
     save_every: Positive = Field(3000, description="steps between saves of the training state, each with a validation")
     backup_every: Positive = Field(15000, description="steps between backups of the training state")
@@ -191,6 +206,43 @@ class TrainingParams(Section):
     checkpoint_activations: bool = Field(
         False, description="recompute activations in the backward pass: less memory, a third more work"
     )
+    tokenizer_path: OpenablePath | None = Field(
+        None, description="folder of the tokenizer that made the data, for snippets, where `-t` gives none"
+    )
+    cooldown_finish: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of all steps that end the run in a linear fall to zero, where `cooldown_start` is null"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def keys_of_others(cls, data: Any) -> Any:
+        """The keys by which the paper's authors later said the same: each goes before ours, as in their code."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        data.pop("fast_scrambling", None)  # how the order of windows is drawn, which here needs no table
+        if data.get("permutation") is not None:
+            if data.get("order") is not None:
+                raise ValueError("expected order or permutation, which are the same, found both")
+            data["backwards"] = None
+        for theirs, ours in THEIR_KEYS.items():
+            if (value := data.pop(theirs, None)) is not None:
+                data[ours] = value
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def order_and_backwards_agree(cls, data: Any) -> Any:
+        """`backwards` follows from an order where there is one."""
+        if not isinstance(data, dict) or data.get("order") is None:
+            return data
+        backward = is_backward(data["order"])
+        if data.get("backwards") not in (None, backward) and (data["backwards"] is True or backward):
+            raise ValueError(
+                f"expected order and backwards to agree, found order {shown(data['order'])} and backwards "
+                f"{str(data['backwards']).lower()}; leave backwards out"
+            )
+        return data | {"backwards": backward}
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -204,7 +256,9 @@ class OptimParams(Section):
     warmup_steps: Annotated[int, Field(ge=0), up_to(2**63 - 1, WHY_64_BITS)] = Field(
         4000, description="steps of linear rise from `lr_init` to `lr`"
     )
-    oscil_steps: Positive = Field(300000, description="steps of a cosine cycle, between warm restarts")
+    oscil_steps: Positive | None = Field(
+        None, description="steps of a cosine cycle, between warm restarts; null is a constant rate"
+    )
     lr_shrink: float = Field(0.85, gt=0, le=1, description="factor on the learning rate from one cycle to the next")
     lr_init: Rate = Field(1e-7, description="learning rate at the first step of the warm-up")
     lr_min: Rate = Field(1e-6, description="learning rate at the end of the first cycle")
@@ -288,14 +342,39 @@ class Config(Section):
         return expanded(self.training_params.dataset_folder, f"{self.name}: training_params.dataset_folder")
 
     @property
+    def tokenizer_path(self) -> str | None:
+        """Where the config has the tokenizer. UserError as in `expanded`."""
+        path = self.training_params.tokenizer_path
+        return None if path is None else expanded(path, f"{self.name}: training_params.tokenizer_path")
+
+    @property
     def runs_folder(self) -> str:
         """Where states and metrics are. UserError as in `expanded`."""
         return expanded(self.training_params.state_save_loc, f"{self.name}: training_params.state_save_loc")
 
     @property
-    def direction(self) -> str:
-        """ "forward" or "backward"."""
-        return "backward" if self.training_params.backwards else "forward"
+    def orders(self) -> tuple[Order, ...]:
+        """The orders in which the model reads: one, or several."""
+        params = self.training_params
+        said = params.order if params.order is not None else BACKWARD if params.backwards else FORWARD
+        return orders_of(said, self.model_params.context)
+
+    @property
+    def reading(self) -> Reading:
+        """The orders in which the model reads, and how it is told which."""
+        return Reading.of(self.orders, self.model_params.vocab_size)
+
+    @property
+    def order(self) -> str:
+        """The name of the order: "forward", "chunks:8", "forward + backward" ..."""
+        return self.reading.name
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """What `build_model` takes beside the kind of model and the seed."""
+        reading = self.reading
+        arguments = self.model_params.model_dump() | {"start_tokens": reading.start_tokens}
+        return arguments | ({"told_places": True} if reading.is_fresh else {})
 
     @model_validator(mode="after")
     def steps_are_of_a_possible_size(self) -> Self:
@@ -324,6 +403,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def order_fits_the_model(self) -> Self:
+        try:
+            orders = self.orders
+        except ValueError as error:
+            raise ValueError(f"training_params.order: {error}") from None
+        if FRESH in orders and not (
+            isinstance(self.model_params, GPTParams) and self.model_params.position == "learned"
+        ):
+            raise ValueError(
+                f'training_params.order: expected a fixed order, found "{FRESH}": places are told to a GPT alone, '
+                'with model_params.position "learned"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def two_windows_are_held_out(self) -> Self:
         if self.held_out_windows < 2:
             raise ValueError(
@@ -337,10 +431,20 @@ class Config(Section):
         return self.model_dump(mode="json")
 
     def with_training(self, **changes) -> "Config":
-        """A copy with some of `training_params` changed, e.g. `with_training(backwards=True)`. UserError as in
-        `load_config`."""
+        """A copy with some of `training_params` changed, e.g. `with_training(order="backward")`; `order` and
+        `backwards` each replace the other. UserError as in `load_config`."""
         data = self.to_dict()
+        if "order" in changes or "backwards" in changes:
+            changes = {"order": None, "backwards": None} | changes
         return parse_config(data | {"training_params": data["training_params"] | changes}, self.name)
+
+    def cooled(self, last_step: int) -> "Config":
+        """A copy in which `cooldown_finish` is a cool-down in steps, for a run of `last_step` steps."""
+        share = self.training_params.cooldown_finish
+        if share is None or self.optim_params.cooldown_start is not None:
+            return self
+        steps = max(1, round(share * last_step))
+        return self.with_optim(cooldown_start=last_step - steps, cooldown_steps=steps)
 
     def with_optim(self, **changes) -> "Config":
         """A copy with some of `optim_params` changed."""

@@ -28,6 +28,7 @@ from modules.system.files import replacing
 from modules.system.names import escaped
 
 DIRECTION_COLOURS = {"forward": "#0072B2", "backward": "#D55E00"}
+OTHER_ORDER_COLOUR = "#009E73"  # bluish green, of the same palette
 FONT = "DejaVu Sans"  # matplotlib brings it along: the same on every machine
 LABEL_LENGTH = 40  # characters of a name
 STYLE = {
@@ -83,7 +84,7 @@ def drawable() -> frozenset[int]:
     return frozenset(get_font(findfont(FONT)).get_charmap())
 
 
-def run_curve(name: str, direction: str, entries: Sequence[dict]) -> Figure:
+def run_curve(name: str, order: str, entries: Sequence[dict]) -> Figure:
     """Training and held-out loss of one run against the step, from the entries of its metrics file."""
     figure, axes = new_axes(label(name), "step", "loss (nats per token)")
     for split, words, style in (
@@ -94,7 +95,7 @@ def run_curve(name: str, direction: str, entries: Sequence[dict]) -> Figure:
         axes.plot(
             [step for step, _ in points],
             [loss for _, loss in points],
-            color=DIRECTION_COLOURS[direction],
+            color=DIRECTION_COLOURS.get(order, OTHER_ORDER_COLOUR),
             label=words,
             **style,
         )

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from modules.data.orders import positions, to_reading_order
 from modules.measurement.noise import (
     MOST_SEEDS,
     Estimate,
@@ -176,7 +177,8 @@ def by_context(forward: np.ndarray, backward: np.ndarray) -> dict[str, np.ndarra
     Returns "tokens_seen", "forward", "backward", "arrow" and "arrow_se" (over windows, with these models), each [T].
     """
     forward, backward = checked(forward, backward)
-    forward_WT, backward_WT = forward.mean(axis=0, dtype=np.float64), backward.mean(axis=0, dtype=np.float64)[:, ::-1]
+    forward_WT = forward.mean(axis=0, dtype=np.float64)
+    backward_WT = to_reading_order(backward.mean(axis=0, dtype=np.float64), positions("backward", forward.shape[2]))
     difference_WT = backward_WT - forward_WT
     return {
         "tokens_seen": np.arange(forward.shape[2]),

@@ -36,6 +36,7 @@ from modules.training.resume import stages_of
 # Of training_params: what cannot change a run's result, or is in `facts` or in the stages in another form.
 NOT_COMPARED = {
     "dataset_folder",
+    "order",
     "backwards",
     "batch_size",
     "aggregate",
@@ -51,6 +52,8 @@ NOT_COMPARED = {
     "compile",
     "parallel",
     "checkpoint_activations",
+    "tokenizer_path",
+    "cooldown_finish",
     "stride",
 }
 SHOWN_DIFFERENCES = 3
@@ -76,7 +79,7 @@ class Trained:
 
     @property
     def direction(self) -> str:
-        return self.config.direction
+        return self.config.order
 
     @property
     def seed(self) -> int:
@@ -167,6 +170,9 @@ def pair_up(runs: Sequence[Trained]) -> list[list[tuple[Trained, Trained]]]:
     by_direction = {
         direction: [run for run in runs if run.direction == direction] for direction in ("forward", "backward")
     }
+    for run in runs:
+        if run.direction not in by_direction:
+            raise UserError(f"{run.path}: expected a run that reads forward or backward, found {run.direction}")
     groups: list[list[tuple[Trained, Trained]]] = []
     for run in runs:
         others = by_direction["backward" if run.direction == "forward" else "forward"]
@@ -417,8 +423,9 @@ def text_of(compared: Compared) -> str:
 
 def parameters_without_positions(compared: Compared) -> int:
     """Parameters less the position embedding, which grows with the context and not with the model."""
-    params = compared.pairs[0][0].config.model_params.model_dump()
-    return compared.pairs[0][0].parameters - params.get("attn_length", 0) * params["embed_dim"]
+    params = compared.pairs[0][0].config.model_params
+    learned = getattr(params, "position", None) == "learned"
+    return compared.pairs[0][0].parameters - (params.context * params.embed_dim if learned else 0)
 
 
 # One comparison
@@ -451,7 +458,7 @@ def held_out_windows(run: Trained) -> Windows:
         run.config.stride,
         run.held_out_windows,
         run.config.step_windows,
-        run.config.training_params.backwards,
+        run.config.reading,
     )[1]
 
 
@@ -462,7 +469,7 @@ def held_out_ids(windows: Windows) -> np.ndarray:
 
 def load_model(run: Trained, device: torch.device) -> LanguageModel:
     """The trained model, on `device`, for evaluation."""
-    model = build_model(run.config.model, run.seed, **run.config.model_params.model_dump())
+    model = build_model(run.config.model, run.seed, **run.config.model_arguments)
     weights = load_state(run.path)["model"]
     check_tensors(weights, {name: tensor.shape for name, tensor in model.state_dict().items()}, f"{run.path}: model")
     model.load_state_dict(weights)
@@ -584,7 +591,7 @@ def what_was_compared(pairs: Sequence[tuple[Trained, Trained]]) -> dict:
     """Enough to make the comparison again."""
     run = pairs[0][0]
     config = run.config.to_dict()
-    for key in ("backwards", "seed"):
+    for key in ("order", "backwards", "seed"):
         del config["training_params"][key]
     return {
         "text": Path(run.data_path).stem,

@@ -38,6 +38,7 @@ from modules.measurement.noise import next_seeds
 from modules.measurement.report import checks_in_words, held_out_in_words, marked_for_longer_contexts, write_report
 from modules.measurement.text_losses import text_losses
 from modules.measurement.token_classes import pieces_of
+from modules.models import evaluate
 from modules.system.console import bar, tell
 from modules.system.errors import UserError
 from modules.system.names import as_file_systems_see, distinct, file_name
@@ -244,13 +245,11 @@ def in_words(comparison: dict) -> str:
 
 def snippet(trained: Trained, toki: Tokenizer, device: torch.device) -> str:
     """A text that the model makes up, in the order in which people read."""
-    start_token = torch.full((1, 1), toki.bos_id, device=device)
-    generator = torch.Generator(device).manual_seed(trained.seed)
     n_tokens = min(
         SNIPPET_TOKENS, trained.config.model_params.context
     )  # as far as the model has seen texts that begin with BOS
-    tokens = load_model(trained, device).generate(start_token, n_tokens, top_k=50, generator=generator)[0, 1:]
-    return toki.detokenize((tokens.flip(0) if trained.direction == "backward" else tokens).cpu())
+    model, windows = load_model(trained, device), held_out_windows(trained)
+    return evaluate.snippet(model, windows, toki, n_tokens, trained.seed, device)
 
 
 def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, np.ndarray]:

@@ -1,14 +1,18 @@
 """What each token of any text costs forward and backward, aligned to the same tokens.
 
 A text longer than the context is read in overlapping windows, and each token's losses, in both
-directions, are taken from the window in whose middle it lies most. So the two models
-always see the same window around it, and away from the text's ends each sees a quarter of the context or more. Windows
-end to end, as in the held-out loss, would show every window's edge: there one of the models has seen nothing.
+directions, are taken from the window where it is most central. So the two models always see the same window around it,
+and away from the text's ends each sees a quarter of the context or more. Windows end to end, as in the held-out loss,
+would show every window's edge: there one of the models has seen nothing.
 """
 
 import numpy as np
 import torch
 from torch import nn
+
+from modules.data.orders import READ_BACKWARD, READ_FORWARD
+from modules.data.windows import windows_of_ids
+from modules.models.evaluate import held_out_losses
 
 BATCH = 16  # windows evaluated together
 
@@ -25,11 +29,11 @@ def text_losses(
     if len(ids) == 0:
         return np.zeros(0), np.zeros(0)
     starts, chosen, offset = central_windows(len(ids), context)
-    windows_WT = torch.from_numpy(ids[starts[:, None] + np.arange(min(context, len(ids)))].astype(np.int64))
     both = []
-    for model, flipped in ((forward, False), (backward, True)):
-        losses_WT = window_losses(model, windows_WT.flip(1) if flipped else windows_WT, bos_id, device)
-        both.append((losses_WT[:, ::-1] if flipped else losses_WT)[chosen, offset])
+    for model, reading in ((forward, READ_FORWARD), (backward, READ_BACKWARD)):
+        windows = windows_of_ids(ids, min(context, len(ids)), bos_id, reading)
+        losses_WT = held_out_losses(model, windows, BATCH, torch.device(device), indices=starts, progress=False)
+        both.append(losses_WT[chosen, offset])
     return both[0], both[1]
 
 
@@ -40,17 +44,3 @@ def central_windows(n: int, context: int) -> tuple[np.ndarray, np.ndarray, np.nd
     halfway = (starts[1:] + starts[:-1] + context - 1) / 2  # between the middles of neighbouring windows
     chosen = np.searchsorted(halfway, np.arange(n))
     return starts, chosen, np.arange(n) - starts[chosen]
-
-
-@torch.inference_mode()
-def window_losses(model: nn.Module, targets_WT: torch.Tensor, bos_id: int, device: str | torch.device) -> np.ndarray:
-    """Nats of each token of windows given in the direction of reading. [windows, tokens] float64"""
-    was_training = model.training
-    model.eval()
-    inputs_WT = torch.cat([torch.full_like(targets_WT[:, :1], bos_id), targets_WT[:, :-1]], dim=1)
-    parts = [
-        model.losses(inputs.to(device), targets.to(device)).double().cpu()
-        for inputs, targets in zip(inputs_WT.split(BATCH), targets_WT.split(BATCH), strict=True)
-    ]
-    model.train(was_training)
-    return torch.cat(parts).numpy()

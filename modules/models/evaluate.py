@@ -1,4 +1,5 @@
-"""The held-out losses of a model: one number a token, aligned to the text in both directions."""
+"""The held-out losses of a model: one number a token, aligned to the text in every order of reading; and the text that
+it makes up."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,8 +7,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from modules.data.orders import name_of, positions, reads_on, to_text_order
 from modules.data.windows import Windows
+from modules.models.language_model import LanguageModel
 from modules.system.console import bar
+from modules.tokenizer import Tokenizer
 
 CPU_TOKENS = 4096  # at once, however large the batch: a CPU is not faster with more, and needs the memory
 
@@ -33,8 +37,9 @@ def held_out_losses(
 ) -> np.ndarray:
     """Loss of every token of `windows` (or of those in `indices`) in nats: [windows, T] float64, IN TEXT ORDER.
 
-    Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
-    the model reads, so forward and backward results subtract token by token.
+    `windows` are of one order: `next(iter(windows))` or another where a model reads in several, and then those windows
+    alone. Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
+    the model reads, so the results of any two orders subtract token by token.
     Dropout is off; the model is left in the mode in which it came.
 
     Raises Interrupted when `interrupted()` says so, asked before each batch.
@@ -57,12 +62,13 @@ def held_out_losses(
             ):
                 if interrupted():
                     raise Interrupted
-                inputs_BT, targets_BT = windows.batch(indices[start : start + batch_size])
-                losses_BT = model.losses(inputs_BT.to(device), targets_BT.to(device))
-                losses[start : start + len(losses_BT)] = losses_BT.cpu().numpy()
+                some = indices[start : start + batch_size]
+                inputs_BT, targets_BT = windows.batch(some)
+                losses_BT = model.losses(inputs_BT.to(device), targets_BT.to(device)).cpu().numpy()
+                losses[start : start + len(some)] = windows.in_text_order(losses_BT, some)
     finally:
         model.train(was_training)
-    return losses[:, ::-1].copy() if windows.backwards else losses
+    return losses
 
 
 def sub_window_losses(model, windows: Windows, length: int, batch_size: int, device: torch.device) -> np.ndarray:
@@ -74,11 +80,37 @@ def sub_window_losses(model, windows: Windows, length: int, batch_size: int, dev
     """
     if windows.length % length or windows.stride != windows.length:
         raise ValueError(
-            f"expected windows end to end that parts of {length} divide, found length {windows.length}, stride {windows.stride}"
+            f"expected windows end to end that parts of {length} divide, found length {windows.length}, "
+            f"stride {windows.stride}"
         )
     parts = replace(windows, count=len(windows) * windows.length // length, length=length, stride=length)
     return (
         held_out_losses(model, parts, batch_size * windows.length // length, device)
         .reshape(len(windows), -1)
         .mean(axis=1)
+    )
+
+
+def snippet(
+    model: LanguageModel, windows: Windows, tokenizer: Tokenizer, n_tokens: int, seed: int, device: torch.device
+) -> str:
+    """A text that the model makes up from its start token alone, as the text has it whichever way it was read. The same
+    draws for the same seed.
+
+    Forward and backward it has `n_tokens` tokens; in other orders, a part of which is no text, as many as a window.
+    Where the model reads in several orders, a text in each, after the order's name.
+    """
+    texts = {}
+    for one in windows:
+        generator = torch.Generator(device).manual_seed(seed)
+        places = one.places(np.zeros(1, dtype=np.int64))
+        start, order = torch.tensor([[one.start_id(0)]], device=device), one.reading.orders[0]
+        if reads_on(order):
+            places = positions(order, n_tokens)
+        places_BT = torch.from_numpy(places).to(device) if places.ndim == 2 else None
+        read_BT = model.generate(start, places.shape[-1], top_k=50, generator=generator, places_BT=places_BT)[:, 1:]
+        in_text_order = to_text_order(read_BT.cpu().numpy(), places)
+        texts[name_of(order)] = tokenizer.detokenize(torch.from_numpy(in_text_order))
+    return (
+        next(iter(texts.values())) if len(texts) == 1 else "\n".join(f"{name}: {text}" for name, text in texts.items())
     )

@@ -2,6 +2,12 @@
 
 With the same weights it gives the logits of `transformers`' GPT2LMHeadModel.
 
+A position is that of a token among those read: the first that is read is at 0 in every order, so that all orders are
+the same task for the model. (With learned positions, which start at random, this is the model that is told places in
+the text: the same table with its rows in another order.) Where each window has an order of its own, reading along tells
+nothing of places, and two tables do: one of the place of the token that is read, one of the place of the token to
+predict, as in sigma-GPT (A. Pannatier et al., arXiv 2404.09562).
+
 Shapes: B batch, T time, D width.
 """
 
@@ -13,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from modules.kernels.attention import causal_attention
 from modules.kernels.dropout import Dropout
 from modules.kernels.linear import Linear
+from modules.kernels.rotary import rotary_turns, turned
 from modules.models.language_model import LanguageModel
 
 
@@ -26,9 +33,12 @@ class Attention(nn.Module):
         self.query_key_value = Linear(embed_dim, 3 * embed_dim)
         self.out = Linear(embed_dim, embed_dim)
 
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, turns_TC2: torch.Tensor | None = None) -> torch.Tensor:
         dropout = self.dropout if self.training else 0.0
-        return self.out(causal_attention(self.query_key_value(x_BTD), self.n_heads, dropout))
+        qkv_BTE = self.query_key_value(x_BTD)
+        if turns_TC2 is not None:
+            qkv_BTE = turned(qkv_BTE, self.n_heads, turns_TC2)
+        return self.out(causal_attention(qkv_BTE, self.n_heads, dropout))
 
 
 class MLP(nn.Module):
@@ -44,7 +54,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block: each half reads a normalised x and adds to x."""
+    """A transformer block: each half reads a normalised x and adds to x. turns_TC2: of rotary positions."""
 
     def __init__(self, embed_dim: int, n_heads: int, mlp_ratio: float, dropout: float):
         super().__init__()
@@ -54,8 +64,8 @@ class Block(nn.Module):
         self.mlp = MLP(embed_dim, mlp_ratio)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD)))
+    def forward(self, x_BTD: torch.Tensor, turns_TC2: torch.Tensor | None = None) -> torch.Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD), turns_TC2))
         x_BTD = x_BTD + self.dropout(self.mlp(self.norm_2(x_BTD)))
         return x_BTD
 
@@ -65,6 +75,10 @@ class GPT(LanguageModel):
 
     attn_length: tokens of a window, BOS included: the longest input.
     embd_dropout: dropout of the embeddings; None is 0.
+    position: how it knows how far apart tokens are: "learned" embeddings, "rope" (rotary embeddings), or "none", from
+        what causal attention shows alone.
+    start_tokens: ids behind the vocabulary, one for each order of a model of several.
+    told_places: each window has an order of its own; inputs are [B, T, 2] and `position` is "learned".
     checkpoint_activations: recompute each block in the backward pass: about a third more
         arithmetic for memory that no longer grows with n_layers x attn_length.
     """
@@ -80,15 +94,24 @@ class GPT(LanguageModel):
         dropout: float = 0.1,
         embd_dropout: float | None = None,
         checkpoint_activations: bool = False,
+        position: str = "learned",
+        start_tokens: int = 0,
+        told_places: bool = False,
     ):
-        super().__init__(vocab_size, embed_dim, context=attn_length)
+        super().__init__(vocab_size, embed_dim, attn_length, start_tokens)
         self.checkpoint_activations = checkpoint_activations
-        self.position = nn.Embedding(attn_length, embed_dim)
+        # One row more than there are places, for BOS.
+        self.position = nn.Embedding(attn_length + told_places, embed_dim) if position == "learned" else None
+        self.next_position = nn.Embedding(attn_length, embed_dim) if told_places else None
+        turns_TC2 = rotary_turns(attn_length, embed_dim // n_heads) if position == "rope" else None
+        self.register_buffer("turns_TC2", turns_TC2, persistent=False)
         self.dropout = Dropout(embd_dropout or 0.0)
         self.blocks = nn.ModuleList(Block(embed_dim, n_heads, mlp_ratio, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(embed_dim)
 
-        nn.init.normal_(self.position.weight, std=0.02)
+        for table in (self.position, self.next_position):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
         for block in self.blocks:
             for linear in (block.attention.query_key_value, block.mlp.up):
                 nn.init.normal_(linear.weight, std=0.02)
@@ -98,11 +121,22 @@ class GPT(LanguageModel):
                 nn.init.zeros_(linear.bias)
 
     def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """Hidden vectors [B, T, D] for tokens [B, T], T up to `attn_length`."""
-        x_BTD = self.dropout(self.embedding(tokens_BT) + self.position.weight[: tokens_BT.shape[1]])
+        """Hidden vectors [B, T, D] for tokens [B, T], or [B, T, 2] with places, T up to `attn_length`."""
+        turns_TC2 = None if self.turns_TC2 is None else self.turns_TC2[: tokens_BT.shape[1]]
+        x_BTD = self.dropout(self.embedded(tokens_BT))
         for block in self.blocks:
             if self.checkpoint_activations and self.training:
-                x_BTD = checkpoint(block, x_BTD, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, turns_TC2, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD)
+                x_BTD = block(x_BTD, turns_TC2)
         return self.norm(x_BTD)
+
+    def embedded(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """What goes into the first block [B, T, D]."""
+        if self.next_position is not None:
+            tokens_BT, next_BT = tokens_BT.unbind(-1)
+            here_BT = F.pad(next_BT[:, :-1], (1, 0), value=self.context)
+            return self.embedding(tokens_BT) + self.position(here_BT) + self.next_position(next_BT)
+        if self.position is not None:
+            return self.embedding(tokens_BT) + self.position.weight[: tokens_BT.shape[1]]
+        return self.embedding(tokens_BT)

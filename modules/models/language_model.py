@@ -4,7 +4,7 @@ A model says how tokens become hidden vectors (`hidden`); everything by which fo
 and backward are compared is here, once, the same for all. The head is a matrix of its
 own, not the embedding's (untied), as in the paper's models.
 
-Shapes: B batch, T time (tokens of a window), D width, V vocabulary.
+Shapes: B batch, T time (tokens of a window, in the order of reading), D width, V vocabulary.
 """
 
 import torch
@@ -19,18 +19,25 @@ INITIAL_LOGIT_STD = 0.2
 
 
 class LanguageModel(nn.Module):
-    """Predicts each next token. Subclasses set `embedding` and `context` and define `hidden`."""
+    """Predicts each next token. Subclasses define `hidden`.
 
-    def __init__(self, vocab_size: int, embed_dim: int, context: int):
+    start_tokens: ids behind the vocabulary, which are read but never predicted: each tells the model in which of
+    several orders it is to read.
+    """
+
+    def __init__(self, vocab_size: int, embed_dim: int, context: int, start_tokens: int = 0):
         super().__init__()
         self.context = context
-        self.embedding = nn.Embedding(vocab_size, embed_dim)
+        self.embedding = nn.Embedding(vocab_size + start_tokens, embed_dim)
         self.head = Linear(embed_dim, vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=INITIAL_LOGIT_STD / embed_dim**0.5)
 
     def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """Hidden vectors [B, T, D], with unit variance, from which the head predicts the next token."""
+        """Hidden vectors [B, T, D], with unit variance, from which the head predicts the next token.
+
+        `tokens_BT` [B, T] int64, or, for a model that is told places, [B, T, 2]: see `Windows.batch`.
+        """
         raise NotImplementedError
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -56,16 +63,21 @@ class LanguageModel(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         generator: torch.Generator | None = None,
+        places_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Continue `tokens_BT` [B, T >= 1] by `n_tokens` sampled tokens: [B, T + n_tokens], in the direction of
-        reading.
+        """Continue `tokens_BT` [B, T >= 1] by `n_tokens` sampled tokens: [B, T + n_tokens], in the order of reading.
 
         The model sees the last `context` tokens. A `generator` on the tokens' device makes the sample repeatable.
+        places_BT: for a model that is told places, that of the token to predict after each, [B, at least
+        T + n_tokens - 1]; it makes up no more than a window.
         """
         was_training = self.training
         self.eval()
         for _ in range(n_tokens):
-            logits_BV = self.head(self.hidden(tokens_BT[:, -self.context :])[:, -1]).float() / temperature
+            read = tokens_BT[:, -self.context :]
+            if places_BT is not None:
+                read = torch.stack([tokens_BT, places_BT[:, : tokens_BT.shape[1]]], dim=-1)
+            logits_BV = self.head(self.hidden(read)[:, -1]).float() / temperature
             if top_k is not None:
                 smallest_kept = logits_BV.topk(min(top_k, logits_BV.shape[-1])).values[:, -1:]
                 logits_BV = logits_BV.masked_fill(logits_BV < smallest_kept, float("-inf"))

@@ -28,8 +28,9 @@ class Recurrent(LanguageModel):
         desired_attn_length: int,
         dropout: float = 0.0,
         embd_dropout: float | None = None,
+        start_tokens: int = 0,
     ):
-        super().__init__(vocab_size, embed_dim, context=desired_attn_length)
+        super().__init__(vocab_size, embed_dim, desired_attn_length, start_tokens)
         self.dropout = Dropout(embd_dropout or 0.0)
         # torch warns about dropout with a single layer: there is no place between layers for it.
         self.rnn = self.layers(

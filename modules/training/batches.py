@@ -46,7 +46,8 @@ def training_batches(
     def in_order() -> Iterator[np.ndarray]:
         """The windows of one part after the other."""
         for step in itertools.count(first_step):
-            order = step_order(step, params.batch_size * params.aggregate, len(windows), params.seed)
+            n_orders = len(windows.reading.orders)
+            order = step_order(step, config.step_windows, len(windows), params.seed, n_orders)
             for micro_batch in np.split(order, params.aggregate):
                 yield from np.array_split(processes.share_of(micro_batch), pieces)
 

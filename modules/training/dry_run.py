@@ -22,6 +22,7 @@ GIB = 2**30
 def dry_run(config: Config, processes: Processes) -> None:
     """Print the facts of a run. Nothing is written. Raises UserError like the run itself."""
     data = data_of(config, None, processes)
+    config = config.cooled(last_step_of(config, len(data.windows)))
     training = prepare(config, data, processes)
     last_step = last_step_of(config, len(data.windows))
     params, step_windows = config.training_params, config.step_windows

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from modules.config import Config
+from modules.data.orders import name_of
 from modules.data.windows import Windows
 from modules.models.evaluate import Interrupted, autocast_for, held_out_losses
 from modules.system.errors import UserError
@@ -119,8 +120,8 @@ def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.T
 def validate(training: Training, stop_asked: Callable[[], bool]) -> tuple[dict, np.ndarray] | None:
     """The entry of the held-out loss for the log, and the mean loss of each held-out window, nats per token, [windows].
 
-    None where the run is asked to stop meanwhile, and the validation is owed. Raises UserError where the loss is not
-    finite.
+    Of a model of several orders it is their mean, with the loss in each beside it, and [orders, windows]. None where
+    the run is asked to stop meanwhile, and the validation is owed. Raises UserError where the loss is not finite.
     """
     processes = training.processes
     start = time.perf_counter()
@@ -129,29 +130,36 @@ def validate(training: Training, stop_asked: Callable[[], bool]) -> tuple[dict, 
     # Sharded models need all processes to take equally many batches: who has a window less takes one of its own again.
     most = -(-len(windows) // processes.count)
     batch_size = max(1, training.config.valid_batch_size // processes.count)
-    try:
-        losses_WT = held_out_losses(
-            training.model,
-            training.held_out,
-            batch_size,
-            processes.device,
-            training.precision,
-            indices=np.resize(mine, most),
-            progress=processes.is_main,
-            interrupted=stop_asked,
-        )[: len(mine)]
-    except Interrupted:
-        return None
-    totals = processes.total(torch.tensor([losses_WT.sum(dtype=np.float64), losses_WT.size], dtype=torch.float64))
-    loss, tokens = (totals[0] / totals[1]).item(), int(totals[1])
-    if not np.isfinite(loss):
-        raise UserError(f"the held-out loss is {loss} at step {training.step}")
+    totals, by_window = [], []
+    for held_out in training.held_out:
+        try:
+            losses_WT = held_out_losses(
+                training.model,
+                held_out,
+                batch_size,
+                processes.device,
+                training.precision,
+                indices=np.resize(mine, most),
+                progress=processes.is_main,
+                interrupted=stop_asked,
+            )[: len(mine)]
+        except Interrupted:
+            return None
+        totals.append(torch.tensor([losses_WT.sum(dtype=np.float64), losses_WT.size], dtype=torch.float64))
+        by_window.append(torch.zeros(len(windows), dtype=torch.float64))
+        by_window[-1][torch.from_numpy(mine)] = torch.from_numpy(losses_WT.mean(axis=1))
+    sums, tokens = processes.total(torch.stack(totals)).unbind(1)
+    losses = (sums / tokens).tolist()
+    if not np.isfinite(losses).all():
+        raise UserError(f"the held-out loss is {max(losses)} at step {training.step}")
     training.validated = training.step
-    by_window = torch.zeros(len(windows), dtype=torch.float64)
-    by_window[torch.from_numpy(mine)] = torch.from_numpy(losses_WT.mean(axis=1))
-    return log_entry(training, "valid", loss, tokens / (time.perf_counter() - start)), processes.total(
-        by_window
-    ).numpy()
+    loss, speed = sum(losses) / len(losses), int(tokens.sum()) / (time.perf_counter() - start)
+    entry = log_entry(training, "valid", loss, speed)
+    if len(losses) > 1:
+        names = map(name_of, training.held_out.reading.orders)
+        entry["losses"] = dict(zip(names, losses, strict=True))
+    losses_OW = processes.total(torch.stack(by_window)).numpy()
+    return entry, losses_OW if len(losses) > 1 else losses_OW[0]
 
 
 def log_entry(training: Training, split: str, loss: float, tokens_per_s: float) -> dict:

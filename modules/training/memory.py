@@ -28,7 +28,7 @@ def check_memory(config: Config, processes: Processes) -> None:
 
     What its activations need comes on top, and depends on the batch: `--dry_run` tells it.
     """
-    parameters = count_parameters(config.model, **config.model_params.model_dump())
+    parameters = count_parameters(config.model, **config.model_arguments)
     shards = processes.count if config.training_params.parallel == "fsdp" else 1
     here = this_process().local_world_size
     trained = STATE_BYTES * parameters / shards

@@ -44,6 +44,7 @@ class Entry(Schema):
     lr: float
     tokens: int = Field(ge=0, lt=2**63)
     tokens_per_s: float
+    losses: dict[str, float] | None = None  # in each order of a model of several, of which `loss` is the mean
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
@@ -118,6 +119,8 @@ class Metrics:
     def publish(self, entry: dict, snippet: str | None = None) -> None:
         """Give an entry, with the text generated after it, to W&B. Neither fails nor waits."""
         values = {f"{entry['split']}/{key}": value for key, value in entry.items() if key not in ("step", "split")}
+        for order, loss in values.pop(f"{entry['split']}/losses", {}).items():
+            values[f"{entry['split']}/loss {order}"] = loss
         if self._wandb:
             self._wandb.log(values | ({} if snippet is None else {"snippet": snippet}), entry["step"])
 

@@ -11,6 +11,7 @@ import time
 import torch
 
 from modules.config import Config
+from modules.models import evaluate
 from modules.models.evaluate import autocast_for
 from modules.system import console
 from modules.system.errors import UserError
@@ -158,7 +159,7 @@ class Recorder:
         text = snippet(training, self._tokenizer) if self._tokenizer and (self._sharded or self._metrics) else None
         if self._metrics:
             console.tell(
-                f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token"
+                f"step {entry['step']:,}: held-out loss {entry['loss']:.4f} nats/token{in_each_order(entry)}"
                 + (f"\n  {text!r}" if text else "")
             )
             draw_loss(training.config, self._files)
@@ -174,13 +175,19 @@ class Recorder:
             self._metrics.close()
 
 
+def in_each_order(entry: dict) -> str:
+    """The held-out loss of a model of several orders in each of them, in words."""
+    losses = ", ".join(f"{order} {loss:.4f}" for order, loss in entry.get("losses", {}).items())
+    return f" ({losses})" if losses else ""
+
+
 def draw_loss(config: Config, files: Files) -> None:
     """Draw the losses logged so far; a warning where that fails."""
 
     def draw() -> None:
         from modules import plots  # matplotlib, on which training does not depend
 
-        plots.save(plots.run_curve(config.name, config.direction, read_metrics(files.metrics)), files.picture)
+        plots.save(plots.run_curve(config.name, config.order, read_metrics(files.metrics)), files.picture)
 
     console.attempt("the picture of the loss", draw)
 
@@ -220,11 +227,7 @@ def facts(training: Training) -> dict:
 
 
 def snippet(training: Training, tokenizer: Tokenizer) -> str:
-    """A text that the model makes up from BOS alone, in reading order whichever way it was made. The same draws at
-    every validation."""
-    device = training.processes.device
-    bos = torch.full((1, 1), training.windows.token_file.bos_id, device=device)
-    generator = torch.Generator(device).manual_seed(training.config.training_params.seed)
+    """A text that the model makes up; the same draws at every validation."""
+    device, seed = training.processes.device, training.config.training_params.seed
     with autocast_for(device, training.precision)():
-        tokens_BT = training.model.generate(bos, SNIPPET_TOKENS, top_k=50, generator=generator)[:, 1:]
-    return tokenizer.detokenize(tokens_BT.flip(1) if training.config.training_params.backwards else tokens_BT)
+        return evaluate.snippet(training.model, training.held_out, tokenizer, SNIPPET_TOKENS, seed, device)

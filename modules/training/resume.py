@@ -107,7 +107,7 @@ def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Fi
         return {
             "model": of.model,
             **{f"model_params.{key}": value for key, value in of.model_params.model_dump().items()},
-            "training_params.backwards": of.training_params.backwards,
+            "training_params.order": of.order,
             "training_params.seed": of.training_params.seed,
             "training_params.stride": of.stride,
             "training_params.batch_size x aggregate": of.step_windows,
@@ -137,6 +137,21 @@ def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Fi
             f"{source_of(found, files)}: a state of another run: {'; '.join(different)}; {keep}train under another name (--run_name), "
             "or move the state away"
         )
+
+
+def cooldown_asked(asked: int | None, found: dict | None, config: Config) -> int | None:
+    """The steps of the cool-down that is asked for: where `asked` is 0, those of the one that the state is in, or as
+    many as make the config's share of all steps. UserError where that says nothing."""
+    if asked != 0:
+        return asked
+    step, share = found["step"] if found else 0, config.training_params.cooldown_finish
+    optim = stages_of(found)[-1].optim_params if found else config.optim_params
+    if optim.cooldown_start is not None and optim.cooldown_start < step:
+        return optim.cooldown_steps
+    if share is None or step == 0:
+        why = "the config has no training_params.cooldown_finish" if share is None else "nothing is trained yet"
+        raise UserError(f"{config.name}: --cooldown: expected a number of steps, as {why}")
+    return max(1, round(step * share / (1 - share)))
 
 
 def schedule_of(found: dict, config: Config, cooldown: int | None, accept_changes: bool, files: Files) -> Config:

@@ -26,6 +26,7 @@ from modules.training.recording import checkpoint_owed, draw_loss, picture_is_be
 from modules.training.resume import (
     Files,
     check_same_run,
+    cooldown_asked,
     files_of,
     find_state,
     full_rate,
@@ -45,7 +46,8 @@ class Request:
     """What a user asks of a run beside its config.
 
     tokenizer_path: of the tokenizer for snippets. more_steps: train `steps_to_train` more, not up to that many
-    in total. cooldown: let the learning rate fall to zero over this many steps from now, and end. accept_changes: go on
+    in total. cooldown: let the learning rate fall to zero over this many steps from now, and end; 0 for as many as make
+    the config's `cooldown_finish` of all steps. accept_changes: go on
     although the config's schedule, optimizer or precision are not those of the state.
     """
 
@@ -79,18 +81,21 @@ def run(config: Config, request: Request, processes: Processes) -> int:
             put_in_order(sharded_path(files.state))
         processes.wait_for_all()
         found = find_state(files)
+        step = found["step"] if found else 0
+        cooldown = cooldown_asked(request.cooldown, found, config)
+        if not cooldown:
+            config = config.cooled(last_step_of(config, len(data.windows), step, request.more_steps))
         if found is not None:
             check_same_run(found, config, data.token_file, files)
-            config = schedule_of(found, config, request.cooldown, request.accept_changes, files)
-        elif request.cooldown:
-            config = config.with_optim(cooldown_start=0, cooldown_steps=request.cooldown)
-        step = found["step"] if found else 0
+            config = schedule_of(found, config, cooldown, request.accept_changes, files)
+        elif cooldown:
+            config = config.with_optim(cooldown_start=0, cooldown_steps=cooldown)
         last_step = last_step_of(config, len(data.windows), step, request.more_steps)
         done = (
             found is not None and step >= last_step and not checkpoint_owed(step, found["validated"], last_step, config)
         )
         if found is not None and processes.is_main:
-            if request.cooldown and not done:
+            if cooldown and not done:
                 keep_before_cooldown(found, config.optim_params.cooldown_start, files)
             make_up(found, config, done, files)
         processes.wait_for_all()
@@ -132,7 +137,13 @@ def data_of(config: Config, tokenizer_path: str | None, processes: Processes) ->
     token_file.check_ids(model_params.vocab_size)
     tokenizer = matching_tokenizer(tokenizer_path, token_file, model_params.vocab_size) if tokenizer_path else None
     windows, held_out = split(
-        token_file, model_params.context, config.stride, config.held_out_windows, config.step_windows, params.backwards
+        token_file,
+        model_params.context,
+        config.stride,
+        config.held_out_windows,
+        config.step_windows,
+        config.reading,
+        params.seed,
     )
     return Data(token_file, windows, held_out, tokenizer)
 
@@ -152,7 +163,7 @@ def prepare(
     allow_tf32(processes.device)
     keep_freed_memory(processes.device)
     check_memory(config, processes)
-    model = build_model(config.model, params.seed, **model_params.model_dump()).to(processes.device)
+    model = build_model(config.model, params.seed, **config.model_arguments).to(processes.device)
     if params.checkpoint_activations:
         if config.model != "gpt":
             raise UserError(
@@ -232,7 +243,7 @@ def introduction(training: Training, last_step: int) -> str:
     )
     many = f" x {processes.count} ({config.training_params.parallel})" if processes.count > 1 else ""
     return (
-        f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.direction}, steps {training.step:,} to {last_step:,} of "
+        f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.order}, steps {training.step:,} to {last_step:,} of "
         f"{training.step_tokens:,} tokens, {training.precision}{', compiled' if training.compiled else ''}, on {device}{many}"
     )
 

@@ -16,7 +16,8 @@ def lr_at(step: int, optim: OptimParams) -> float:
     """The learning rate with which optimizer step `step` (from 0) is taken.
 
     Warm-up: a line from `lr_init` at step 0 to `lr` at step `warmup_steps`. Then, at step t of cycle n = 0, 1, 2 ... of
-    `oscil_steps` each: lr_shrink**n * (lr_min + (lr - lr_min) * (1 + cos(pi * t / oscil_steps)) / 2). Cool-down, where
+    `oscil_steps` each: lr_shrink**n * (lr_min + (lr - lr_min) * (1 + cos(pi * t / oscil_steps)) / 2), or, without
+    `oscil_steps`, `lr` all the way. Cool-down, where
     it is asked for: a line from the rate at `cooldown_start` to zero `cooldown_steps` later, and zero from there on.
     """
     if optim.cooldown_start is not None and step > optim.cooldown_start:
@@ -29,6 +30,8 @@ def annealed(step: int, optim: OptimParams) -> float:
     """The schedule without its cool-down."""
     if step < optim.warmup_steps:
         return optim.lr_init + (optim.lr - optim.lr_init) * step / optim.warmup_steps
+    if optim.oscil_steps is None:
+        return optim.lr
     cycle, t = divmod(step - optim.warmup_steps, optim.oscil_steps)
     cosine = (1 + math.cos(math.pi * t / optim.oscil_steps)) / 2
     return optim.lr_shrink**cycle * (optim.lr_min + (optim.lr - optim.lr_min) * cosine)

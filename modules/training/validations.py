@@ -1,8 +1,8 @@
 """The held-out loss of each window at each validation of a run, kept so that an arrow can be followed through training
 with its interval.
 
-One small file a validation, `<folder>/<step>.npy`: float32 [windows], nats per token, means over each window. (4 bytes
-a window: 64 kB for a million held-out tokens at context 64.)
+One small file a validation, `<folder>/<step>.npy`: float32 [windows], or [orders, windows] where a model reads in
+several, nats per token, means over each window. (4 bytes a window: 64 kB for a million held-out tokens at context 64.)
 """
 
 from pathlib import Path
@@ -29,9 +29,9 @@ def steps(folder: Path) -> list[int]:
         return []
 
 
-def read(folder: Path, step: int, n_windows: int) -> np.ndarray:
-    """The losses [windows] of the validation at `step`. UserError where the file is not what `write` wrote for
-    `n_windows` windows."""
+def read(folder: Path, step: int, *shape: int) -> np.ndarray:
+    """The losses [windows], or [orders, windows], of the validation at `step`. UserError where the file is not what
+    `write` wrote of this shape."""
     path = folder / f"{step:012d}.npy"
     try:
         losses_W = np.load(path, allow_pickle=False)
@@ -39,9 +39,9 @@ def read(folder: Path, step: int, n_windows: int) -> np.ndarray:
         raise UserError(
             f"{path}: not the losses of a validation ({error}); without this file the report leaves the step out"
         ) from None
-    if losses_W.shape != (n_windows,) or losses_W.dtype != np.float32 or not np.isfinite(losses_W).all():
+    if losses_W.shape != shape or losses_W.dtype != np.float32 or not np.isfinite(losses_W).all():
         raise UserError(
-            f"{path}: expected {n_windows:,} finite losses of 32 bits, found {losses_W.dtype} {list(losses_W.shape)}; "
-            f"without this file the report leaves the step out"
+            f"{path}: expected {' x '.join(f'{n:,}' for n in shape)} finite losses of 32 bits, found {losses_W.dtype} "
+            f"{list(losses_W.shape)}; without this file the report leaves the step out"
         )
     return losses_W

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from modules.data.orders import Reading
 from modules.data.token_file import open_tokens
 from modules.data.windows import split
 from modules.measurement import arrow
@@ -52,8 +53,8 @@ def token_file(path, tokens: np.ndarray):
 def both_directions(tokens_file, table: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Held-out losses of the two exact models, through the project's own windows."""
     both = []
-    for backwards, model in ((False, TableModel(table)), (True, TableModel(table.transpose(2, 1, 0)))):
-        _, windows = split(tokens_file, LENGTH, 1, held_out, 1, backwards)
+    for order, model in (("forward", TableModel(table)), ("backward", TableModel(table.transpose(2, 1, 0)))):
+        _, windows = split(tokens_file, LENGTH, 1, held_out, 1, Reading((order,)))
         both.append(held_out_losses(model, windows, 7, torch.device("cpu"), progress=False).astype(np.float64))
     return both[0], both[1]
 

@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import re
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modules.data.orders import READ_BACKWARD, READ_FORWARD, Reading
 from modules.data.token_file import attributes_of, check_file, open_tokens, same_dataset
 from modules.data.windows import Windows, permute, split, step_order
 from modules.system.errors import UserError
@@ -23,22 +26,52 @@ def token_file(tmp_path_factory):
     return open_tokens(write_tokens(tmp_path_factory.mktemp("data") / "toy.h5", n_tokens=5_000))
 
 
-@pytest.mark.parametrize("backwards", [False, True])
-def test_a_window_is_bos_and_its_tokens_in_the_direction_of_reading(token_file, backwards):
-    windows = Windows(token_file, first=100, count=20, length=8, stride=3, backwards=backwards)
+@pytest.mark.parametrize("order", ["forward", "backward"])
+def test_a_window_is_bos_and_its_tokens_in_the_order_of_reading(token_file, order):
+    windows = Windows(token_file, first=100, count=20, length=8, stride=3, reading=Reading((order,)))
     inputs, targets = windows.batch([0, 7, 19])
     for row, index in enumerate([0, 7, 19]):
         text = token_file.tokens[100 + 3 * index :][:8].tolist()
-        read = text[::-1] if backwards else text
+        read = text[::-1] if order == "backward" else text
         assert targets[row].tolist() == read
         assert inputs[row].tolist() == [0] + read[:-1]
 
 
-def test_both_directions_predict_the_same_tokens(token_file):
-    def targets(backwards):
-        return split(token_file, 16, 8, 50, 4, backwards)[0].batch(np.arange(40))[1]
+MODULES = Path(__file__).parents[2] / "modules"
+# What a flip outside orders.py is there for, other than reading a window in another order.
+FLIPS = {
+    "corpora/reverse.py": "reverses the characters of a text, before there are tokens",
+    "corpora/synthetic.py": "makes texts that mirror each other",
+    "tok_utils/symmetric.py": "the tokens of a reversed text",
+    "measurement/contrast.py": "the documents of a reversed text",
+    "measurement/noise.py": "a series and its mirror image, before a Fourier transform",
+    "training/side_by_side.py": "the last of the lines of an error",
+}
+BACKWARDS = {
+    "config.py": "where it is chosen",
+    "measurement/measure.py": "where it is chosen",
+    "measurement/comparison.py": "compared",
+}
 
-    assert targets(False).equal(targets(True).flip(1))
+
+def test_nothing_else_knows_the_order_of_reading():
+    """No other module flips anything, or asks which way it is."""
+    flips, asks = set(), set()
+    for path in MODULES.rglob("*.py"):
+        source, name = path.read_text(encoding="utf-8"), path.relative_to(MODULES).as_posix()
+        if re.search(r"\bflip\w*\(|\[::-1\]|, ::-1\]", source):
+            flips.add(name)
+        if re.search(r"\bbackwards\b", source):
+            asks.add(name)
+    assert flips - set(FLIPS) == {"data/orders.py"} and set(FLIPS) <= flips
+    assert asks == set(BACKWARDS)
+
+
+def test_both_directions_predict_the_same_tokens(token_file):
+    def targets(order):
+        return split(token_file, 16, 8, 50, 4, Reading((order,)))[0].batch(np.arange(40))[1]
+
+    assert targets("forward").equal(targets("backward").flip(1))
 
 
 @given(
@@ -58,9 +91,9 @@ def test_held_out_windows_end_the_file_and_no_training_window_reaches_them(
     needed = held_out * length + length + (step - 1) * stride
     if n_tokens < needed:
         with pytest.raises(UserError, match=f"at least {needed:,}"):
-            split(Shorter, length, stride, held_out, step, False)
+            split(Shorter, length, stride, held_out, step, READ_FORWARD)
         return
-    training, validation = split(Shorter, length, stride, held_out, step, False)
+    training, validation = split(Shorter, length, stride, held_out, step, READ_FORWARD)
     starts = training.first + stride * np.arange(len(training))
     assert len(validation) == held_out and validation.first + held_out * length == n_tokens
     assert starts[-1] + length <= validation.first < starts[-1] + length + stride, "as many training windows as fit"
@@ -95,14 +128,19 @@ def test_a_billion_windows_need_no_memory_and_no_walk():
     assert len(set(order)) == 180 and order.min() >= 0 and order.max() < 10**9
 
 
-@given(count=st.integers(1, 50), step_windows=st.integers(1, 60))
+@given(count=st.integers(1, 50), step_windows=st.integers(1, 60), n_orders=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_steps_go_through_every_window_once_an_epoch(count, step_windows):
-    stream = np.concatenate(
-        [step_order(step, step_windows, count, seed=3) for step in range(3 * count // step_windows + 1)]
-    )
-    for epoch in range(len(stream) // count):
-        assert sorted(stream[epoch * count : (epoch + 1) * count]) == list(range(count))
+def test_steps_go_through_every_window_once_an_epoch(count, step_windows, n_orders):
+    """In whatever orders, which take turns; a visit says its window, its epoch and its order."""
+    steps = [step_order(step, step_windows, count, 3, n_orders) for step in range(3 * count // step_windows + 1)]
+    visits = np.concatenate(steps)
+    windows, epochs, orders = visits % count, visits // count // n_orders, visits // count % n_orders
+    assert (epochs == np.arange(len(visits)) // count).all()
+    for epoch in range(len(visits) // count):
+        assert sorted(windows[epochs == epoch]) == list(range(count))
+    assert (orders == np.arange(len(visits)) % n_orders).all()
+    if n_orders == 1:
+        assert (visits[:count] == permute(np.arange(count), count, 3, 0)[: len(visits)]).all()
 
 
 def test_files_of_the_older_kind_give_the_same_windows(token_file, tmp_path):
@@ -114,8 +152,8 @@ def test_files_of_the_older_kind_give_the_same_windows(token_file, tmp_path):
     assert old_file.vocab_size is None and old_file.fingerprint.split("+")[0] == token_file.fingerprint.split("+")[0]
     indices = np.array([5, 0, 99])
     for new, old in zip(
-        Windows(token_file, 0, 100, 16, 8, True).batch(indices),
-        Windows(old_file, 0, 100, 16, 8, True).batch(indices),
+        Windows(token_file, 0, 100, 16, 8, READ_BACKWARD).batch(indices),
+        Windows(old_file, 0, 100, 16, 8, READ_BACKWARD).batch(indices),
         strict=True,
     ):
         assert new.equal(old)

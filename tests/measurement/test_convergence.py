@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from modules.data.orders import READ_BACKWARD
 from modules.measurement import arrow
 from modules.measurement.comparison import compare, evaluate, held_out_windows, load_model, pair_up, read_run
 from modules.measurement.convergence import convergence, in_words
@@ -116,7 +117,7 @@ def test_windows_in_parts_are_windows_of_that_length(pair, length):
     for run in pair[1][0]:
         model, windows = load_model(run, CPU), held_out_windows(run)
         tokens = torch.from_numpy(windows.token_file.tokens[windows.first :].astype(np.int64)).view(-1, length)
-        read = tokens.flip(1) if windows.backwards else tokens
+        read = tokens.flip(1) if windows.reading == READ_BACKWARD else tokens
         logits = model(torch.cat([torch.zeros(len(read), 1, dtype=torch.long), read[:, :-1]], dim=1))
         expected = (
             torch.nn.functional.cross_entropy(logits.flatten(0, 1), read.flatten(), reduction="none")

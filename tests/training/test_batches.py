@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.config import load_config
+from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
 from modules.data.windows import Windows, step_order
 from modules.training import batches
@@ -43,7 +44,7 @@ def config_of(folder, batch_size: int, aggregate: int = 1):
 def test_all_parts_of_a_step_together_are_its_windows(folder, batch_size, count, aggregate, piece_tokens, step):
     count = min(count, batch_size)
     config = config_of(folder, batch_size, aggregate)
-    windows = Windows(open_tokens(folder / "toy.h5"), 0, 3000, 16, 16, False)
+    windows = Windows(open_tokens(folder / "toy.h5"), 0, 3000, 16, 16, READ_FORWARD)
     processes = [Processes(rank, count, CPU) for rank in range(count)]
     parts = []
     with mock.patch.multiple(batches, CPU_NUMBERS=32 * piece_tokens, FEWEST_CPU_TOKENS=1):

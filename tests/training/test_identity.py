@@ -37,9 +37,11 @@ EVERY_KEY = {
     "model_params__mlp_ratio": (2.0, "refused"),
     "model_params__dropout": (0.2, "refused"),
     "model_params__embd_dropout": (0.1, "refused"),
+    "model_params__position": ("rope", "refused"),
     "training_params__dataset_folder": ("moved.h5", "free"),
     "training_params__batch_size": (8, "refused"),
     "training_params__aggregate": (2, "refused"),
+    "training_params__order": ("even_odd", "refused"),
     "training_params__backwards": (True, "refused"),
     "training_params__steps_to_train": (WHOLE + 2, "free"),
     "training_params__save_every": (3, "free"),
@@ -55,6 +57,8 @@ EVERY_KEY = {
     "training_params__valid_batch_size": (5, "free"),
     "training_params__parallel": ("ddp", "free"),
     "training_params__checkpoint_activations": (True, "free"),
+    "training_params__tokenizer_path": ("elsewhere", "free"),
+    "training_params__cooldown_finish": (0.25, "recorded"),
     "optim_params__lr": (2e-3, "asked"),
     "optim_params__warmup_steps": (12, "asked"),
     "optim_params__oscil_steps": (30, "asked"),
@@ -104,7 +108,7 @@ def test_a_key_edited_between_two_halves(halves, tmp_path, key):
     folder, (value, outcome) = half_of(halves, tmp_path), EVERY_KEY[key]
     value = str(folder / value) if key.endswith(("folder", "loc")) else value
     changes = {key: value}
-    if outcome == "recorded":  # the two keys of a cool-down come together
+    if outcome == "recorded" and key.startswith("optim_params"):  # the two keys of a cool-down come together
         changes = {"optim_params__cooldown_steps": 5, "optim_params__cooldown_start": 15}
     before = state_path(folder).read_bytes()
     if outcome in ("refused", "asked"):
@@ -113,6 +117,7 @@ def test_a_key_edited_between_two_halves(halves, tmp_path, key):
         with pytest.raises(UserError, match="accept_changes" if outcome == "asked" else "another run") as refused:
             train(folder, **changes)
         named = {
+            "training_params.backwards": "training_params.order",
             "training_params.batch_size": "batch_size x aggregate",
             "training_params.aggregate": "batch_size x aggregate",
             "training_params.valid_steps": "held-out tokens",
@@ -134,7 +139,9 @@ def test_a_key_edited_between_two_halves(halves, tmp_path, key):
         assert state["step"] == steps and (steps != WHOLE or same_bits(state, halves[1])), "the end is the same"
     else:
         assert [stage["first_step"] for stage in state["stages"]] == [0, HALF]
-        then, now = (load_config(path).optim_params for path in (halves[0] / "toy.json", folder / "toy.json"))
+        then, now = (
+            load_config(path).cooled(WHOLE).optim_params for path in (halves[0] / "toy.json", folder / "toy.json")
+        )
         assert [stage["optim_params"] for stage in state["stages"]] == [then.model_dump(), now.model_dump()]
 
 

@@ -343,7 +343,7 @@ def test_a_damaged_state_is_named_and_the_backup_offered(tmp_path):
     "changes, expected",
     [
         (dict(model_params__embed_dim=64), r"model_params.embed_dim 32 there and 64 in the config"),
-        (dict(training_params__backwards=True), r"training_params.backwards False there and True"),
+        (dict(training_params__backwards=True), r"training_params.order forward there and backward"),
         (dict(training_params__seed=5), r"training_params.seed 0 there and 5"),
         (dict(training_params__batch_size=32), r"batch_size x aggregate 16 there and 32"),
     ],
