@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from modules import tokenizer
 from modules.system.errors import UserError
 from modules.tok_utils import create_tokenizer
-from modules.tok_utils.encoder import why_not_fast
+from modules.tok_utils.encoder import fast_tokenizer
 from tests.tok_texts import library_tokenizer, llama2_like
 
 TEXT = "The cat isn't on the mat; the café's 12 cats are.\n\n\tÀ bientôt, 你好 🙂 …\n" * 40
@@ -232,4 +232,4 @@ def test_the_tokenizer_that_ships(monkeypatch):
     assert toki.vocab_size == 50257 and toki.bos_id == 0
     tokenized = toki.tokenize("Hello, world!")
     assert toki.detokenize(tokenized) == "Hello, world!" and tokenized.shape[1] < 8
-    assert why_not_fast(toki) is None
+    assert not isinstance(fast_tokenizer(toki), str)

@@ -15,7 +15,7 @@ THIRD_PARTY = {
     "torch",
     "h5py",
     "tokenizers",
-    "tiktoken",
+    "gigatoken",
     "regex",
     "tqdm",
     "wandb",

@@ -1,6 +1,7 @@
 """The `.h5` of token ids: how it is opened, checked, and laid out on the disk.
 
-It holds one dataset, `tokens`, and attributes that say what the ids are and carry checksums of both. Tokens are read
+It holds the dataset `tokens`, where its texts are divided `documents` (the tokens with which documents begin), and
+attributes that say what the ids are and carry checksums of all. Tokens are read
 through a memory map of the contiguous dataset, a batch in one gather: hundreds of millions of tokens a second, against
 about three million with a slice of `h5py` an item. Files of the older kind (chunked) are read through `h5py`.
 """
@@ -45,6 +46,7 @@ class Attributes(Schema):
     texts: str | None = None
     symmetric: bool | None = None
     reversed_of: str | None = None
+    documents_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
     attributes_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
 
     @model_validator(mode="after")
@@ -84,7 +86,8 @@ class TokenFile:
     tokens: 1-D array-like of token ids, a memory map or an h5py dataset. text_bytes: size of the tokenized text in
     UTF-8 bytes, for bits per byte. tokens_crc32: CRC-32 of all ids, little-endian, as make_h5 wrote it. texts: what it
     was made from. symmetric: whether its tokenizer has no direction (tok_utils/symmetric.py). reversed_of: the
-    fingerprint of the dataset of which this is the reversed control.
+    fingerprint of the dataset of which this is the reversed control. documents: the tokens with which documents begin,
+    uint64, ascending, the first 0; None where the texts are not divided.
     """
 
     path: str
@@ -97,6 +100,7 @@ class TokenFile:
     texts: tuple[Text, ...] = ()
     symmetric: bool = False
     reversed_of: str | None = None
+    documents: np.ndarray | None = None
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The stretches of `length` tokens that begin at `starts` [B], as int64 [B, length]."""
@@ -236,6 +240,8 @@ def open_tokens(path: str | os.PathLike) -> TokenFile:
             tokens = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
         else:
             tokens[:1], tokens[-1:]  # noqa: B018 (a compression that this machine lacks shows here)
+        documents = documents_of(file, path, said.documents_crc32, len(dataset))
+        if tokens is dataset:
             at_failure.pop_all()  # it stays open
     token_file = TokenFile(
         path,
@@ -248,6 +254,7 @@ def open_tokens(path: str | os.PathLike) -> TokenFile:
         texts_of(said.texts, path),
         bool(said.symmetric),
         said.reversed_of,
+        documents,
     )
     if said.attributes_crc32 is not None:
         if said.model_dump(exclude_none=True) != attributes_of(
@@ -275,32 +282,47 @@ def texts_of(said: str | None, h5_path: str) -> tuple[Text, ...]:
         ) from None
 
 
-def own_dataset(file: h5py.File, path: str) -> h5py.Dataset:
-    """The dataset `tokens` of a file, which must be in the file itself. UserError where it is anything else than a row
-    of integers."""
-    if "tokens" not in list(file):  # `in file` is not true of a link to nothing
+def documents_of(file: h5py.File, path: str, crc32: int | None, n_tokens: int) -> np.ndarray | None:
+    """The dataset `documents` of a file, read and checked; None where there is none and none is said to be."""
+    if "documents" not in list(file) and crc32 is None:
+        return None
+    found = own_dataset(file, path, "documents")[:]
+    if crc32 is not None and zlib.crc32(found) != crc32:
+        raise UserError(f"{path}: damaged: its documents do not fit their checksum; make it anew (make_h5)")
+    if found.dtype != np.uint64 or found[0] != 0 or found[-1] >= n_tokens or np.any(found[1:] <= found[:-1]):
         raise UserError(
-            f"{path}: expected a dataset named 'tokens', found {sorted(file)[:10] or 'nothing'}; was it made by make_h5?"
+            f"{path}: expected 'documents' to be ascending positions of the {n_tokens:,} tokens, uint64, the first 0; make "
+            "it anew (make_h5)"
         )
-    link = file.get("tokens", getlink=True)
+    return found
+
+
+def own_dataset(file: h5py.File, path: str, name: str = "tokens") -> h5py.Dataset:
+    """A dataset of a file, which must be in the file itself. UserError where it is anything else than a row of
+    integers."""
+    if name not in list(file):  # `in file` is not true of a link to nothing
+        raise UserError(
+            f"{path}: expected a dataset named '{name}', found {sorted(file)[:10] or 'nothing'}; was it made by make_h5?"
+        )
+    link = file.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         raise UserError(
-            f"{path}: expected 'tokens' to be in the file itself, found a link to {getattr(link, 'filename', '')}{link.path}"
+            f"{path}: expected '{name}' to be in the file itself, found a link to {getattr(link, 'filename', '')}{link.path}"
         )
-    dataset = file["tokens"]
+    dataset = file[name]
     if (
         not isinstance(dataset, h5py.Dataset)
         or dataset.shape is None
         or len(dataset.shape) != 1
         or dataset.dtype.kind not in "iu"
     ):
-        raise UserError(f"{path}: expected 'tokens' to be a 1-D dataset of integers, found {dataset}")
+        raise UserError(f"{path}: expected '{name}' to be a 1-D dataset of integers, found {dataset}")
     if dataset.is_virtual or dataset.external:
         raise UserError(
-            f"{path}: expected 'tokens' to be in the file itself, found a dataset whose data are in other files"
+            f"{path}: expected '{name}' to be in the file itself, found a dataset whose data are in other files"
         )
     if len(dataset) == 0:
-        raise UserError(f"{path}: holds no tokens")
+        raise UserError(f"{path}: holds no {name}")
     return dataset
 
 
@@ -361,22 +383,27 @@ def check_file(path: str | os.PathLike) -> str:
     return f"{token_file.path}: {len(token_file.tokens):,} tokens, ids {smallest:,} to {largest:,}{of}; {checksum}"
 
 
-def create(path: Path, tokens: int, dtype: np.dtype, attributes: dict) -> int:
-    """Make an .h5 with room for `tokens` ids. Returns the position of the first in the file, for the ids to be written
-    there.
+def create(path: Path, sizes: dict[str, tuple[int, np.dtype]], attributes: dict) -> dict[str, int]:
+    """Make an .h5 with room for datasets of these lengths and types, the first with the attributes. Returns the position
+    of each in the file, for its data to be written there.
 
     HDF5 itself would crash (a segmentation fault, seen with 1.14) where the disk is full when it closes a file. Written
-    past it, the ids go to the disk as fast, and a full disk is an OSError like any other.
+    past it, the data go to the disk as fast, and a full disk is an OSError like any other.
     """
     with open(path, "wb") as file:
-        file.truncate(HEADER_ROOM + tokens * dtype.itemsize)  # a limit on the size of files shows here
+        # a limit on the size of files shows here
+        file.truncate(HEADER_ROOM + sum(length * dtype.itemsize for length, dtype in sizes.values()))
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     layout.set_obj_track_times(False)
     with h5py.File(path, "w", locking=False) as file:  # nobody else knows of it, and not every file system has locks
-        space = h5py.h5s.create_simple((tokens,))
-        dataset = h5py.Dataset(h5py.h5d.create(file.id, b"tokens", h5py.h5t.py_create(dtype), space, dcpl=layout))
-        dataset.attrs.update(attributes)
-        return dataset.id.get_offset()
+        made = []
+        for name, (length, dtype) in sizes.items():
+            space = h5py.h5s.create_simple((length,))
+            made.append(
+                h5py.Dataset(h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=layout))
+            )
+        made[0].attrs.update(attributes)
+        return {name: dataset.id.get_offset() for name, dataset in zip(sizes, made, strict=True)}

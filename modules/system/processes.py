@@ -1,6 +1,7 @@
-"""Processes and cores: which of several processes this is, and how much of the machine it may use. Imports nothing
-heavy."""
+"""Processes and cores: which of several processes this is, where they meet, and how much of the machine each may use.
+Imports nothing heavy, unless there are several."""
 
+import datetime
 import math
 import os
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import NamedTuple
 
 from modules.system.console import warn_once
 from modules.system.errors import UserError
+
+MEETING = datetime.timedelta(days=30)  # one process may have hours more to do than another
 
 
 class Process(NamedTuple):
@@ -41,6 +44,36 @@ def this_process() -> Process:
     if rank >= world_size:
         raise UserError(f"environment: expected RANK below WORLD_SIZE, found RANK {rank} and WORLD_SIZE {world_size}")
     return Process(rank, world_size, max(1, local_world_size), local_rank, launched=True)
+
+
+def meet(process: Process, what: str) -> None:
+    """Wait until all launched processes have come this far, by torch.distributed's barrier (gloo); nothing for one alone.
+
+    what: they are to have done, for the message. Raises UserError where one of them ends instead; to start it again is
+    torchrun's part (--max-restarts).
+    """
+    if process.world_size == 1:
+        return
+    import torch.distributed as dist
+
+    try:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        dist.monitored_barrier(timeout=MEETING)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"process {process.rank + 1} of {process.world_size}: the others have not all {what} ({reason}); what is done "
+            "is kept: start again to go on"
+        ) from error
+
+
+def resident_bytes() -> int | None:
+    """Bytes of memory that this process holds; None where the system has no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
 
 
 def integer_variable(name: str, default: int | None = None, most: int = 2**31 - 1) -> int:

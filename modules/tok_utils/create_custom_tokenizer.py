@@ -30,11 +30,11 @@ from modules.system.files import replacing
 from modules.system.limits import MOST_BYTES, SMALLEST_VOCAB, check_number
 from modules.system.locks import alone
 from modules.system.names import check_name
-from modules.system.processes import this_process
+from modules.system.processes import meet, this_process
 from modules.tok_utils import symmetric
 from modules.tok_utils.cuts import pieces
 from modules.tok_utils.inspection import taken_texts
-from modules.tok_utils.progress import say, wait_for
+from modules.tok_utils.progress import say
 from modules.tok_utils.text_source import TextSource, find_texts, not_utf8
 from modules.tokenizer import BOS_TOKEN, MOST_IDS, get_tokenizer
 from modules.tokenizer import Tokenizer as SavedTokenizer
@@ -89,15 +89,18 @@ def create_tokenizer(
         check_number("sample_bytes", sample_bytes, 1, MOST_BYTES, "bytes of text; none for the whole")
     if split not in SPLITS:
         raise UserError(f"split: expected {' or '.join(SPLITS)}, found {split!r}")
-    if this_process().rank > 0:
+    process = this_process()
+    meet(process, "come")
+    if process.rank > 0:
         find_texts(txt_path)
-        wait_for(folder / "tokenizer.json", "the first process to train the tokenizer")
+        meet(process, "seen the tokenizer trained")
         return folder
     texts = taken_texts(Path(txt_path))
     if not _is_there(folder, vocab_size, split):
         with alone(folder):
             if not _is_there(folder, vocab_size, split):  # by the command that was waited for
                 _train(folder, texts, txt_path, vocab_size, sample_bytes, errors, split)
+    meet(process, "seen the tokenizer trained")
     return folder
 
 

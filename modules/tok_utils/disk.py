@@ -5,19 +5,18 @@ import shutil
 from pathlib import Path
 
 from modules.system.errors import UserError
-from modules.tok_utils.encoder import id_dtype
-from modules.tok_utils.progress import say
+from modules.tok_utils.encoder import Encoder
+from modules.tok_utils.progress import readable, say
 from modules.tok_utils.text_source import TextSource, spread_samples
-from modules.tokenizer import Tokenizer
 
 MARGIN = 1.1  # on what the samples say
 
 
 def check_space(
-    texts: list[Path], toki: Tokenizer, chunks_folder: Path, out_h5_folder: str | os.PathLike | None = None
+    texts: list[Path], encoder: Encoder, chunks_folder: Path, out_h5_folder: str | os.PathLike | None = None
 ) -> None:
     """Say how much room the chunks and the .h5 will take. Raises UserError where their disks have less left."""
-    need = sum(_bytes_of_ids(text, toki) for text in texts)
+    need = sum(_bytes_of_ids(text, encoder) for text in texts)
     have = sum(chunk.stat().st_size for chunk in chunks_folder.glob("chunk_*.pt"))
     say(
         f"room needed, about: {readable(max(0, need - have))} in {chunks_folder}{' (more than there is)' if have else ''}, "
@@ -50,27 +49,10 @@ def existing_parent(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def readable(size: float) -> str:
-    """1234567 -> "1.2 MB"."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            break
-        size /= 1000
-    else:
-        unit = "GB"
-    return f"{size:.3g} {unit}"
-
-
-def _bytes_of_ids(text: Path, toki: Tokenizer) -> int:
+def _bytes_of_ids(text: Path, encoder: Encoder) -> int:
     """An estimate of the bytes that the ids of a text will take, from samples of it."""
-    samples = spread_samples(text)
-    ids = sum(len(toki.encode(sample)) for sample in samples)
+    samples = [sample.encode("utf-8") for sample in spread_samples(text)]
+    ids = sum(encoder.encode(sample).nbytes for sample in samples)
     with TextSource(text) as source:
         size = source.estimated_size()
-    return int(
-        MARGIN
-        * size
-        * ids
-        * id_dtype(toki.vocab_size).itemsize
-        / max(1, sum(len(sample.encode("utf-8")) for sample in samples))
-    )
+    return int(MARGIN * size * ids / max(1, sum(map(len, samples))))

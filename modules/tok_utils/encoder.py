@@ -1,53 +1,176 @@
-r"""Text to ids at some ten times the speed of `tokenizers`, with the same ids.
+"""Text to ids at some hundred times the speed of `tokenizers`, with the same ids: `gigatoken` encodes, in threads.
 
-`tiktoken` does the same byte-level BPE from a table of ranks, and `word_cache.py` spares it the words that came before.
-Three things make it give the ids of a tokenizer.json:
+`tokenizers` defines the ids; `gigatoken` is trusted as far as it is verified:
 
-- Ranks are the order of the merges, and what it returns is mapped back to ids through a table.
-- It merges two neighbours whenever their concatenation has a rank, where tokenizer.json allows listed pairs only. The two agree on
-  every text if every merged token encodes to itself, which `why_not_fast` checks. (Take the first moment at which they
-  part: neighbours x, y that join to token t without (x, y) being a merge. Nothing has merged across the ends of x y so
-  far, so merging t's bytes alone went through the same states and stands at x, y too, unable to become t.)
-- GPT-2's pattern splits alike in both: their classes agree on all 1.1 M code points (tests/test_tok_encoder.py).
+- Before the work, spread samples of the text are encoded by both and compared (`inspection.check_kept`).
+- Of each chunk the first SAMPLE_BYTES are encoded by both, and the bytes of all its tokens must add up to those of the
+  text. So an error in how words are split or merged is met wherever it is common, and an id that stands for too few or too
+  many bytes wherever it stands; a wrong id of the right length is met where a sample holds it, one place in 2,000.
+- A difference ends the work and names the byte; `encoder="tokenizers"` then goes on with the library.
 
-Two details are worth a factor of 3 to tiktoken (8.6 -> 25 MB/s a core on docstrings, `tokenizers` 1.1-2.3): the
-alternatives without look-ahead stand in one group, which the regex engine then runs as one automaton; and one special
-token is declared (and never allowed: written in a text it is text), for with none tiktoken looks for the empty string
-at every byte.
+It is given the definition without `added_tokens`: a special token written in a text is text. A `gigatoken.Tokenizer`
+works for one thread at a time, so each thread has its own; and it remembers every word that it has met, without bound, so
+it is replaced by a fresh one when the process has grown by GROWTH. `encode_batch_padded` lets other threads of Python work
+meanwhile, which `encode` does not, and of a `BytesSource` does not import `awkward`, a fifth of a second.
 
-Where a tokenizer is anything else than this (another pattern, a normalizer, ...), `tokenizers` itself encodes.
+Where gigatoken does not know a tokenizer (another split, a normalizer, ...), `tokenizers` itself encodes.
 """
 
+import json
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import gigatoken
 import numpy as np
-import tiktoken
 
-from modules.tok_utils.word_cache import WordCache
-from modules.tokenizer import BOS_TOKEN, BYTE_OF_CHARACTER, Tokenizer, merge_pairs
+from modules.system.errors import UserError
+from modules.system.processes import resident_bytes
+from modules.tok_utils.cuts import last_safe_cut, pieces
+from modules.tok_utils.text_source import TextInMemory
+from modules.tokenizer import Tokenizer, first_line, steps_of
 
-GPT2_PATTERN = r"(?:'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
+SAMPLE_BYTES = 1 << 11  # of each chunk that both libraries encode: a twentieth of the chunk's time
+FAST_PART_BYTES = 1 << 23  # encoded at a time: ids of 32 bits are made of them
+LIBRARY_PART_BYTES = 1 << 16  # tokenizers needs some 150 bytes a token
+GROWTH = 3 << 27  # bytes by which the process may grow while words are remembered
+LEAST_BYTES = 1 << 24  # of text between two tokenizers, which cost a tenth of a second each
+BLIND_BYTES = 1 << 26  # of text for each tokenizer, where a process is not told its size
+
+
+class Encoded(NamedTuple):
+    """What became of one chunk of text."""
+
+    ids: np.ndarray  # [tokens]
+    text_bytes: int  # UTF-8 bytes that the ids stand for
+    text_crc32: int  # of the bytes that were read
+    ids_crc32: int
+    forced: list[int]  # positions in the chunk at which it was cut without a safe place to
+    documents: np.ndarray | None  # uint64, the tokens with which documents begin
+
+
+class NotUtf8(NamedTuple):
+    """The position in a chunk of the first byte that is not UTF-8."""
+
+    position: int
+
+
+class Differs(NamedTuple):
+    """The position in a chunk of the first token of gigatoken's that is not the library's."""
+
+    position: int
 
 
 class Encoder:
-    """Encodes long texts: by tiktoken behind a cache of words where `fast`, by `tokenizers` otherwise; the ids are the
-    same."""
+    """Encodes for one thread: with gigatoken where `fast`, with `tokenizers` otherwise; the ids are the same."""
 
-    def __init__(self, toki: Tokenizer, fast: bool):
-        self._toki = toki
+    def __init__(self, toki: Tokenizer, fast: bool, errors: str = "strict", ready: gigatoken.Tokenizer | None = None):
+        """errors: "strict", or "replace" for U+FFFD in place of what is not UTF-8. ready: what `fast_tokenizer` made."""
+        self._toki, self._fast, self._errors = toki, fast, errors
         self._dtype = id_dtype(toki.vocab_size)
-        self._cache = None
-        if fast:
-            self._tiktoken, self._id_of_rank = _tiktoken_of(toki)
-            self._cache = WordCache(self._by_tiktoken, self._by_library, self._dtype)
+        # Bytes of each token, in the narrowest type: these are looked up for every token of the text.
+        lengths = [len(piece) for piece in toki.token_bytes()] if fast else [0]
+        self._lengths = np.array(lengths, dtype=np.min_scalar_type(max(lengths)))
+        self._gigatoken, self._seen = ready, 0
+        self._most_resident = (resident_bytes() or 0) + GROWTH
 
-    def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`, [tokens], in the dtype that `id_dtype` gives."""
-        return self._cache.encode(text) if self._cache else self._by_library(text)
+    def encode(self, text: bytes) -> np.ndarray:
+        """The ids of `text`, which is UTF-8, [tokens], in the dtype that `id_dtype` gives."""
+        return self._by_gigatoken(text) if self._fast else self._by_library(text)
 
-    def _by_tiktoken(self, text: str) -> np.ndarray:
-        return self._id_of_rank[self._tiktoken.encode_to_numpy(text, disallowed_special=())]
+    def encode_chunk(self, data: bytes, starts: np.ndarray | None = None) -> Encoded | NotUtf8 | Differs:
+        """Encode one chunk of text, part by part: what that needs is in proportion to the part.
 
-    def _by_library(self, text: str) -> np.ndarray:
-        return np.array(self._toki.encode(text), dtype=self._dtype)
+        starts: positions in the chunk at which documents begin. A document begins with the token that holds its first
+        byte, so two that begin in one token count as one.
+        """
+        parts, documents, forced, text_bytes, tokens = [], [np.empty(0, dtype=np.int64)], [], 0, 0
+        for part in pieces(TextInMemory(data), FAST_PART_BYTES if self._fast else LIBRARY_PART_BYTES, self._toki):
+            raw = data[part.start : part.stop]
+            try:
+                text = raw.decode("utf-8", self._errors)
+            except UnicodeDecodeError as error:
+                return NotUtf8(part.start + error.start)
+            encoded = raw if self._errors == "strict" else text.encode("utf-8")
+            here = [] if starts is None else starts[(starts >= part.start) & (starts < part.stop)].tolist()
+            # Where they are in what is encoded, in which U+FFFD may stand for fewer bytes.
+            here = [len(raw[: start - part.start].decode("utf-8", "replace").encode("utf-8")) for start in here]
+            if self._fast:
+                ids = self._by_gigatoken(encoded)
+                if not self._may_be_right(encoded, ids):
+                    return Differs(part.start + self._first_difference(encoded, ids))
+                ends = np.cumsum(self._lengths[ids], dtype=np.int64) if here else None
+            else:
+                ids, ends = self._by_library(encoded), None
+                if here:
+                    ends = self._ends_by_library(encoded)
+            if here:
+                documents.append(tokens + np.searchsorted(ends, here, side="right"))
+            parts.append(ids)
+            forced += [part.stop] if part.forced else []
+            text_bytes, tokens = text_bytes + len(encoded), tokens + len(ids)
+        ids = np.concatenate(parts)
+        if starts is not None:
+            first_tokens = np.unique(np.concatenate(documents)).astype(np.uint64)
+            starts = first_tokens[first_tokens < tokens]  # a normalizer may leave no token of a chunk's last document
+        return Encoded(ids, text_bytes, zlib.crc32(data), zlib.crc32(ids), forced, starts)
+
+    def _by_gigatoken(self, text: bytes) -> np.ndarray:
+        if self._gigatoken is None:
+            self._gigatoken, self._seen = _gigatoken_of(self._toki), 0
+        ids, _ = self._gigatoken.encode_batch_padded(gigatoken.BytesSource([text]), 0, parallel=False)
+        self._seen += len(text)
+        if self._seen > LEAST_BYTES and self._has_grown():
+            self._gigatoken = None
+        return ids[0].astype(self._dtype)
+
+    def _has_grown(self) -> bool:
+        """Whether the words that are remembered may be too many."""
+        resident = resident_bytes()
+        return self._seen > BLIND_BYTES if resident is None else resident > self._most_resident
+
+    def _by_library(self, text: bytes) -> np.ndarray:
+        # A batch of one: `encode` would keep the other threads waiting.
+        return np.array(
+            self._toki.backend.encode_batch_fast([text.decode("utf-8")], add_special_tokens=False)[0].ids,
+            dtype=self._dtype,
+        )
+
+    def _ends_by_library(self, text: bytes) -> np.ndarray:
+        """The byte of `text` at which each of its tokens ends, by the library, which knows what its normalizer did."""
+        decoded = text.decode("utf-8")
+        [encoding] = self._toki.backend.encode_batch([decoded], add_special_tokens=False)
+        bytes_to = np.append(0, np.cumsum([len(character.encode("utf-8")) for character in decoded]))
+        return np.maximum.accumulate(bytes_to[[end for _, end in encoding.offsets]])
+
+    def _may_be_right(self, text: bytes, ids: np.ndarray) -> bool:
+        """Whether gigatoken's ids stand for as many bytes as there are, and begin as the library's do."""
+        if self._lengths[ids].sum(dtype=np.int64) != len(text):
+            return False
+        sample = text if len(text) <= SAMPLE_BYTES else text[: last_safe_cut(text[:SAMPLE_BYTES], self._toki)]
+        wanted = self._by_library(sample)
+        return np.array_equal(ids[: len(wanted)], wanted)
+
+    def _first_difference(self, text: bytes, ids: np.ndarray) -> int:
+        """The byte at which the first token begins that is not the library's."""
+        wanted = np.concatenate(
+            [
+                self._by_library(text[part.start : part.stop])
+                for part in pieces(TextInMemory(text), LIBRARY_PART_BYTES, self._toki)
+            ]
+        )
+        both = min(len(ids), len(wanted))
+        different = np.flatnonzero(ids[:both] != wanted[:both])
+        first = different[0] if len(different) else both
+        return int(self._lengths[wanted[:first]].sum(dtype=np.int64))
+
+
+def ids_differ(text: Path, where: str) -> UserError:
+    """The error for a text that gigatoken encodes to other ids than `tokenizers`, which defines them."""
+    return UserError(
+        f"{text}: gigatoken and tokenizers encode it to different ids {where}: let the library encode, which takes longer, "
+        'with --encoder tokenizers (encoder="tokenizers"); chunks that are there were compared and stay'
+    )
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -55,35 +178,28 @@ def id_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def why_not_fast(toki: Tokenizer) -> str | None:
-    """What about a tokenizer keeps tiktoken from giving its ids; None where nothing does."""
+def fast_tokenizer(toki: Tokenizer) -> gigatoken.Tokenizer | str:
+    """A gigatoken tokenizer of the same ids, which has met no word yet; or what is known to keep it from giving them."""
     definition, model = toki.definition, toki.definition["model"]
     if definition.get("normalizer") is not None:
         return "it normalizes the text"
-    split = definition.get("pre_tokenizer") or {}
-    if split.get("type") != "ByteLevel" or split.get("add_prefix_space", True) or not split.get("use_regex", True):
-        return "it does not split the text by GPT-2's pattern alone"
-    for option in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
+    for option in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(option):
             return f"its model has {option}"
     if not all(token.get("special") for token in definition.get("added_tokens") or ()):
         return "it has added tokens that are not special"
-    if not set(BYTE_OF_CHARACTER) <= set(model["vocab"]):
-        return "its vocabulary lacks some of the 256 bytes"
-    merged = ["".join(pair) for pair in merge_pairs(definition)]
-    if len(set(merged) | set(BYTE_OF_CHARACTER)) < len(merged) + 256:
-        return "two of its merges make the same token"
-    if any(len(toki.backend.model.tokenize(token)) != 1 for token in merged):
-        return "some of its tokens do not encode to themselves"
-    return None
+    if not any(step.get("type") == "ByteLevel" for step in steps_of(definition.get("pre_tokenizer"))):
+        return "it is not byte-level"
+    if toki.token_bytes() is None:
+        return "the bytes of its tokens are not known"
+    try:
+        return _gigatoken_of(toki)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # its panics are no Exceptions
+        return f"gigatoken does not know it ({first_line(error)[:100]})"
 
 
-def _tiktoken_of(toki: Tokenizer) -> tuple[tiktoken.Encoding, np.ndarray]:
-    """An encoder of ranks (bytes first, then merges in order), and the id of each rank."""
-    tokens = list(BYTE_OF_CHARACTER) + ["".join(pair) for pair in merge_pairs(toki.definition)]
-    ranks = {bytes(BYTE_OF_CHARACTER[character] for character in token): rank for rank, token in enumerate(tokens)}
-    vocab = toki.definition["model"]["vocab"]
-    encoding = tiktoken.Encoding(
-        str(toki.folder), pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={BOS_TOKEN: len(ranks)}
-    )
-    return encoding, np.array([vocab[token] for token in tokens], dtype=id_dtype(toki.vocab_size))
+def _gigatoken_of(toki: Tokenizer) -> gigatoken.Tokenizer:
+    parts = {name: toki.definition.get(name) for name in ("version", "model", "pre_tokenizer")}
+    return gigatoken.Tokenizer.from_json(json.dumps(parts | {"added_tokens": []}))

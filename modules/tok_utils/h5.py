@@ -1,13 +1,13 @@
 """Chunks to one .h5: `make_h5`.
 
 The file holds one dataset, `tokens` [number of tokens], contiguous on the disk so that training can map it into memory,
-uint16 where every id fits and uint32 otherwise. Its attributes: `vocab_size`, `tokenizer_fingerprint`, `bos_id`, and
+uint16 where every id fits and uint32 otherwise; and where the texts are divided into documents `documents`, uint64, the
+tokens with which these begin, the first 0. The attributes: `vocab_size`, `tokenizer_fingerprint`, `bos_id`, and
 `text_bytes`, the UTF-8 bytes that the ids stand for (bits per byte need it), `texts` (path relative to the .h5 and
 fingerprint of each), `symmetric` (whether the tokenizer has no direction), and the checksums of all ids and of the
 attributes. The file carries no times, so the same text and tokenizer give the same bytes.
 """
 
-import glob
 import json
 import os
 import zlib
@@ -21,13 +21,15 @@ from modules.system.errors import UserError, describe_os_error
 from modules.system.files import replacing
 from modules.system.locks import alone
 from modules.system.processes import this_process
-from modules.tok_utils.disk import readable, require
+from modules.tok_utils.disk import require
 from modules.tok_utils.encoder import id_dtype
-from modules.tok_utils.job import MANIFEST, Manifest, Row, read_chunk, read_manifest, remove_leftovers
+from modules.tok_utils.job import MANIFEST, Manifest, Row, read_chunk, read_manifest
+from modules.tok_utils.progress import readable
 from modules.tok_utils.symmetric import why_not_symmetric
 from modules.tokenizer import Tokenizer
 
 SNIPPET_TOKENS = 60
+AGAIN = "start tokenize_folder (tokenize_to_h5.py) again to make it anew"
 
 
 def make_h5(
@@ -65,10 +67,8 @@ def make_h5(
         )
     dtype = id_dtype(toki.vocab_size)
     total = sum(row.tokens for row in manifest.chunks)
-    require(path.parent, total * dtype.itemsize)
-    with alone(path) as held:
-        if held:
-            remove_leftovers(path.parent, glob.escape(path.name))
+    require(path.parent, total * dtype.itemsize + sum(8 * ((row.documents or 0) + 1) for row in manifest.chunks))
+    with alone(path):
         _write(path, folder, manifest, toki, total, dtype, reversed_of)
     return path
 
@@ -82,6 +82,7 @@ def _write(
         tokens_crc32 = joined_crc32(tokens_crc32, row.tokens_crc32, row.tokens * dtype.itemsize)
     # Relative: data and text that are moved together still know each other, and the same folders give the same bytes.
     texts = [(os.path.relpath(folder.parent / text.name, path.parent), text.fingerprint) for text in manifest.texts]
+    documents = _documents(folder, manifest)
     attributes = attributes_of(
         total,
         vocab_size=toki.vocab_size,
@@ -92,18 +93,24 @@ def _write(
         texts=json.dumps(texts),
         symmetric=why_not_symmetric(toki) is None,
         reversed_of=reversed_of,
+        documents_crc32=None if documents is None else zlib.crc32(documents),
     )
     try:
         with replacing(path) as temporary:
-            offset = create(temporary, total, dtype, attributes)
+            sizes = {"tokens": (total, dtype)} | (
+                {} if documents is None else {"documents": (len(documents), documents.dtype)}
+            )
+            offsets = create(temporary, sizes, attributes)
             with open(temporary, "rb+") as file:
-                file.seek(offset)
+                if documents is not None:
+                    file.seek(offsets["documents"])
+                    file.write(documents.data)
+                file.seek(offsets["tokens"])
                 for number, row in enumerate(bar(manifest.chunks, desc=f"write {path.name}", unit="chunk")):
-                    file.write(
-                        _read_chunk(
-                            folder / f"chunk_{number:06d}.pt", row, manifest.identity, dtype, toki.vocab_size
-                        ).data
-                    )
+                    ids = _read(_chunk(folder, number), row, manifest.identity, "tokens", row.tokens_crc32)
+                    if ids.dtype != dtype or (len(ids) and ids.max() >= toki.vocab_size):
+                        raise _damaged(_chunk(folder, number))
+                    file.write(ids.data)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "
@@ -128,22 +135,46 @@ def _chunks_folder(folder: Path) -> Path:
     )
 
 
-def _read_chunk(path: Path, row: Row, identity: str, dtype: np.dtype, vocab_size: int) -> np.ndarray:
-    """The ids in a chunk's file. Raises UserError unless it is there and is what the manifest says."""
-    again = "start tokenize_folder (tokenize_to_h5.py) again to make it anew"
+def _documents(folder: Path, manifest: Manifest) -> np.ndarray | None:
+    """The tokens with which documents begin, ascending; None where no text is divided. A text that is not is one."""
+    if all(row.documents is None for row in manifest.chunks):
+        return None
+    found, tokens = [], 0
+    for number, row in enumerate(manifest.chunks):
+        if row.documents is not None:
+            path = _chunk(folder, number)
+            here = _read(path, row, manifest.identity, "documents", row.documents_crc32)
+            if np.any(here[1:] <= here[:-1]) or np.any(here >= row.tokens):
+                raise _damaged(path)
+            found.append(here + np.uint64(tokens))
+        elif row.start == 0:
+            found.append(np.array([tokens], dtype=np.uint64))
+        tokens += row.tokens
+    return np.concatenate(found)
+
+
+def _chunk(folder: Path, number: int) -> Path:
+    return folder / f"chunk_{number:06d}.pt"
+
+
+def _read(path: Path, row: Row, identity: str, name: str, crc32: int) -> np.ndarray:
+    """An array of a chunk's file. Raises UserError unless it is there and is what the manifest says."""
     try:
-        chunk = read_chunk(path, mapped=False)
+        chunk = read_chunk(path, name)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {again}") from None
+        raise UserError(f"{path} is missing: {AGAIN}") from None
     except OSError as error:
         raise UserError(f"{describe_os_error(error)}; nothing is lost: once it can be read, start again") from error
     except MemoryError as error:
         raise UserError(f"{path}: no memory is left to read it; nothing is lost: start again when there is") from error
-    ids = chunk.tokens.numpy()
-    as_said = chunk.job == identity and chunk.row() == row and zlib.crc32(ids) == row.tokens_crc32
-    if not as_said or ids.dtype != dtype or (len(ids) and ids.max() >= vocab_size):
-        raise UserError(f"{path} is damaged: delete it and {again}")
-    return ids
+    array = getattr(chunk, name)
+    if chunk.job != identity or chunk.row() != row or zlib.crc32(array) != crc32:
+        raise _damaged(path)
+    return array
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged: delete it and {AGAIN}")
 
 
 def joined_crc32(first: int, second: int, second_bytes: int) -> int:

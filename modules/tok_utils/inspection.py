@@ -8,7 +8,8 @@ from pathlib import Path
 
 from modules.system.console import tell
 from modules.system.errors import UserError
-from modules.tok_utils.disk import readable
+from modules.tok_utils.encoder import Encoder, ids_differ
+from modules.tok_utils.progress import readable
 from modules.tok_utils.text_source import SUFFIXES, TextSource, find_texts, is_text_name, spread_samples
 from modules.tokenizer import Tokenizer
 
@@ -103,20 +104,22 @@ def check_is_text(path: Path) -> None:
         )
 
 
-def check_kept(texts: list[Path], toki: Tokenizer) -> None:
-    """Encode samples of the texts and compare what their ids say. What the tokenizer's own normalizer makes of a text
-    counts as the text.
+def check_kept(texts: list[Path], toki: Tokenizer, encoder: Encoder | None = None) -> None:
+    """Encode samples of the texts and compare what their ids say, and that an `encoder`'s are the same. What the tokenizer's
+    own normalizer makes of a text counts as the text.
 
-    Lost white space and rare unknown tokens are said. Raises UserError where anything else is lost.
+    Lost white space and rare unknown tokens are said. Raises UserError where anything else is lost, or `encoder` differs.
     """
     tokens = unknown = 0
     lost_space = False
     for text in texts[:: max(1, len(texts) // SAMPLED_TEXTS)]:
         for sample in spread_samples(text):
             ids = toki.encode(sample)
+            if encoder is not None and encoder.encode(sample.encode("utf-8")).tolist() != ids:
+                raise ids_differ(text, "in a sample of it")
             unknown_here = ids.count(toki.unk_id)
             tokens, unknown = tokens + len(ids), unknown + unknown_here
-            wanted, kept = toki.round_trip(sample)
+            wanted, kept = toki.round_trip(sample, ids)
             if kept == wanted or unknown_here:
                 continue
             if kept.split() != wanted.split() and "".join(kept.split()) != "".join(wanted.split()):

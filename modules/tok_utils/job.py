@@ -14,21 +14,21 @@ import hashlib
 import io
 import json
 import os
-import pickle
-import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+import numpy as np
+from pydantic import Field, model_validator
 
 from modules.system.errors import UserError
-from modules.system.files import replacing, sweep
+from modules.system.files import replacing
 from modules.system.schema import Schema, checked
 from modules.tok_utils.cuts import Piece, pieces
+from modules.tok_utils.encoder import Encoded
+from modules.tok_utils.pt_file import Tensor, read_pt, write_pt
 from modules.tok_utils.text_source import SUFFIXES, TextSource, fingerprint, text_name
-from modules.tok_utils.worker import Encoded
 from modules.tokenizer import MOST_IDS, Tokenizer
 
 MANIFEST = "manifest.json"
@@ -49,6 +49,8 @@ class Row(Schema):
     tokens: Count
     text_bytes: Count
     tokens_crc32: Crc32
+    documents: Count | None = None
+    documents_crc32: Crc32 | None = None
 
     @model_validator(mode="after")
     def _can_be_of_its_bytes(self):
@@ -101,7 +103,10 @@ class Manifest(Schema):
 
 
 class Contents(Schema):
-    """A chunk's file. `tokens` is a tensor [tokens]; its data are compared with `tokens_crc32` where they are used."""
+    """A chunk's file: the ids of its bytes, and the tokens of it with which documents begin, where the text has any.
+
+    Both are arrays, compared with their checksums where they are used, or say of which kind and length they are.
+    """
 
     tokens: Any
     job: str
@@ -111,20 +116,29 @@ class Contents(Schema):
     text_bytes: Count
     text_crc32: Crc32
     tokens_crc32: Crc32
+    documents: Any = None
+    documents_crc32: Crc32 | None = None
 
-    @field_validator("tokens")
-    @classmethod
-    def _are_ids(cls, tokens: Any) -> Any:
-        import torch
-
-        is_row = isinstance(tokens, torch.Tensor) and tokens.dim() == 1 and tokens.is_contiguous()
-        if not is_row or tokens.dtype not in (torch.uint16, torch.uint32):
-            raise ValueError("tokens: expected a row of ids of 16 or 32 bits")
-        return tokens
+    @model_validator(mode="after")
+    def _are_ids(self):
+        kinds = (np.uint16, np.uint32), (np.uint64,)
+        for name, value, dtypes in zip(("tokens", "documents"), (self.tokens, self.documents), kinds, strict=True):
+            if name == "documents" and value is None and self.documents_crc32 is None:
+                continue
+            if not isinstance(value, (np.ndarray, Tensor)) or value.dtype not in dtypes:
+                raise ValueError(
+                    f"{name}: expected a row of numbers of {' or '.join(np.dtype(d).name for d in dtypes)}"
+                )
+        return self
 
     def row(self) -> Row:
         """What the manifest says of it."""
-        return Row(tokens=len(self.tokens), **self.model_dump(include=Row.model_fields.keys() - {"tokens"}))
+        said = self.model_dump(include=Row.model_fields.keys() - {"tokens", "documents"})
+        return Row(tokens=_length(self.tokens), documents=_length(self.documents), **said)
+
+
+def _length(array: np.ndarray | Tensor | None) -> int | None:
+    return None if array is None else array.size
 
 
 def identity_of(header: dict) -> str:
@@ -222,6 +236,7 @@ class Job:
             done is None
             or (done.text, done.start, done.stop) != (chunk.text, chunk.piece.start, chunk.piece.stop)
             or not self._fits(done)
+            or (done.documents is not None) != source.has_documents
         ):
             return False
         if self.touched and done.text_crc32 != zlib.crc32(source.read(chunk.piece.start, chunk.piece.stop)):
@@ -239,21 +254,16 @@ class Job:
     def read(self, number: int) -> Contents | None:
         """The contents of a chunk's file, ids not yet read from the disk; None where there is no whole file of this
         job."""
-        if not self.path(number).exists():
-            return None  # before torch is imported: a second in which no worker would have work yet
         try:
-            done = read_chunk(self.path(number), mapped=True)
+            done = read_chunk(self.path(number))
         except (Damaged, FileNotFoundError):  # cut off by other hands than ours, or gone by now: encoded again
             return None
         return done if done.job == self.identity else None
 
     def write(self, chunk: Chunk, encoded: Encoded) -> None:
         """Write a chunk's file, whole or not at all."""
-        import torch
-
-        buffer = io.BytesIO()  # torch.save to a path hides why it failed
         contents = {
-            "tokens": torch.from_numpy(encoded.ids),
+            "tokens": encoded.ids,
             "job": self.identity,
             "text": chunk.text,
             "start": chunk.piece.start,
@@ -262,7 +272,10 @@ class Job:
             "text_crc32": encoded.text_crc32,
             "tokens_crc32": encoded.ids_crc32,
         }
-        torch.save(contents, buffer)
+        if encoded.documents is not None:
+            contents |= {"documents": encoded.documents, "documents_crc32": zlib.crc32(encoded.documents)}
+        buffer = io.BytesIO()
+        write_pt(buffer, contents)
         try:
             with replacing(self.path(chunk.number)) as temporary:
                 temporary.write_bytes(buffer.getbuffer())
@@ -288,7 +301,7 @@ class Job:
             check_they_meet([Text(**text) for text in self.header["texts"]], rows)
         except ValueError as error:
             raise UserError(f"{self.folder}: {error}; delete it to tokenize anew") from None
-        self._write_manifest(self.times, [row.model_dump() for row in rows])
+        self._write_manifest(self.times, [row.model_dump(exclude_none=True) for row in rows])
 
     def _write_manifest(self, times: list[int], rows: list[dict] | None) -> None:
         manifest = self.header | {
@@ -313,47 +326,22 @@ class Damaged(UserError):
     """A chunk's file that is not whole."""
 
 
-def read_chunk(path: Path, mapped: bool) -> Contents:
-    """What a chunk's file holds; its ids from the disk as they are used, where `mapped`.
+def read_chunk(path: Path, *arrays: str) -> Contents:
+    """What a chunk's file holds; of its arrays those named.
 
     Raises Damaged where it is not whole, and OSError or MemoryError where it cannot be read for another reason.
     """
-    import torch
-
     with open(path, "rb"):  # a missing file, or one that may not be read, is not damaged
         pass
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if not mapped or not name.rpartition("/")[0].endswith(
-                    "/data"
-                ):  # the tensors' data; mapped, they are not read here
-                    archive.read(name)  # compares it with its CRC-32
-        found = torch.load(path, mmap=mapped, weights_only=True)
-        return checked(Contents, found, str(path))
+        return checked(Contents, read_pt(path, arrays), str(path))
     except MemoryError:
         raise
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # zipfile seeks before the start of a file that is cut (EINVAL)
             raise
         raise _damaged(path) from error
-    except (
-        UserError,
-        zipfile.BadZipFile,
-        zlib.error,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-        AssertionError,
-    ) as error:
-        if "can't allocate memory" in str(error):
-            raise MemoryError(str(error)) from error
+    except Exception as error:  # zipfile and pickle raise one or another for whatever they dislike
         raise _damaged(path) from error
 
 
@@ -366,11 +354,6 @@ def chunks_folder_of(folder: str | os.PathLike, texts: list[Path]) -> Path:
     several."""
     name = text_name(texts[0]) if len(texts) == 1 else Path(folder).resolve().name
     return texts[0].parent / f"{name}_tokens"
-
-
-def remove_leftovers(folder: Path, names: str) -> None:
-    """Delete what killed processes left half-written: the temporary files of `modules.system.files.replacing`."""
-    sweep(folder)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

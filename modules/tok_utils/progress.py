@@ -9,7 +9,7 @@ from modules.tok_utils.cuts import LONGEST_RUN, Piece
 from modules.tok_utils.text_source import TextSource
 
 MOST_WARNINGS = 20
-SAY_S = 60.0
+FORECAST_S = 2.0  # of work after which it is said how long all will take
 
 
 def say(message: str) -> None:
@@ -17,14 +17,26 @@ def say(message: str) -> None:
     tell(message, sys.stderr)
 
 
-def wait_for(path: Path, what: str) -> None:
-    """Wait for a file that another process will write, and say so every minute."""
-    began = said = time.monotonic()
-    while not path.exists():
-        time.sleep(0.2)
-        if time.monotonic() - said > SAY_S:
-            said = time.monotonic()
-            say(f"waiting for {what}: {(said - began) / 60:.0f} min")
+def readable(size: float) -> str:
+    """1234567 -> "1.2 MB"."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            break
+        size /= 1000
+    else:
+        unit = "GB"
+    return f"{size:.3g} {unit}"
+
+
+def lasting(seconds: float) -> str:
+    """90 -> "2 min"."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 class Progress:
@@ -33,7 +45,8 @@ class Progress:
     def __init__(self, name: str, texts: list[Path], rank: int, world_size: int):
         self._sizes = [text.stat().st_size for text in texts]
         self._world_size = world_size
-        self._tokens, self._warnings, self._began = 0, 0, time.monotonic()
+        self._name, self._tokens, self._warnings, self._began = name, 0, 0, time.monotonic()
+        self._skipped, self._done, self._said = 0, 0, rank > 0
         whose = f", process 1 of {world_size}" if world_size > 1 else ""
         self._bar = bar(desc=f"tokenize {name}{whose}", unit="B", unit_scale=True, disable=rank > 0, smoothing=0.1)
 
@@ -50,6 +63,7 @@ class Progress:
 
     def skip(self, piece: Piece) -> None:
         """A piece done in an earlier run: counts as done, not as speed."""
+        self._skipped += piece.stop - piece.start
         self._bar.initial += piece.stop - piece.start
         self._bar.update(piece.stop - piece.start)
 
@@ -58,6 +72,14 @@ class Progress:
         self._tokens += tokens
         self._bar.set_postfix_str(f"{self._tokens / (time.monotonic() - self._began):,.0f} tokens/s", refresh=False)
         self._bar.update(piece.stop - piece.start)
+        self._done += piece.stop - piece.start
+        seconds = time.monotonic() - self._began
+        if not self._said and seconds > FORECAST_S:
+            self._said, rate = True, self._done / seconds
+            left = max(0, sum(self._sizes) // self._world_size - self._skipped - self._done) / rate
+            say(
+                f"{self._name}: {readable(sum(self._sizes))} of text, {readable(rate)} a second: about {lasting(left)} more"
+            )
 
     def warn_of_cuts(self, text: Path, positions: list[int]) -> None:
         """Say where a text was cut without a safe place to; the first MOST_WARNINGS times."""

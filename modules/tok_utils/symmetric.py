@@ -37,8 +37,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from modules.system.console import tell
 from modules.system.errors import UserError
-from modules.tok_utils.encoder import BYTE_OF_CHARACTER
-from modules.tokenizer import BOS_TOKEN, Tokenizer, merge_pairs
+from modules.tokenizer import BOS_TOKEN, BYTE_OF_CHARACTER, Tokenizer, merge_pairs
 
 SHARED_BLANK = r"(?<=\S) (?= *\S)"  # the first of the blanks between two non-spaces, which is written twice
 DOUBLED_BLANK = r"(?<=\S) (?= +\S)"  # the first of two or more, which the decoder takes off

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import zstandard
 
 from modules.system.errors import UserError
@@ -77,8 +78,10 @@ class TextSource:
     what lies before.
 
     `size` is the number of bytes of the text; None for a compressed one until its end has been read. `is_plain`: not
-    compressed.
+    compressed. `has_documents`: it is divided into documents.
     """
+
+    has_documents = False
 
     def __init__(self, path: Path):
         self.path = path
@@ -115,6 +118,10 @@ class TextSource:
         if self._stream is not None:
             del self._buffer[: position - self._base]
             self._base = position
+
+    def document_starts(self, start: int, stop: int) -> np.ndarray:
+        """The positions in [start, stop), which have been read, at which documents begin, uint64."""
+        return np.empty(0, dtype=np.uint64)
 
     def estimated_size(self) -> int:
         """The text's size in bytes; for a compressed text, judged from the ratio in the part read so far (READ_BYTES at

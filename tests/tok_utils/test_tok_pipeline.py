@@ -1,4 +1,4 @@
-"""Text to .h5 with real files and real worker processes: the ids are those of the whole text, whatever the road."""
+"""Text to .h5 with real files: the ids are those of the whole text, whatever the road."""
 
 import gzip
 import lzma
@@ -170,7 +170,7 @@ def test_more_than_65536_ids_are_uint32(tmp_path, toki):
 def test_a_finished_job_is_not_done_again(tmp_path, toki, monkeypatch):
     write(tmp_path / "t.txt", sample_text(200_000))
     first = run(tmp_path, toki).read_bytes()
-    monkeypatch.setattr(chunks, "Worker", None)
+    monkeypatch.setattr(chunks, "_encode", None)
     assert run(tmp_path, toki).read_bytes() == first
 
 
@@ -316,7 +316,7 @@ def test_a_text_torn_at_its_end_is_not_utf8(tmp_path, toki):
 def test_a_run_beyond_the_limit_is_cut_with_a_warning(tmp_path, toki, capfd):
     text = "before " + "x" * 2_500_000 + " after"
     write(tmp_path / "t.txt", text)
-    h5_path = run(tmp_path, toki, chunk_bytes=chunks.CHUNK_BYTES)
+    h5_path = run(tmp_path, toki, chunk_bytes=1_200_000)
     assert (
         1 <= len(re.findall("warning: .*cut at byte [0-9]+; the ids around it may differ", capfd.readouterr().err)) <= 2
     )

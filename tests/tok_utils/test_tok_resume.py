@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from modules.tok_utils import make_h5, tokenize_folder
-from tests.processes import children_of, is_running
 from tests.tok_texts import sample_text, trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,9 +19,8 @@ SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from modules.system.errors import one_line_errors
-from modules.tok_utils import chunks, make_h5, tokenize_folder
+from modules.tok_utils import make_h5, tokenize_folder
 from modules.tokenizer import get_tokenizer
-chunks.SILENCE_S = 3.0
 @one_line_errors
 def main(folder, tokenizer_path, num_workers):
     chunks_folder = tokenize_folder(folder, tokenizer_path, num_workers=int(num_workers), chunk_bytes={CHUNK})
@@ -101,52 +99,6 @@ def test_killed_at_any_moment_it_goes_on(job, toki, kills):
     assert all(
         (folder / "killed" / "t_tokens" / name).stat().st_ino == inode for name, inode in done_before.items()
     )  # none was made twice
-
-
-def test_workers_end_with_their_parent(job, toki):
-    folder, _ = job
-    forget(folder)
-    process = start(folder, "killed", toki)
-    pids = children_of(process.pid, at_least=2)
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 60
-    while any(is_running(pid) for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_a_worker_that_dies_is_one_line_and_no_loss(job, toki):
-    folder, wanted = job
-    for _ in range(10):
-        forget(folder)
-        process = start(folder, "killed", toki)
-        os.kill(children_of(process.pid)[0], signal.SIGKILL)
-        output = process.communicate()[0]
-        if process.returncode:  # else the machine was so busy that the kill came after the worker's last chunk
-            break
-    assert process.returncode == 1 and "a worker process ended with status -9" in output.splitlines()[-1]
-    again = start(folder, "killed", toki)
-    assert again.communicate()[0] is not None and again.returncode == 0
-    assert (folder / "killed" / "out" / "t.h5").read_bytes() == wanted
-
-
-@pytest.mark.parametrize("absent", [2, pytest.param(None, marks=pytest.mark.slow)])
-def test_several_processes_share_the_work(job, toki, absent):
-    """As torchrun starts them; one of three never comes, and the first does its part."""
-    folder, wanted = job
-    place = f"without_{absent}"
-    (folder / place).mkdir()
-    (folder / place / "t.txt").write_bytes((folder / "whole" / "t.txt").read_bytes())
-    processes = [
-        start(folder, place, toki, 1, RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3")
-        for rank in range(3)
-        if rank != absent
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), outputs
-    assert (folder / place / "out" / "t.h5").read_bytes() == wanted
-    assert ("taking over" in outputs[0]) == (absent is not None)
 
 
 @pytest.mark.slow

@@ -38,9 +38,8 @@ from modules.measurement import report
 from modules.measurement.comparison import curve, load_model, read_run
 from modules.measurement.measure import Wish, report_on_losses
 from modules.system.errors import UserError
-from modules.tok_utils import chunks, make_h5, tokenize_folder
-from modules.tok_utils.encoder import Encoder, why_not_fast
-from modules.tok_utils.worker import FAST_PART_BYTES, LIBRARY_PART_BYTES, encode_chunk
+from modules.tok_utils import make_h5, tokenize_folder
+from modules.tok_utils.encoder import Encoder, fast_tokenizer
 from modules.tokenizer import BOS_TOKEN, get_tokenizer
 from modules.training import checkpoint
 from modules.training.metrics import Metrics, read_metrics
@@ -402,8 +401,8 @@ def used_h5(folder: Path) -> dict:
 
 def used_tokenizer(folder: Path) -> dict:
     toki = get_tokenizer(folder / "toki")
-    slow = why_not_fast(toki)
-    ids = Encoder(toki, fast=not slow).encode(sample_text(3_000))
+    fast = fast_tokenizer(toki)
+    ids = Encoder(toki, not isinstance(fast, str)).encode(sample_text(3_000).encode("utf-8"))
     return {
         "ids": digest(np.asarray(ids, dtype=np.int64)),
         "alone": toki.encode(sample_text(300)),
@@ -450,24 +449,6 @@ def used_losses(folder: Path) -> str:
     """The numbers of the report on losses that somebody else measured."""
     report_on_losses(str(folder / "losses.npz"), Wish(folder / "report"))
     return json.dumps(json.loads((folder / "report" / "arrow.json").read_text())["comparisons"])
-
-
-class InProcess:
-    """In the place of a worker process, which takes a second to start."""
-
-    def __init__(self, tokenizer_path, fast: bool, errors: str):
-        self._toki = get_tokenizer(tokenizer_path)
-        self._encoder, self._part, self._errors = (
-            Encoder(self._toki, fast),
-            FAST_PART_BYTES if fast else LIBRARY_PART_BYTES,
-            errors,
-        )
-
-    def encode(self, data: bytes):
-        return encode_chunk(data, self._toki, self._encoder, self._part, self._errors)
-
-    def close(self) -> None:
-        pass
 
 
 def joined(folder: Path) -> str:
@@ -620,7 +601,6 @@ class Table:
 
 @pytest.fixture(autouse=True)
 def only_what_reads(monkeypatch):
-    monkeypatch.setattr(chunks, "Worker", InProcess)
     monkeypatch.setattr(report, "draw_all", lambda comparisons: {})  # pictures: seconds, and nothing is read from them
 
 
@@ -664,11 +644,7 @@ def text_folder(tmp_path_factory):
         ("z.txt.zst", zstandard.ZstdCompressor(write_checksum=True).compress(data)),
     ):
         (folder / name).write_bytes(packed)
-    before, chunks.Worker = chunks.Worker, InProcess
-    try:
-        shutil.copy(made(folder, "text.txt"), folder / "out.h5")
-    finally:
-        chunks.Worker = before
+    shutil.copy(made(folder, "text.txt"), folder / "out.h5")
     shutil.rmtree(folder / "out")
     return folder
 
