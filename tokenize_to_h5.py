@@ -19,6 +19,7 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     from modules.cli import Parser, path
     from modules.system.processes import this_process
     from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
+    from modules.tok_utils.chunks import ENCODERS
     from modules.tok_utils.create_custom_tokenizer import SPLITS
     from modules.tok_utils.h5 import summary
 
@@ -56,7 +57,13 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--num_workers", type=int, help="processes that encode, at most four a core (default: one a core)"
+        "--num_workers", type=int, help="threads that encode, at most four a core (default: one a core)"
+    )
+    parser.add_argument(
+        "--encoder",
+        choices=ENCODERS,
+        default=ENCODERS[0],
+        help="the library that encodes; the ids are the same, and compared (default: %(default)s)",
     )
     parser.add_argument(
         "--errors",
@@ -100,6 +107,7 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         num_workers=args.num_workers,
         errors=args.errors,
         out_h5_folder=args.out_h5_folder,
+        encoder=args.encoder,
     )
     toki = tokenizer.get_tokenizer(m_path=tokenizer_path)
     h5_path = make_h5(chunks, args.out_h5_folder, toki)

@@ -1,13 +1,14 @@
 """From text to a dataset, in three steps that can each be repeated or resumed:
 
     create_tokenizer   text -> tokenizer folder       create_custom_tokenizer.py
-    tokenize_folder    text -> chunks of ids (.pt)     chunks.py; worker.py, encoder.py and word_cache.py do the encoding
+    tokenize_folder    text -> chunks of ids (.pt)     chunks.py; encoder.py does the encoding
     make_h5            chunks -> one .h5               h5.py
 
 `text_source.py` reads the text (compressed or not), `cuts.py` says where it may be cut, `job.py` which chunks are
-there; `inspection.py` looks at the texts before the work, `limits.py` at numbers; `locks.py` keeps commands off each
-other's work; `disk.py` sees to room on the disk, `processes.py` and `progress.py` to what their names say. `reverse.py`
-reverses a text, `symmetric.py` has the tokenizer to which the direction is all the same.
+there, `pt_file.py` how they are written; `inspection.py` looks at the texts before the work, `limits.py` at numbers;
+`locks.py` keeps commands off each other's work; `disk.py` sees to room on the disk, `processes.py` and `progress.py` to
+what their names say. `reverse.py` reverses a text, `symmetric.py` has the tokenizer to which the direction is all the
+same.
 """
 
 from modules.tok_utils.chunks import tokenize_folder

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 import tokenize_to_h5
 from modules.system.errors import UserError
-from modules.tok_utils import create_tokenizer, symmetric
+from modules.tok_utils import create_tokenizer, encoder, symmetric
 from modules.tok_utils.encoder import Encoder
 from modules.tok_utils.symmetric import learn, mirror_of, pieces_of, shares_blanks, torn_ids, train, untrained
-from modules.tok_utils.worker import encode_chunk
 from modules.tokenizer import Tokenizer, get_tokenizer
 from tests.conftest import ROOT
 from tests.tok_texts import SENTENCES, hard_text, sample_text
@@ -322,8 +321,9 @@ def test_gpt2s_kind_is_refused():
 
 
 @pytest.mark.parametrize("text", [TEXT, TEXT.replace("\n", " ").replace("\t", " "), "no-spaces_at.all()" * 2000])
-def test_parts_of_a_text_encode_as_in_the_whole(toki, text):
-    encoded = encode_chunk(text.encode("utf-8"), toki, Encoder(toki, fast=False), 2000, "strict")
+def test_parts_of_a_text_encode_as_in_the_whole(toki, text, monkeypatch):
+    monkeypatch.setattr(encoder, "LIBRARY_PART_BYTES", 2000)
+    encoded = Encoder(toki, fast=False).encode_chunk(text.encode("utf-8"))
     assert encoded.ids.tolist() == toki.encode(text) and encoded.forced == []
 
 

@@ -15,7 +15,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from modules.system.errors import UserError
 from modules.tok_utils import encoder as encoder_module
 from modules.tok_utils import symmetric, tokenize_folder
-from modules.tok_utils.encoder import Differs, Encoder, fast_tokenizer, id_dtype
+from modules.tok_utils.encoder import Differs, Encoder, fast_tokenizer, id_dtype, not_utf8_at, seen_differently
 from modules.tokenizer import BYTE_OF_CHARACTER, Tokenizer, get_tokenizer, merge_pairs
 from tests.tok_texts import CHARACTERS, hard_text, llama2_like, sample_text, trained
 
@@ -118,10 +118,10 @@ def test_a_written_special_token_is_text(toki):
     assert 0 not in fast(toki).encode(b"a<|endoftext|>b").tolist()
 
 
+@pytest.mark.parametrize("step", [16, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PATTERNS)
-def test_both_libraries_have_the_same_classes(tmp_path, name):
-    """Each character of the planes that have any, between letters, digits and signs: merges over a border show whether
-    there is one."""
+def test_both_libraries_have_the_same_classes_but_where_it_is_known(tmp_path, name, step):
+    """Each character between letters, digits and signs: merges over a border show whether there is one."""
     characters = list(BYTE_OF_CHARACTER)
     merges = [[first, second] for first in "a1!" for second in characters]
     tokens = characters + ["".join(merge) for merge in merges]
@@ -130,11 +130,30 @@ def test_both_libraries_have_the_same_classes(tmp_path, name):
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     toki = get_tokenizer(tmp_path)
     encoder = fast(toki)
-    for plane, step in ((0, 1), (1, 1), (2, 32), (3, 32), (14, 32)):  # the latter are CJK ideographs, and tags
-        for start in range(plane << 16, plane + 1 << 16, 1 << 12):
-            block = [chr(code) for code in range(start, start + (1 << 12), step) if not 0xD800 <= code < 0xE000]
-            text = "".join(f"a{c}a\n1{c}\n!{c}\n{c}'s\n" for c in block)
-            assert encoder.encode(text.encode("utf-8")).tolist() == toki.encode(text)
+    known = {code for first, last in encoder_module.SEEN_DIFFERENTLY for code in range(first, last + 1)}
+    for start in range(0, 0x40000 if step > 1 else 0x110000, 1 << 14):
+        codes = [code for code in range(start, start + (1 << 14)) if not 0xD800 <= code < 0xE000 and code not in known]
+        block = map(chr, codes if start == 0 else codes[::step])
+        text = "".join(f"a{c}a\n1{c}\n!{c}\n A{c}A\n{c}'s\n" for c in block)
+        assert not seen_differently(text.encode("utf-8"))
+        assert encoder.encode(text.encode("utf-8")).tolist() == toki.encode(text)
+    some = sorted(known)[:: step * 4]
+    assert all(seen_differently(f"a {chr(code)} b".encode()) for code in some)
+    text = "plain text, " * 8000 + "".join(f"a{chr(c)}a\n1{chr(c)}\n{chr(c)}'s " for c in some) + "plain text, " * 8000
+    assert encoder.encode(text.encode("utf-8")).tolist() == toki.encode(text)
+    assert encoder._by_gigatoken(text.encode("utf-8")).tolist() != toki.encode(text)
+
+
+@given(st.lists(st.text(max_size=5) | st.binary(max_size=3), max_size=12), st.integers(1, 9))
+def test_the_first_byte_that_is_not_utf8(parts, size):
+    data = b"".join(part if isinstance(part, bytes) else part.encode("utf-8") for part in parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_module, "DECODED_BYTES", size + 3)
+        try:
+            data.decode("utf-8")
+            assert not_utf8_at(data) is None
+        except UnicodeDecodeError as error:
+            assert not_utf8_at(data) == error.start
 
 
 def test_ids_in_any_order_merges_as_strings_and_whole_words(toki, tmp_path):
@@ -285,7 +304,7 @@ def of_another_length(toki) -> dict[int, int]:
 
 
 def of_the_same_length(toki) -> dict[int, int]:
-    return {i: other for ids in by_length(toki).values() for i, other in zip(ids, ids[1:] + ids[:1]) if i != other}
+    return {i: other for ids in by_length(toki).values() for i, other in zip(ids, ids[1:] + ids[:1], strict=True) if i != other}
 
 
 def chunks_until_met(toki, encoder: Encoder, most: int) -> int | None:

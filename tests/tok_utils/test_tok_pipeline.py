@@ -16,9 +16,11 @@ import torch
 import zstandard
 
 from modules import tok_utils
+from modules.data.token_file import open_tokens
 from modules.system.errors import UserError
-from modules.tok_utils import chunks, create_tokenizer, disk, make_h5, tokenize_folder
+from modules.tok_utils import create_tokenizer, disk, make_h5, progress, tokenize_folder
 from modules.tok_utils import job as job_module
+from modules.tok_utils.text_source import TextSource
 from modules.tokenizer import get_tokenizer
 from tests.tok_texts import sample_text, trained
 
@@ -164,13 +166,107 @@ def test_more_than_65536_ids_are_uint32(tmp_path, toki):
     assert ids_in(h5_path) == wide.encode(sample_text(100_000))
 
 
+# Chunks and documents
+
+
+def test_chunks_are_what_torch_would_have_written_and_need_no_torch(tmp_path, toki):
+    write(tmp_path / "t.txt", sample_text(100_000))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+         "from modules.tok_utils import make_h5, tokenize_folder; from modules.tokenizer import get_tokenizer\n"
+         f"folder = tokenize_folder({str(tmp_path)!r}, {str(toki.folder)!r}, num_workers=1, chunk_bytes={CHUNK})\n"
+         f"make_h5(folder, {str(tmp_path / 'out')!r}, get_tokenizer({str(toki.folder)!r}))\n"
+         "print('torch' in sys.modules, 'awkward' in sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "False False\n"
+    wanted = (tmp_path / "out" / "t.h5").read_bytes()
+    ids = []
+    for chunk in sorted((tmp_path / "t_tokens").glob("chunk_*.pt")):
+        for mapped in (True, False):
+            contents = torch.load(chunk, weights_only=True, mmap=mapped)
+            assert contents["tokens"].dtype == torch.uint16 and contents["tokens"].data_ptr() % 64 == 0
+        ids += contents["tokens"].tolist()
+        torch.save(contents, chunk)  # as versions before wrote them
+    assert ids == toki.encode(sample_text(100_000))
+    (tmp_path / "out" / "t.h5").unlink()
+    assert run(tmp_path, toki).read_bytes() == wanted
+
+
+class InLines(TextSource):
+    """Every line of a text is a document, but for those of texts named plain."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.has_documents = "plain" not in path.name
+
+    def document_starts(self, start: int, stop: int) -> np.ndarray:
+        before = self.read(max(0, start - 1), stop - 1)
+        found = [max(0, start - 1) + match.end() for match in re.finditer(b"\n", before)]
+        return np.array(([0] if start == 0 else []) + found, dtype=np.uint64)
+
+
+def documents_in(h5_path: Path) -> list[int] | None:
+    found = open_tokens(h5_path).documents
+    return None if found is None else found.tolist()
+
+
+def test_documents_are_kept_through_chunks_threads_and_interruptions(tmp_path, toki, monkeypatch):
+    monkeypatch.setattr(job_module, "TextSource", InLines)
+    lines = [f"line {i} says é and {'x' * (i * 37 % 900)}!\n" for i in range(600)]
+    plain = "one\ntwo"
+    write(tmp_path / "t" / "a.txt", "".join(lines))
+    write(tmp_path / "t" / "b_plain.txt", plain)
+    write(tmp_path / "t" / "c.txt", lines[0])
+    h5_path = run(tmp_path / "t", toki)
+    assert ids_in(h5_path) == [i for text in ("".join(lines), plain, lines[0]) for i in toki.encode(text)]
+    # A line's break joins no letter, so the lines encode alone as in the whole.
+    lengths = [len(toki.encode(text)) for text in [*lines, plain]]
+    assert documents_in(h5_path) == np.cumsum([0, *lengths]).tolist()
+    content, chunks_folder = h5_path.read_bytes(), tmp_path / "t" / "t_tokens"
+    chunk = torch.load(chunks_folder / "chunk_000001.pt", weights_only=True)
+    assert chunk["documents"].dtype == torch.uint64 and 5 < len(chunk["documents"]) < len(lines)
+    for change in (
+        lambda: shutil.rmtree(chunks_folder),
+        lambda: (chunks_folder / "chunk_000001.pt").unlink(),
+        lambda: torch.save(chunk | {"documents": chunk["documents"][1:]}, chunks_folder / "chunk_000001.pt"),
+    ):
+        change()
+        with pytest.raises(UserError, match="missing|damaged|run tokenize_folder first"):
+            make_h5(chunks_folder, tmp_path / "t" / "out", toki)
+        (chunks_folder / "chunk_000001.pt").unlink(missing_ok=True)
+        assert run(tmp_path / "t", toki, num_workers=3).read_bytes() == content
+
+
+def test_without_documents_there_is_no_such_dataset(tmp_path, toki):
+    write(tmp_path / "t.txt", sample_text(10_000))
+    assert documents_in(run(tmp_path, toki)) is None
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [0, 5, 5], [0, 7, 3], [0, 10**9], []])
+def test_documents_that_cannot_be_are_refused(tmp_path, toki, wrong):
+    write(tmp_path / "t.txt", sample_text(10_000))
+    h5_path = run(tmp_path, toki)
+    with h5py.File(h5_path, "r+") as file:
+        file["documents"] = np.array(wrong, dtype=np.uint64)
+    with pytest.raises(UserError, match=r"t\.h5: (expected 'documents' to be ascending|holds no documents)"):
+        open_tokens(h5_path)
+
+
+def test_a_text_is_forecast_after_two_seconds(tmp_path, toki, monkeypatch, capfd):
+    monkeypatch.setattr(progress, "FORECAST_S", 0.0)
+    write(tmp_path / "t.txt", sample_text(500_000))
+    run(tmp_path, toki)
+    assert re.search(r"t: \d+ kB of text, [\d.]+ .?B a second: about \d+ s more", capfd.readouterr().err)
+
+
 # Resuming
 
 
 def test_a_finished_job_is_not_done_again(tmp_path, toki, monkeypatch):
     write(tmp_path / "t.txt", sample_text(200_000))
     first = run(tmp_path, toki).read_bytes()
-    monkeypatch.setattr(chunks, "_encode", None)
+    monkeypatch.setattr("modules.tok_utils.chunks._encode", None)
     assert run(tmp_path, toki).read_bytes() == first
 
 

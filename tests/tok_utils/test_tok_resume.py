@@ -1,8 +1,10 @@
-"""Real processes, killed, left alone by their peers, or at work side by side: the .h5 has the same bytes."""
+"""Real processes, killed, or at work side by side: the .h5 has the same bytes."""
 
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,13 +18,17 @@ from tests.tok_texts import sample_text, trained
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 20_000
 SCRIPT = f"""
-import sys
+import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from modules.system.errors import one_line_errors
 from modules.tok_utils import make_h5, tokenize_folder
+from modules.tok_utils.encoder import Encoder
 from modules.tokenizer import get_tokenizer
 @one_line_errors
-def main(folder, tokenizer_path, num_workers):
+def main(folder, tokenizer_path, num_workers, how="fast"):
+    if how == "slowly":
+        at_once = Encoder.encode_chunk
+        Encoder.encode_chunk = lambda *arguments: time.sleep(0.1) or at_once(*arguments)
     chunks_folder = tokenize_folder(folder, tokenizer_path, num_workers=int(num_workers), chunk_bytes={CHUNK})
     make_h5(chunks_folder, folder + "/out", get_tokenizer(tokenizer_path))
 main(*sys.argv[1:])
@@ -99,6 +105,79 @@ def test_killed_at_any_moment_it_goes_on(job, toki, kills):
     assert all(
         (folder / "killed" / "t_tokens" / name).stat().st_ino == inode for name, inode in done_before.items()
     )  # none was made twice
+
+
+def copied(folder: Path, place: str, data: bytes | None = None) -> Path:
+    (folder / place).mkdir()
+    (folder / place / "t.txt").write_bytes(data or (folder / "whole" / "t.txt").read_bytes())
+    return folder / place
+
+
+def start_together(folder: Path, place: str, toki, processes: int) -> list[subprocess.Popen]:
+    """As torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [
+        start(
+            folder, place, toki, 1,
+            RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+
+
+def test_several_processes_share_the_work(job, toki):
+    folder, wanted = job
+    copied(folder, "shared")
+    processes = start_together(folder, "shared", toki, 2)
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert (folder / "shared" / "out" / "t.h5").read_bytes() == wanted
+
+
+@pytest.mark.slow
+def test_where_one_process_ends_the_others_say_so_and_the_next_start_goes_on(job, toki):
+    """Chunk 1, which is not UTF-8, is the second process's."""
+    folder, wanted = job
+    data = bytearray((folder / "whole" / "t.txt").read_bytes())
+    at = data.index(b"The cat", CHUNK)
+    before, data[at] = data[at], 0xFF
+    copied(folder, "broken", bytes(data))
+    processes = start_together(folder, "broken", toki, 2)
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert f"not UTF-8 at byte {at} " in outputs[1].splitlines()[-1]
+    assert "process 1 of 2: the others have not all made their chunks" in outputs[0].splitlines()[-1]
+    data[at] = before
+    (folder / "broken" / "t.txt").write_bytes(data)
+    shutil.rmtree(folder / "broken" / "t_tokens")  # of the text before it was mended
+    processes = start_together(folder, "broken", toki, 2)
+    assert [process.communicate() and process.returncode for process in processes] == [0, 0]
+    assert (folder / "broken" / "out" / "t.h5").read_bytes() == wanted
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_what_was_killed(job, toki):
+    """A process killed in the middle of its chunks: torchrun ends the other, starts both, and they go on."""
+    folder, wanted = job
+    copied(folder, "restarted")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "3", "--monitor-interval", "0.2"]
+        + [folder / "script.py", folder / "restarted", toki.folder, "1", "slowly"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    chunks = folder / "restarted" / "t_tokens"
+    deadline = time.monotonic() + 120
+    while len(list(chunks.glob("chunk_*.pt"))) < 6:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(children_of(process.pid, at_least=2)[1], signal.SIGKILL)
+    made = {path: path.stat().st_ino for path in chunks.glob("chunk_*.pt")}
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert (folder / "restarted" / "out" / "t.h5").read_bytes() == wanted
+    assert len(made) < 50 and all(path.stat().st_ino == inode for path, inode in made.items())  # none was made twice
 
 
 @pytest.mark.slow
