@@ -39,7 +39,7 @@ from modules.config import Config, parse_config
 from modules.corpora import synthetic as sources
 from modules.corpora.docstrings import write_docstring_corpus
 from modules.measurement import arrow, contrast
-from modules.measurement.comparison import held_out_ids
+from modules.measurement.evaluation import held_out_ids
 from modules.measurement.noise import Estimate
 from modules.measurement.report import interval, table
 from modules.models.evaluate import held_out_losses

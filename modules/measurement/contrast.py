@@ -40,9 +40,8 @@ def combination(
                 cells.setdefault((trained, text), []).append(weight * stretch_means(each.parts, stretches))
     for added_up in cells.values():
         if len(numbers := {len(parts) for parts in added_up}) > 1:
-            raise ValueError(
-                f"expected samples that share seeds to have equally many, found {' and '.join(map(str, sorted(numbers)))}"
-            )
+            found = " and ".join(map(str, sorted(numbers)))
+            raise ValueError(f"expected samples that share seeds to have equally many, found {found}")
     value = sum(weight * each.value for weight, each in zip(weights, samples, strict=True))
     return estimate(value, noise_of_cells({key: sum(parts) for key, parts in cells.items()}, documents))
 

@@ -76,9 +76,8 @@ def read_losses(path: str | os.PathLike) -> dict[str, Losses]:
             raise
         raise UserError(f"{path}: not a .npz of losses, or a damaged one") from None
     except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path}: not a .npz of losses, or a damaged one ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a .npz of losses, or a damaged one ({reason})") from None
 
     found: dict[str, Losses] = {}
     for full_name, array in arrays.items():
@@ -99,7 +98,8 @@ def losses_in(array: np.ndarray, source: str) -> np.ndarray:
     """An array of losses as [seeds, windows, tokens] float64."""
     if array.dtype.kind != "f" or array.ndim not in (2, 3) or 0 in array.shape:
         raise UserError(
-            f"{source}: expected losses [seeds, windows] or [seeds, windows, tokens], found {array.dtype} {list(array.shape)}"
+            f"{source}: expected losses [seeds, windows] or [seeds, windows, tokens], found {array.dtype} "
+            f"{list(array.shape)}"
         )
     if not np.isfinite(array).all():
         raise UserError(f"{source}: holds losses that are not finite")
@@ -116,13 +116,13 @@ def check_fit(losses: Losses, source: str) -> None:
             f"{source}: expected losses of {REFERENCE} and of another order, found {', '.join(shapes) or 'none'}"
         )
     if len(set(shapes.values())) > 1:
-        raise UserError(
-            f"{source}: expected equal shapes in all orders, found {', '.join(f'{order} {list(shape)}' for order, shape in shapes.items())}"
-        )
+        found = ", ".join(f"{order} {list(shape)}" for order, shape in shapes.items())
+        raise UserError(f"{source}: expected equal shapes in all orders, found {found}")
     n_windows = shapes[REFERENCE][1]
     if n_windows < 2:
         raise UserError(f"{source}: expected at least two windows, found {n_windows}")
     if losses.documents is not None and losses.documents.shape != (n_windows,):
         raise UserError(
-            f"{source}: {DOCUMENTS}: expected one for each of {n_windows:,} windows, found {list(losses.documents.shape)}"
+            f"{source}: {DOCUMENTS}: expected one for each of {n_windows:,} windows, found "
+            f"{list(losses.documents.shape)}"
         )

@@ -4,12 +4,13 @@ A measured quantity is a mean of parts[s, w]: what window w adds with the models
 about its expectation over seeds and held-out text, and an interval here is for that expectation:
 
 - **seeds**: initial weights and the order of training. The variance of the seeds' means, by the number of seeds.
-- **windows**: the held-out text. Neighbouring windows are alike, so their mean is less certain than that of as many independent ones: its
-  variance is the spectrum of the series at frequency 0. The series' coefficients on the slowest cosines are independent
-  and each has about that variance; the mean of their squares is the estimate, with as many degrees of freedom (Müller
-  2004; Lazarus, Lewis, Stock and Watson 2018). How many cosines, the data decide (`flat_cosines`). Where documents are
-  known, they take the place of cosines.
-- **interaction**: a seed is better at some windows than another seed. Both variances above hold it, so it is counted once.
+- **windows**: the held-out text. Neighbouring windows are alike, so their mean is less certain than that of as many
+  independent ones: its variance is the spectrum of the series at frequency 0. The series' coefficients on the slowest
+  cosines are independent and each has about that variance; the mean of their squares is the estimate, with as many
+  degrees of freedom (Müller 2004; Lazarus, Lewis, Stock and Watson 2018). How many cosines, the data decide
+  (`flat_cosines`). Where documents are known, they take the place of cosines.
+- **interaction**: a seed is better at some windows than another seed. Both variances above hold it, so it is counted
+  once.
 
 Why not a bootstrap of blocks as long as the autocorrelations last: it misses correlations that are weak at each lag and
 long, and does not know how badly the variance is known.
@@ -30,9 +31,8 @@ import numpy as np
 
 LEVEL = 0.95
 POWER = 0.8  # share of measurements in which `detectable` is told from zero
-SKEWED = (
-    2 / 3
-)  # of the probability outside is what the quantile for skewed seeds leaves outside: 3.3 % where 5 % are meant
+# Of the probability outside, what the quantile for skewed seeds leaves outside: 3.3 % where 5 % are meant.
+SKEWED = 2 / 3
 FEWEST_COSINES, MOST_COSINES = 6, 48
 FITTED_COSINES = 256
 FLATNESS = 0.9  # of the mean of the cosines that are used, by the fitted spectrum's value at frequency 0
@@ -193,7 +193,8 @@ def components(
     n = len(lengths)
     if len(document_W) != n_windows or n < 2:
         raise ValueError(
-            f"expected the document of each of {n_windows} windows, at least two documents; found {len(document_W)} and {n}"
+            f"expected the document of each of {n_windows} windows, at least two documents; found {len(document_W)} "
+            f"and {n}"
         )
     order = np.argsort(document_W, kind="stable")
     residuals = (parts - parts.mean(axis=-1, keepdims=True))[:, order]

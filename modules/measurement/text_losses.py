@@ -1,9 +1,9 @@
-"""What each token of any text costs forward and backward, aligned to the same tokens.
+"""What each token of any text costs, forward or backward, aligned to the same tokens.
 
-A text longer than the context is read in overlapping windows, and each token's losses, in both
-directions, are taken from the window in whose middle it lies most. So the two models
-always see the same window around it, and away from the text's ends each sees a quarter of the context or more. Windows
-end to end, as in the held-out loss, would show every window's edge: there one of the models has seen nothing.
+A text longer than the context is read in overlapping windows, and each token's loss, in either direction, is taken from
+the window where it is most central. So the two models always see the same window around it, and away from the text's
+ends each sees a quarter of the context or more. Windows end to end, as in the held-out loss, would show every window's
+edge: there one of the models has seen nothing.
 """
 
 import numpy as np
@@ -14,23 +14,20 @@ BATCH = 16  # windows evaluated together
 
 
 def text_losses(
-    forward: nn.Module,
-    backward: nn.Module,
+    model: nn.Module,
     ids: np.ndarray,
     context: int,
+    backwards: bool,
     bos_id: int = 0,
     device: str | torch.device = "cpu",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Forward and backward losses of the tokens `ids` [n], nats, both [n] and in text order."""
+) -> np.ndarray:
+    """Losses of the tokens `ids` [n] by a model that reads forward or backward: nats, [n] in text order."""
     if len(ids) == 0:
-        return np.zeros(0), np.zeros(0)
+        return np.zeros(0)
     starts, chosen, offset = central_windows(len(ids), context)
     windows_WT = torch.from_numpy(ids[starts[:, None] + np.arange(min(context, len(ids)))].astype(np.int64))
-    both = []
-    for model, flipped in ((forward, False), (backward, True)):
-        losses_WT = window_losses(model, windows_WT.flip(1) if flipped else windows_WT, bos_id, device)
-        both.append((losses_WT[:, ::-1] if flipped else losses_WT)[chosen, offset])
-    return both[0], both[1]
+    losses_WT = window_losses(model, windows_WT.flip(1) if backwards else windows_WT, bos_id, device)
+    return (losses_WT[:, ::-1] if backwards else losses_WT)[chosen, offset]
 
 
 def central_windows(n: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modules.measurement.arrow import ClassRow
 from modules.tokenizer import Tokenizer
 
 NAMES = ["word start", "inner piece of a word", "digits", "punctuation", "white space", "after a newline"]
@@ -57,3 +58,19 @@ def is_word_character(character: str) -> bool:
 def pieces_of(toki: Tokenizer) -> list[bytes] | None:
     """The bytes of each id, None where the tokenizer does not tell (which it says); see `Tokenizer.token_bytes`."""
     return toki.token_bytes()
+
+
+CLASS_HEADER = ["class", "tokens", "forward", "backward", "arrow", "standard error", "share of the arrow"]
+
+
+def class_cells(row: ClassRow) -> list[str]:
+    """A row of the table of the arrow by class, under CLASS_HEADER."""
+    return [
+        row.name,
+        f"{row.tokens:,}",
+        f"{row.forward:.3f}",
+        f"{row.backward:.3f}",
+        f"{row.arrow:+.3f}",
+        f"{row.arrow_se:.3f}",
+        "unknown" if row.share is None else f"{100 * row.share:.0f} %",
+    ]

@@ -24,8 +24,8 @@ import measure_arrow
 from modules.cli import config_of, training_parser
 from modules.config import parse_config
 from modules.corpora import synthetic as sources
-from modules.measurement.comparison import base_name, pair_up, read_run
-from modules.measurement.measure import planned_runs
+from modules.measurement.pairing import base_name, pair_up, read_run
+from modules.measurement.runs import planned_runs
 from modules.models import build_model
 from modules.system.errors import UserError
 from modules.tok_utils import create_tokenizer
