@@ -1,6 +1,9 @@
 """The documentation: what it points at is there, and its tree is the tree."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,11 +47,26 @@ def test_a_module_imports_only_what_stands_before_it_in_the_tree():
                     assert order.index(imported) < number, f"{module} imports {imported}, which stands after it"
 
 
+@pytest.mark.slow
+def test_readme_commands_of_the_demo_run_as_they_stand(tmp_path):
+    """Five minutes: the commands that the README gives in place of `make demo`, in a copy of the project, but for those
+    that make the environment."""
+    for name in subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("the same commands are:")[2].split("```")[1]
+    commands = [line for line in block.splitlines() if line.startswith(".venv/bin/python ") and " pip " not in line]
+    assert len(commands) == 3
+    for command in commands:
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True, timeout=1800)
+    assert (tmp_path / "demo" / "runs" / "demo" / "report" / "report.md").exists()
+
+
 def test_readme_commands_know_their_flags():
     """Every flag of our scripts that the pages use is one that the script explains."""
-    import subprocess
-    import sys
-
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES[:2])
     for script in ("measure_arrow.py", "tokenize_to_h5.py", "train_script.py"):
         explained = subprocess.run(

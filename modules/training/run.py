@@ -37,7 +37,7 @@ from modules.training.resume import (
 )
 from modules.training.sharded import put_in_order, restore_sharded, sharded_path
 
-PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+PROJECT_FOLDER = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

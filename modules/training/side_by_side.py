@@ -115,7 +115,7 @@ def start(config: Config, request: Request, device_name: str | None, environment
     with replacing(config_path) as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).parent.parent / SCRIPTS[config.model])]
+    command = [sys.executable, str(Path(__file__).parents[2] / SCRIPTS[config.model])]
     command += ["-d", device_name] if device_name is not None else []
     command += [f"--project_name={request.project}", "--", str(config_path)]  # both may begin with "-"
     with open(log, "ab") as output:
