@@ -16,16 +16,19 @@ Everything is plain numpy: it takes losses from wherever they come.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from modules.measurement.noise import (
+    FEWEST_COSINES,
     MOST_SEEDS,
     Estimate,
     Interval,
     estimate,
     flat_cosines,
+    most_cosines,
     noise_of,
     seeds_needed,
     standard_error,
@@ -42,11 +45,13 @@ __all__ = [
     "OneSeed",
     "Sample",
     "bits_per_byte",
+    "block_for",
     "by_class",
     "by_context",
     "measure",
     "perplexity",
     "sample",
+    "shared_block",
     "t_quantile",
 ]
 
@@ -100,12 +105,23 @@ class Sample:
     documents: np.ndarray | None = None
 
 
-def sample(forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None = None) -> Sample:
-    """The arrow in percent as a sample, from losses as `measure` takes them."""
+def sample(
+    forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None = None, unit: str = "percent"
+) -> Sample:
+    """The arrow as a sample, from losses as `measure` takes them.
+
+    unit: "percent" of the forward loss; "percent of the mean" of both losses, which is the opposite where the two
+    losses are exchanged (+25 % turned round is -20 % of the forward loss); "nats" per token.
+    """
     forward_SW, backward_SW = (losses.mean(axis=2, dtype=np.float64) for losses in checked(forward, backward))
-    ratio = backward_SW.mean() / forward_SW.mean()
-    # The ratio of two means, to first order in what each window adds to them.
-    return Sample(float(100 * (ratio - 1)), 100 * (backward_SW - ratio * forward_SW) / forward_SW.mean(), documents)
+    if unit == "nats":
+        difference_SW = backward_SW - forward_SW
+        return Sample(float(difference_SW.mean()), difference_SW - difference_SW.mean(), documents)
+    whole_SW = forward_SW if unit == "percent" else (forward_SW + backward_SW) / 2
+    of_forward, of_backward = (each.mean() / whole_SW.mean() for each in (forward_SW, backward_SW))
+    # A ratio of two means, to first order in what each window adds to them.
+    parts = (backward_SW - of_backward * whole_SW) - (forward_SW - of_forward * whole_SW)
+    return Sample(float(100 * (of_backward - of_forward)), 100 * parts / whole_SW.mean(), documents)
 
 
 def measure(
@@ -190,6 +206,30 @@ def outlook(percent: Estimate, seeds_sd: float | None, half_width: float = GOAL)
         f"{found} An interval of ±{half_width:g} % is not to be had by seeds alone: it needs about "
         f"{times:,.{1 if times < 10 else 0}f} times the held-out text."
     )
+
+
+def shared_block(arrows: Sequence[Arrow]) -> float | None:
+    """How many held-out tokens count as one where all of these arrows are to be judged alike: what the longest
+    correlation that one of them saw takes, in tokens, since windows may differ in length.
+
+    Texts of one kind have correlations of one kind, and some of them do not see theirs by chance. None where none saw
+    any: each then has as many cosines as its windows allow.
+    """
+    seen = [
+        each.n_tokens / estimate.noise.windows_df
+        for each in arrows
+        for estimate in (each.nats, each.percent)
+        if estimate.noise.windows_df < most_cosines(each.n_windows)
+    ]
+    return max(seen, default=None)
+
+
+def block_for(found: Arrow, tokens: float) -> float:
+    """The block, in windows, with which an arrow counts so many tokens as one: no shorter than its own, and of at most
+    a sixth of its windows."""
+    own = found.n_windows / min(found.nats.noise.windows_df, found.percent.noise.windows_df)
+    shared = tokens * found.n_windows / found.n_tokens
+    return max(1.0, min(max(own, shared), found.n_windows / FEWEST_COSINES))
 
 
 # Where the arrow lives

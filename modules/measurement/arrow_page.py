@@ -64,7 +64,7 @@ Point at a word to see its losses in nats.</p>
 <table>
 $rows
 </table>
-<p class="legend">Losses in nats per token; the arrow is backward minus forward.</p>
+<p class="legend">Losses in nats per token; the arrow is backward minus forward. $classes</p>
 </body>
 </html>
 """)
@@ -99,10 +99,21 @@ def page(pieces: Sequence[bytes], ids: np.ndarray, forward: np.ndarray, backward
         )
     )
     # Single tokens stand for windows here: the class table wants two or more, in text order.
-    rows = by_class(forward[:, None], backward[:, None], classes[:, None], token_classes.NAMES) if len(ids) > 1 else []
+    rows = (
+        by_class(
+            forward[:, None],
+            backward[:, None],
+            classes[:, None],
+            token_classes.NAMES,
+            token_classes.words_of(classes[:, None]),
+        )
+        if len(ids) > 1
+        else []
+    )
     return PAGE.substitute(
         title=visible(one_line(title)),
         summary=summary,
+        classes=token_classes.WHAT_CLASSES_ARE,
         deepest=DEEPEST,
         forward_rgb=rgb(DIRECTION_COLOURS["forward"]),
         backward_rgb=rgb(DIRECTION_COLOURS["backward"]),
@@ -115,7 +126,7 @@ def page(pieces: Sequence[bytes], ids: np.ndarray, forward: np.ndarray, backward
 
 def words_of(classes: np.ndarray) -> list[slice]:
     """Stretches of tokens that are shown as one word: each token with the inner pieces that follow it."""
-    starts = [i for i, token_class in enumerate(classes) if i == 0 or token_class != token_classes.INNER_PIECE]
+    starts = np.flatnonzero(np.diff(token_classes.words_of(classes), prepend=-1))
     return [slice(start, stop) for start, stop in pairwise([*starts, len(classes)])]
 
 

@@ -6,7 +6,7 @@ with the losses it stands on.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from modules.data.windows import Windows
 from modules.measurement import arrow, contrast, token_classes
 from modules.measurement.convergence import Convergence, convergence
+from modules.measurement.documents import FEWEST_GROUPS, PASSAGE_TOKENS, Largest, document_of_tokens, groups_of, largest
 from modules.measurement.evaluation import Evaluation, held_out_ids
 from modules.measurement.pairing import Trained, differences
 from modules.system import console
@@ -24,6 +25,8 @@ from modules.tokenizer import Tokenizer
 from modules.training import validations
 from modules.training.history import changes
 from modules.training.metrics import read_metrics
+
+SHOWN_CHARACTERS = 80  # of a document or passage
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,15 @@ class Loss:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """On what losses were measured. block: windows that count as one."""
+    """On what losses were measured. block: windows that count as one; shared: because they do in all comparisons of the
+    report. groups: of neighbouring documents, which count as one instead; None where they are not known, or too few."""
 
     windows: int
     context: int
     tokens: int
     block: int
+    shared: bool
+    groups: int | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,9 @@ class Control:
     """What the reversed control says: the half of the arrow that turns round with the text, which is the arrow of time,
     and the half that does not.
 
-    name, arrow: of the control's comparison; None where it is exact, as the tokenizer has no direction: then all turns.
+    The halves are in percent of the mean of both directions' losses, so that an arrow that turns round exactly leaves
+    zero, and in nats per token. name, arrow: of the control's comparison; None where it is exact, as the tokenizer has
+    no direction: then all turns.
     """
 
     name: str | None
@@ -87,6 +95,8 @@ class Control:
     arrow: arrow.Estimate | None
     turns: arrow.Estimate
     stays: arrow.Estimate | None
+    turns_nats: arrow.Estimate
+    stays_nats: arrow.Estimate | None
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,8 @@ class Comparison:
     convergence: Convergence | None
     by_context: arrow.ByContext | None
     by_class: list[arrow.ClassRow] | None
+    documents: Largest | None
+    passages: Largest | None
     curves: list[dict[str, Curve]]
     control: Control | None
     compared: Provenance
@@ -169,16 +181,22 @@ class Measurement:
 
     pairs: evaluations (forward, backward) that differ in their seed only; windows: their held-out windows. Empty and
     None where others measured the losses. losses: held-out losses by direction, nats [seeds, windows, tokens] in text
-    order. sample: the arrow as contrasts take it. estimate: the arrow of time in percent: the half that turns round
-    with the text, or, without a control, the whole.
+    order. documents: the group of documents of each window [windows], and document_of_tokens the document of each token
+    [windows x tokens]; None where they are not known (groups also where they are too few). estimate: the arrow of time
+    in percent: the half that turns round with the text, or, without a control, the whole.
     """
 
     comparison: Comparison
     pairs: Sequence[tuple[Evaluation, Evaluation]]
     windows: Windows | None
     losses: dict[str, np.ndarray]
-    sample: arrow.Sample
+    documents: np.ndarray | None
+    document_of_tokens: np.ndarray | None
     estimate: arrow.Estimate
+
+    def sample(self, unit: str = "percent") -> arrow.Sample:
+        """The arrow as contrasts take it."""
+        return arrow.sample(self.losses["forward"], self.losses["backward"], self.documents, unit)
 
     @property
     def seeds(self) -> list[int]:
@@ -191,57 +209,79 @@ class Measurement:
 
 
 def compare(
-    pairs: Sequence[tuple[Evaluation, Evaluation]], windows: Windows, toki: Tokenizer | None = None
+    pairs: Sequence[tuple[Evaluation, Evaluation]],
+    windows: Windows,
+    toki: Tokenizer | None = None,
+    block_tokens: float | None = None,
 ) -> Measurement:
     """Compare evaluations (forward, backward) on the same held-out windows that differ in their seed only.
 
     With a tokenizer also the arrow by class of token, and bits per byte of the held-out text itself instead of the
-    whole file's average.
+    whole file's average. block_tokens: how many held-out tokens count as one in all comparisons of the report.
     """
-    first = pairs[0][0].run
-    forward, backward = (np.stack([each.losses_WT for each in of_seeds]) for of_seeds in zip(*pairs, strict=True))
-    found = arrow.measure(forward, backward)
+    forward, backward = stacked(pairs)
+    starts = getattr(windows.token_file, "documents", None)
+    documents = None if starts is None else groups_of(starts, windows)
+    of_tokens = None if starts is None else document_of_tokens(starts, windows)
+    found, shared = measured_alike(forward, backward, documents, block_tokens)
     pieces = token_classes.pieces_of(toki) if toki else None
+    classes = words_at = None
     if pieces:
         ids = held_out_ids(windows)
         classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape)
         bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()])
+        words_at = words_from(ids.ravel(), pieces)
     else:
         bytes_per_token = average_bytes_per_token(windows)
+    passages = np.arange(found.n_tokens) // PASSAGE_TOKENS
     comparison = Comparison(
-        name=first.name,
+        name=pairs[0][0].run.name,
         order="backward",
         losses=losses_of(found, bytes_per_token),
         arrow=found,
-        held_out=HeldOut(found.n_windows, windows.length, found.n_tokens, found.block),
-        by_length=by_length(pairs, found),
-        convergence=convergence_of([(forward.run, backward.run) for forward, backward in pairs], found),
+        held_out=held_out(found, windows.length, shared, documents),
+        by_length=by_length(pairs, found, documents),
+        convergence=convergence_of(pairs, found, documents),
         by_context=arrow.by_context(forward, backward),
-        by_class=arrow.by_class(forward, backward, classes, token_classes.NAMES, words_of(classes)) if pieces else None,
+        by_class=arrow.by_class(forward, backward, classes, token_classes.NAMES, token_classes.words_of(classes))
+        if pieces
+        else None,
+        documents=None if starts is None else largest(forward, backward, of_tokens, windows.first, words_at),
+        passages=largest(forward, backward, passages, 0, words_at) if words_at else None,
         curves=curves_of(pairs),
         control=None,
         compared=provenance(pairs),
     )
     losses = {"forward": forward, "backward": backward}
-    return Measurement(comparison, pairs, windows, losses, arrow.sample(forward, backward), found.percent)
+    return Measurement(comparison, pairs, windows, losses, documents, of_tokens, found.percent)
 
 
 def compare_losses(
-    name: str, order: str, forward: np.ndarray, other: np.ndarray, documents: np.ndarray | None, text: str
+    name: str,
+    order: str,
+    forward: np.ndarray,
+    other: np.ndarray,
+    documents: np.ndarray | None,
+    text: str,
+    block_tokens: float | None = None,
 ) -> Measurement:
     """The comparison of losses that somebody measured, nats [seeds, windows, tokens], `other` in the given order: all
-    that losses alone can tell."""
-    found = arrow.measure(forward, other, documents=documents, order=order)
+    that losses alone can tell. documents [windows]: see `arrow.measure`."""
+    found, shared = measured_alike(forward, other, documents, block_tokens, order)
+    context = forward.shape[2]
+    of_tokens = None if documents is None else np.repeat(documents, context)
     comparison = Comparison(
         name=name,
         order=order,
         losses=losses_of(found, None),
         arrow=found,
-        held_out=HeldOut(found.n_windows, forward.shape[2], found.n_tokens, found.block),
+        held_out=held_out(found, context, shared, documents),
         by_length=[],
         convergence=None,
-        by_context=arrow.by_context(forward, other) if forward.shape[2] > 1 else None,
+        by_context=arrow.by_context(forward, other) if context > 1 else None,
         by_class=None,
+        documents=None,
+        passages=None,
         curves=[],
         control=None,
         compared=Provenance(
@@ -260,7 +300,42 @@ def compare_losses(
         ),
     )
     losses = {"forward": forward, "backward": other}
-    return Measurement(comparison, [], None, losses, arrow.sample(forward, other, documents), found.percent)
+    return Measurement(comparison, [], None, losses, documents, of_tokens, found.percent)
+
+
+def stacked(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[np.ndarray]:
+    """Forward and backward held-out losses, each [seeds, windows, tokens]."""
+    return [np.stack([each.losses_WT for each in of_seeds]) for of_seeds in zip(*pairs, strict=True)]
+
+
+def measured_alike(
+    forward: np.ndarray,
+    backward: np.ndarray,
+    documents: np.ndarray | None,
+    block_tokens: float | None,
+    order: str = "backward",
+) -> tuple[arrow.Arrow, bool]:
+    """The arrow, and whether it was measured with the block that the comparisons of a report share: documents take its
+    place."""
+    found = arrow.measure(forward, backward, documents=documents, order=order)
+    if block_tokens is None or documents is not None:
+        return found, False
+    return arrow.measure(forward, backward, arrow.block_for(found, block_tokens), order=order), True
+
+
+def held_out(found: arrow.Arrow, context: int, shared: bool, documents: np.ndarray | None) -> HeldOut:
+    groups = None if documents is None else len(np.unique(documents))
+    return HeldOut(found.n_windows, context, found.n_tokens, found.block, shared, groups)
+
+
+def words_from(ids: np.ndarray, pieces: Sequence[bytes]) -> Callable[[int, int], str]:
+    """A function that gives the first words of `number` tokens of `ids` from `start` on, in one line."""
+
+    def words(start: int, number: int) -> str:
+        text = b"".join(pieces[i] for i in ids[start : start + min(number, PASSAGE_TOKENS)])
+        return " ".join(text.decode("utf-8", errors="replace").split())[:SHOWN_CHARACTERS]
+
+    return words
 
 
 def losses_of(found: arrow.Arrow, bytes_per_token: float | None) -> dict[str, Loss]:
@@ -287,13 +362,20 @@ def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
         control = next((other for other in measurements if is_control(other, each)), None)
         said, turns = None, each.estimate
         if control is not None or each.windows.token_file.symmetric:
-            turns, stays = contrast.turning(each.sample, control.sample if control else None)
+            # Where all turns, the half is the arrow itself, in its unit.
+            unit = "percent of the mean" if control else "percent"
+            (turns, stays), (turns_nats, stays_nats) = (
+                contrast.turning(each.sample(unit), control.sample(unit) if control else None)
+                for unit in (unit, "nats")
+            )
             said = Control(
                 name=control.comparison.name if control else None,
                 exact=control is None,
                 arrow=control.comparison.arrow.percent if control else None,
                 turns=turns,
                 stays=stays,
+                turns_nats=turns_nats,
+                stays_nats=stays_nats,
             )
         result.append(replace(each, comparison=replace(each.comparison, control=said), estimate=turns))
     return result
@@ -330,10 +412,10 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
             held_out = {(each.windows.token_file.fingerprint, each.comparison.held_out.tokens) for each in group}
             shared = {"same_seeds": len({tuple(each.seeds) for each in group}) == 1, "same_text": len(held_out) == 1}
             for (one, other), (low, high) in zip(pairwise(group), pairwise(values), strict=True):
-                difference = contrast.contrast(other.sample, one.sample, **shared)
+                difference = contrast.contrast(other.sample(), one.sample(), **shared)
                 found.append((f"{where}: {aspect} {high} - {low}", False, difference))
             if aspect != "text" and len(group) > 2:
-                slope = contrast.trend(values, [each.sample for each in group], **shared)
+                slope = contrast.trend(values, [each.sample() for each in group], **shared)
                 found.append((f"{where}: trend with each doubling of {aspect}", True, slope))
     corrected = contrast.holm([estimate.p for *_, estimate in found])
     return [
@@ -370,24 +452,18 @@ def marked_for_longer_contexts(comparisons: Sequence[Comparison]) -> list[Compar
 # ---------------------------------------------------------------------------------------------------------
 
 
-def words_of(classes: np.ndarray) -> np.ndarray:
-    """Which word each token belongs to: a number that grows with each token that does not continue a word. `classes`
-    [windows, tokens] in text order."""
-    return np.cumsum(classes.ravel() != token_classes.INNER_PIECE).reshape(classes.shape)
-
-
-def by_length(pairs: Sequence[tuple[Evaluation, Evaluation]], whole: arrow.Arrow) -> list[LengthRow]:
+def by_length(
+    pairs: Sequence[tuple[Evaluation, Evaluation]], whole: arrow.Arrow, documents: np.ndarray | None
+) -> list[LengthRow]:
     """The arrow of these models when the held-out windows are read in parts of 2, 4 ... tokens, and whole: a row a
     length."""
-    found = {
-        length: arrow.measure(
-            *(
-                np.stack([each.by_length[length] for each in of_seeds])[..., None]
-                for of_seeds in zip(*pairs, strict=True)
-            )
-        )
-        for length in pairs[0][0].by_length
-    }
+    found = {}
+    for length, some in pairs[0][0].by_length.items():
+        of_some = None if documents is None else documents[: len(some)]
+        if of_some is not None and len(np.unique(of_some)) < FEWEST_GROUPS:
+            of_some = None
+        losses = (np.stack([each.by_length[length] for each in of_seeds]) for of_seeds in zip(*pairs, strict=True))
+        found[length] = arrow.measure(*(each[..., None] for each in losses), documents=of_some)
     found[pairs[0][0].losses_WT.shape[1]] = whole
     return [
         LengthRow(length, each.forward, each.backward, each.percent.value, each.percent.both, each.n_windows)
@@ -395,30 +471,37 @@ def by_length(pairs: Sequence[tuple[Evaluation, Evaluation]], whole: arrow.Arrow
     ]
 
 
-def convergence_of(pairs: Sequence[tuple[Trained, Trained]], found: arrow.Arrow) -> Convergence:
+def convergence_of(
+    pairs: Sequence[tuple[Evaluation, Evaluation]], found: arrow.Arrow, documents: np.ndarray | None
+) -> Convergence:
     """How far the models have come, from what their runs left beside their states."""
-    run = pairs[0][0]
-    training_losses = {"forward": [], "backward": []}
-    for each in (each for pair in pairs for each in pair):
-        if each.metrics_path.exists():
-            last = [
-                entry["loss"]
-                for entry in read_metrics(each.metrics_path)
-                if entry["split"] == "train" and entry["step"] > 0.9 * each.state["step"]
-            ]
-            training_losses[each.direction] += [np.mean(last)] if last else []
-    known = all(len(losses) == len(pairs) for losses in training_losses.values())
+    runs = [[each.run for each in of_seeds] for of_seeds in zip(*pairs, strict=True)]
+    run = runs[0][0]
+    at_the_end = {each[0].direction: [last_training_loss(one) for one in each] for each in runs}
+    known = all(loss is not None for losses in at_the_end.values() for loss in losses)
     low, high = found.nats.both
     training_tokens = run.state["dataset"]["n_tokens"] - run.state["held_out_tokens"]
     return convergence(
-        [validations_of(forward) for forward, _ in pairs],
-        [validations_of(backward) for _, backward in pairs],
+        *([validations_of(one) for one in each] for each in runs),
         run.state["step"],
         run.state["tokens"] / max(training_tokens, 1),
-        {direction: float(np.mean(losses)) for direction, losses in training_losses.items()} if known else None,
+        {direction: float(np.mean(losses)) for direction, losses in at_the_end.items()} if known else None,
         {"forward": found.forward, "backward": found.backward},
         (high - low) / 2,
+        documents,
     )
+
+
+def last_training_loss(run: Trained) -> float | None:
+    """The mean training loss of the last tenth of a run's steps; None where its metrics are not there."""
+    if not run.metrics_path.exists():
+        return None
+    last = [
+        entry["loss"]
+        for entry in read_metrics(run.metrics_path)
+        if entry["split"] == "train" and entry["step"] > 0.9 * run.state["step"]
+    ]
+    return float(np.mean(last)) if last else None
 
 
 def validations_of(run: Trained) -> dict[int, np.ndarray]:

@@ -55,14 +55,16 @@ def convergence(
     training_losses: Mapping[str, float] | None,
     held_out: Mapping[str, float],
     half_width: float,
+    documents: np.ndarray | None = None,
 ) -> Convergence:
     """Of the validations of each seed's runs, step -> mean losses of the held-out windows [windows], nats per token.
 
     training_losses: the training loss at the end by direction, or None. held_out: the final held-out losses by
-    direction, nats per token. half_width: of the final arrow's interval, nats per token.
+    direction, nats per token. half_width: of the final arrow's interval, nats per token. documents: see
+    `arrow.measure`.
     """
     steps = sorted(set.intersection(*(set(each) for each in (*forward, *backward)))) if forward else []
-    points = [point(step, forward, backward) for step in steps]
+    points = [point(step, forward, backward, documents) for step in steps]
     before = [each for each in points if each.step <= last_step * 2 / 3]
     change = fall = moving = None
     verdict = (
@@ -87,10 +89,14 @@ def convergence(
 
 
 def point(
-    step: int, forward: Sequence[Mapping[int, np.ndarray]], backward: Sequence[Mapping[int, np.ndarray]]
+    step: int,
+    forward: Sequence[Mapping[int, np.ndarray]],
+    backward: Sequence[Mapping[int, np.ndarray]],
+    documents: np.ndarray | None,
 ) -> Point:
     """The arrow of one validation."""
-    found = arrow.measure(*(np.stack([each[step] for each in runs])[..., None] for runs in (forward, backward)))
+    losses = (np.stack([each[step] for each in runs])[..., None] for runs in (forward, backward))
+    found = arrow.measure(*losses, documents=documents)
     return Point(step, found.percent.value, found.percent.both, (found.forward + found.backward) / 2)
 
 

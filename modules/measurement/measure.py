@@ -11,6 +11,7 @@ import torch
 
 from modules.data.token_file import TokenFile, open_tokens
 from modules.data.windows import Windows
+from modules.measurement import arrow
 from modules.measurement.arrow_page import write_arrow_page
 from modules.measurement.comparison import (
     Comparison,
@@ -19,10 +20,11 @@ from modules.measurement.comparison import (
     compare_losses,
     contrasts_of,
     marked_for_longer_contexts,
+    stacked,
     with_controls,
 )
-from modules.measurement.evaluation import evaluate, held_out_ids, held_out_windows
-from modules.measurement.loss_files import REFERENCE, read_losses, write_losses
+from modules.measurement.evaluation import Evaluation, evaluate, held_out_ids, held_out_windows
+from modules.measurement.loss_files import REFERENCE, Losses, read_losses, write_losses
 from modules.measurement.pairing import Trained, pair_up, read_run
 from modules.measurement.report import checks_in_words, held_out_in_words, write_report
 from modules.measurement.token_classes import pieces_of
@@ -68,10 +70,12 @@ def measured_states(
     opened = functools.cache(open_tokens)  # once for all runs: it is compared with its checksum
     groups = pair_up([read_run(Path(path), [opened(path) for path in data]) for path in paths])
     toki = get_tokenizer(wish.tokenizer_path) if wish.tokenizer_path else None
-    measurements = [
-        measured(pairs, device, toki, list(wish.texts.values()), opened)
+    evaluated = [
+        evaluate_pairs(pairs, device, toki, list(wish.texts.values()), opened)
         for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)
     ]
+    block_tokens = arrow.shared_block([arrow.measure(*stacked(pairs)) for pairs, *_ in evaluated])
+    measurements = [compare(*each, block_tokens if len(evaluated) > 1 else None) for each in evaluated]
     names = distinct(each.comparison.name for each in measurements)
     return with_controls(
         [
@@ -81,15 +85,16 @@ def measured_states(
     )
 
 
-def measured(
+def evaluate_pairs(
     pairs: Sequence[tuple[Trained, Trained]],
     device: torch.device,
     toki: Tokenizer | None = None,
     texts: Sequence[np.ndarray] = (),
     opened: Callable[[str], TokenFile] = open_tokens,
-) -> Measurement:
-    """Evaluate and compare pairs (forward, backward) that differ in their seed only. With a tokenizer that tells the
-    bytes of its tokens also the first held-out tokens, for their page, and `texts`."""
+) -> tuple[list[tuple[Evaluation, Evaluation]], Windows, Tokenizer | None]:
+    """What `compare` takes: evaluations of pairs (forward, backward) that differ in their seed only, their held-out
+    windows, and the tokenizer if it is theirs. With one that tells the bytes of its tokens the first held-out tokens,
+    for their page, and `texts` are evaluated too."""
     windows = held_out_windows(pairs[0][0], opened)
     if windows.token_file.reversed_of is not None:
         toki = None  # a control has a tokenizer of its own
@@ -102,7 +107,7 @@ def measured(
         )
         for number, pair in enumerate(pairs)
     ]
-    return compare(evaluations, windows, toki)
+    return evaluations, windows, toki
 
 
 def first_held_out(windows: Windows) -> np.ndarray:
@@ -116,7 +121,13 @@ def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
     comparisons = marked_for_longer_contexts([each.comparison for each in measurements])
     written = write_report(out, comparisons, wish.command, contrasts_of(measurements))
     if wish.save_losses:
-        written |= write_losses(out, {each.comparison.name: each.losses for each in measurements})
+        written |= write_losses(
+            out,
+            {
+                each.comparison.name: Losses(each.losses, each.documents, each.document_of_tokens)
+                for each in measurements
+            },
+        )
     suffixes = ["", *(f"-{text.stem}" for text in wish.texts)]
     pages = [(comparison.name, suffix) for comparison in comparisons for suffix in suffixes]
     stem_of = dict(zip(pages, distinct(map("".join, pages), as_file_systems_see), strict=True))
@@ -150,13 +161,21 @@ def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
 
 def report_on_losses(path: str, wish: Wish) -> str:
     """The report on losses that somebody else measured (loss_files.py), and what to tell the user of it."""
-    measurements = []
-    for name, losses in read_losses(path).items():
-        for order, array in losses.by_order.items():
-            if order != REFERENCE:
-                full_name = (name or Path(path).stem) + ("" if order == "backward" else f", {order}")
-                forward = losses.by_order[REFERENCE]
-                measurements.append(compare_losses(full_name, order, forward, array, losses.documents, Path(path).stem))
+    given = [
+        (
+            (name or Path(path).stem) + ("" if order == "backward" else f", {order}"),
+            order,
+            losses.by_order[REFERENCE],
+            array,
+            losses.documents,
+            Path(path).stem,
+        )
+        for name, losses in read_losses(path).items()
+        for order, array in losses.by_order.items()
+        if order != REFERENCE
+    ]
+    block_tokens = arrow.shared_block([arrow.measure(*losses) for _, _, *losses, _, _ in given])
+    measurements = [compare_losses(*each, block_tokens if len(given) > 1 else None) for each in given]
     out = wish.out or Path(path).with_suffix("").with_name(f"{Path(path).stem}-report")
     return report_on(measurements, replace(wish, out=out))
 

@@ -151,7 +151,7 @@ def estimate(value: float, noise: Noise) -> Estimate:
     )
 
 
-def noise_of(parts: np.ndarray, block: int | None = None, documents: np.ndarray | None = None) -> Noise:
+def noise_of(parts: np.ndarray, block: float | None = None, documents: np.ndarray | None = None) -> Noise:
     """The noise of the mean of `parts` [seeds, windows], windows in text order (see `components` for the rest)."""
     n_seeds = len(parts)
     parts_K, windows_df = components(parts, block, documents)
@@ -169,7 +169,7 @@ def noise_of(parts: np.ndarray, block: int | None = None, documents: np.ndarray 
 
 
 def components(
-    parts: np.ndarray, block: int | None = None, documents: np.ndarray | None = None
+    parts: np.ndarray, block: float | None = None, documents: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
     """Parts [n, windows] as [n, k] whose mean square over k is the variance of a row's mean, and the degrees of freedom
     of that variance.
@@ -182,12 +182,9 @@ def components(
     """
     n_windows = parts.shape[-1]
     if documents is None:
-        if block is None:
-            number, gain = flat_cosines(parts.mean(axis=0))
-        elif block >= 1:
-            number, gain = max(1, min(round(n_windows / block), int(n_windows ** (2 / 3)))), 1.0
-        else:
+        if block is not None and block < 1:
             raise ValueError(f"expected a block of at least one window, found {block}")
+        number, gain = flat_cosines(parts.mean(axis=0), block)
         return cosines(parts, number) * math.sqrt(gain / n_windows), number
     _, document_W, lengths = np.unique(documents, return_inverse=True, return_counts=True)
     n = len(lengths)
@@ -213,23 +210,34 @@ def cosines(series: np.ndarray, number: int) -> np.ndarray:
     return (spectrum * np.exp(-0.5j * np.pi * np.arange(1, number + 1) / n)).real / math.sqrt(2 * n)
 
 
-def flat_cosines(series: np.ndarray) -> tuple[int, float]:
+def most_cosines(n_windows: int) -> int:
+    """How many cosines are used at most: with more, a correlation that is weak and long would not be seen."""
+    return max(1, min(MOST_COSINES, int(n_windows ** (2 / 3)), n_windows - 1))
+
+
+def flat_cosines(series: np.ndarray, block: float | None = None) -> tuple[int, float]:
     """On how many of the slowest cosines the spectrum of `series` [n] is flat, and frequency 0 by the mean of these.
 
     A spectrum of white noise and a correlation that falls exponentially, 1 + ratio / (1 + (k / bend)²), is fitted to
     the squares of the first 256 coefficients (Whittle's likelihood). The number is the largest whose mean is 90 % of
     the value at 0, at least 6, and at most 48 or n^(2/3), which is the floor of n^(1/3) for a block. Bends begin at 6:
     correlation lengths go up to n / 19 windows.
+
+    block: windows that count as one, instead of what the series says; the number is then n / block. A block that is
+    shorter than the series says is taken at its word: its mean is the value at 0.
     """
     n = len(series)
-    most = max(1, min(MOST_COSINES, int(n ** (2 / 3)), n - 1))
-    fitted = min(FITTED_COSINES, n - 1)
+    most, fitted = most_cosines(n), min(FITTED_COSINES, n - 1)
+    asked = None if block is None else max(1, min(round(n / block), int(n ** (2 / 3))))
     squares = cosines(series, fitted) ** 2
     if not squares.any():
-        return most, 1.0
+        return asked or most, 1.0
     shapes, logarithms, flatness = spectra(fitted)
     best = np.argmin(fitted * np.log((1 / shapes) @ squares) + logarithms)
     number = int(np.clip(np.count_nonzero(flatness[best] >= FLATNESS), min(FEWEST_COSINES, most), most))
+    if asked is not None and asked > number:
+        return asked, 1.0
+    number = asked or number
     return number, float(1 / flatness[best, number - 1])
 
 

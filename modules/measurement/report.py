@@ -13,8 +13,9 @@ import numpy as np
 from modules import plots
 from modules.measurement import figures
 from modules.measurement.arrow import ClassRow, Interval
-from modules.measurement.comparison import Comparison, Contrast
-from modules.measurement.token_classes import CLASS_HEADER, class_cells
+from modules.measurement.comparison import Comparison, Contrast, Control, HeldOut
+from modules.measurement.documents import Largest
+from modules.measurement.token_classes import CLASS_HEADER, WHAT_CLASSES_ARE, class_cells
 from modules.system import console
 from modules.system.files import replacing
 from modules.system.names import as_file_systems_see, distinct, file_name, in_markdown, link_to
@@ -116,7 +117,8 @@ held-out text. *Both*: over both; the one to quote. None of them accounts for th
 
 An arrow of the text turns round when the text is reversed and tokenized afresh (the *control*). What turns with the
 text is the arrow of time; what does not comes from the tokenizer and from how fast each direction is learned. An arrow
-that still moves while the loss falls says which direction is learned faster, and nothing of the text."""
+that still moves while the loss falls says which direction is learned faster, and nothing of the text. The halves are in
+percent of the mean of both losses, all else in percent of the forward loss."""
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
@@ -197,13 +199,14 @@ def checks_in_words(comparison: Comparison) -> list[str]:
     else:
         said = (
             "The half that turns round with the text, the arrow of time, is "
-            f"{control.turns.value:+.2f} % ({interval(control.turns.both, 2)})"
+            f"{control.turns.value:+.2f} % ({interval(control.turns.both, 2)}; {control.turns_nats.value:+.4f} nats)"
         )
         said += (
             ": the tokenizer has no direction, so all of the arrow turns."
             if control.exact
-            else f", the half that does not {control.stays.value:+.2f} % ({interval(control.stays.both, 2)}); the "
-            f"reversed text's arrow is {control.arrow.value:+.2f} % ({interval(control.arrow.both, 2)})."
+            else f", the half that does not {control.stays.value:+.2f} % ({interval(control.stays.both, 2)}; "
+            f"{control.stays_nats.value:+.4f} nats); the reversed text's arrow is {control.arrow.value:+.2f} % "
+            f"({interval(control.arrow.both, 2)})."
         )
     return [said, convergence.verdict, f"{convergence.passes:.2f} passes over the text.", *convergence.warnings]
 
@@ -241,11 +244,13 @@ def section(comparison: Comparison) -> str:
             ],
         ),
         (
-            f"{held_out.tokens:,} held-out tokens in {held_out.windows:,} windows of {held_out.context}, of which "
-            f"{held_out.block} count as one. Paired standard error over single windows: {arrow.paired_se:.4f} nats per "
-            "token."
+            f"{held_out.tokens:,} held-out tokens in {held_out.windows:,} windows of {held_out.context}, "
+            f"{what_counts_as_one(held_out)}. Paired standard error over single windows: {arrow.paired_se:.4f} nats "
+            "per token."
         ),
     ]
+    if control := comparison.control:
+        parts.append(halves_table(control))
     if len(arrow.per_seed) > 1:
         header = ["seed", "forward", "backward", "arrow", "in percent"]
         rows = [
@@ -268,7 +273,10 @@ def section(comparison: Comparison) -> str:
         ]
         parts += ["### By checkpoint", table(header, rows)]
     if comparison.by_class:
-        parts += ["### By class of token", class_table(comparison.by_class)]
+        parts += ["### By class of token", WHAT_CLASSES_ARE, class_table(comparison.by_class)]
+    for title, found in (("document", comparison.documents), ("passage", comparison.passages)):
+        if found:
+            parts += [f"### {title.capitalize()}s with the largest arrows", *largest_parts(title, found)]
     if changed := comparison.compared.changed_on_the_way:
         parts += [
             "### Changed while training, in both directions alike",
@@ -278,6 +286,47 @@ def section(comparison: Comparison) -> str:
     compared = [f"- {in_markdown(name)}: {in_markdown(value)}" for name, value in flat(known)]
     parts += ["### What was compared", "\n".join(compared)]
     return "\n\n".join(parts)
+
+
+def what_counts_as_one(held_out: HeldOut) -> str:
+    if held_out.groups is not None:
+        return f"in {held_out.groups:,} groups of neighbouring documents that each count as one"
+    if held_out.shared:
+        return (
+            f"of which {held_out.block} count as one: as many tokens as in all comparisons of this report, after the "
+            "one with the longest correlation"
+        )
+    return f"of which {held_out.block} count as one"
+
+
+def halves_table(control: Control) -> str:
+    """Both halves of an arrow, with their intervals in both units."""
+    halves = [("turns round with the text", control.turns, control.turns_nats)]
+    if control.stays:
+        halves.append(("does not turn", control.stays, control.stays_nats))
+    return table(
+        ["half", "percent", "95 % both", "nats per token", "95 % both"],
+        [
+            [name, f"{percent.value:+.2f}", interval(percent.both, 2), f"{nats.value:+.4f}", interval(nats.both, 4)]
+            for name, percent, nats in halves
+        ],
+    )
+
+
+def largest_parts(kind: str, found: Largest) -> list[str]:
+    """A sentence and a table."""
+    columns = [kind, "first token", "tokens", "arrow in nats per token", "percent", "first words"]
+    rows = [
+        [each.number, each.first_token, each.tokens, f"{each.nats:+.3f}", f"{each.percent:+.1f}", each.words]
+        for each in found.stretches
+    ]
+    if found.stretches[0].words is None:
+        columns, *rows = (row[:-1] for row in (columns, *rows))
+    return [
+        f"Of {found.count:,} {kind}s of {found.least_tokens} held-out tokens or more, whose arrows have a standard "
+        f"deviation of {found.sd:.3f} nats per token. The largest of so many are large by chance too.",
+        table(columns, rows),
+    ]
 
 
 def class_table(rows: Sequence[ClassRow]) -> str:

@@ -1,7 +1,8 @@
 """Classes of tokens, to see in which of them the arrow lives.
 
 A token's class depends on its own bytes and on the token before it in the text, in either
-direction of reading: both models' losses are sorted by the same classes.
+direction of reading: both models' losses are sorted by the same classes. Where the arrow is told by class, a word
+counts with all its tokens (`words_of`), in the class of its first.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,13 @@ import numpy as np
 from modules.measurement.arrow import ClassRow
 from modules.tokenizer import Tokenizer
 
-NAMES = ["word start", "inner piece of a word", "digits", "punctuation", "white space", "after a newline"]
+# Of classes of whole words. The inner pieces that are left belong to a word whose beginning the text does not have.
+NAMES = ["word", "rest of a cut word", "number", "punctuation", "white space", "first word of a line"]
+WHAT_CLASSES_ARE = (
+    "A word counts with all its tokens: its first is the hard one forward and its last the hard one backward, so that "
+    "the arrow of single tokens would be that of the chain rule inside words. Words after a newline and numbers are "
+    "classes of their own."
+)
 WORD_START, INNER_PIECE, DIGITS, PUNCTUATION, WHITE_SPACE, AFTER_NEWLINE = range(len(NAMES))
 
 
@@ -53,6 +60,12 @@ def is_punctuation(text: str) -> bool:
 def is_word_character(character: str) -> bool:
     """Letters, digits, and the bytes of a character that two tokens share."""
     return character.isalnum() or character == "\ufffd"
+
+
+def words_of(classes: np.ndarray) -> np.ndarray:
+    """Which word each token belongs to: a number that grows with each token that does not continue a word. `classes`,
+    of any shape, in text order."""
+    return np.cumsum(classes.ravel() != INNER_PIECE).reshape(classes.shape)
 
 
 def pieces_of(toki: Tokenizer) -> list[bytes] | None:

@@ -222,3 +222,55 @@ def test_units():
 def test_what_cannot_be_compared_is_refused(forward, backward):
     with pytest.raises(ValueError, match="expected"):
         arrow.measure(forward, backward)
+
+
+# Several arrows
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def correlated(n_windows: int, length: float, seed: int, n_seeds: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Losses whose difference is correlated over `length` windows."""
+    random = np.random.default_rng(seed)
+    series, last = np.empty(n_windows), 0.0
+    for i, one in enumerate(random.standard_normal(n_windows)):
+        last = series[i] = math.exp(-1 / length) * last + math.sqrt(1 - math.exp(-2 / length)) * one if length else one
+    forward = np.full((n_seeds, n_windows, 1), 4.0)
+    return forward, forward + 0.1 * series[None, :, None] + 0.01 * random.standard_normal(forward.shape)
+
+
+def test_texts_of_a_sweep_share_the_longest_block_and_the_one_that_decides_keeps_its_interval():
+    texts = [correlated(2_000, length, seed) for seed, length in enumerate((0, 30, 5))]
+    alone = [arrow.measure(*each) for each in texts]
+    tokens = arrow.shared_block(alone)
+    alike = [
+        arrow.measure(*each, block=arrow.block_for(found, tokens)) for each, found in zip(texts, alone, strict=True)
+    ]
+    assert len({each.nats.noise.windows_df for each in alike}) == 1
+    deciding = int(np.argmax([each.block for each in alone]))
+    assert deciding == 1 and alike[1].nats.windows == pytest.approx(alone[1].nats.windows)
+    assert all(one.block >= other.block for one, other in zip(alike, alone, strict=True))
+
+
+def test_a_shared_block_is_as_many_tokens_and_leaves_a_short_text_six():
+    long, short = correlated(2_000, 30, 1), correlated(300, 0, 2)
+    twice = tuple(np.repeat(each, 2, axis=2) for each in correlated(1_000, 0, 3))  # windows of two tokens
+    found = [arrow.measure(*each) for each in (long, short, twice)]
+    tokens = arrow.shared_block(found)
+    assert arrow.block_for(found[2], tokens) == pytest.approx(max(tokens / 2, found[2].n_windows / 48))
+    assert arrow.block_for(found[1], tokens) <= 300 / 6
+    assert arrow.shared_block([arrow.measure(*correlated(2_000, 0, seed)) for seed in (0, 4)]) is None
+
+
+@given(st.integers(0, 1_000))
+@settings(deadline=None, max_examples=20)
+def test_an_arrow_turned_round_is_the_opposite_in_percent_of_the_mean_and_in_nats(seed):
+    random = np.random.default_rng(seed)
+    forward = random.gamma(4, 1, (3, 40, 2))
+    backward = forward * random.uniform(1, 2, forward.shape)
+    for unit in ("percent of the mean", "nats"):
+        there, back = arrow.sample(forward, backward, unit=unit), arrow.sample(backward, forward, unit=unit)
+        assert back.value == pytest.approx(-there.value) and back.parts == pytest.approx(-there.parts)
+        assert there.parts.mean() == pytest.approx(0, abs=1e-9)
+    percent = arrow.sample(forward, backward)
+    assert percent.value == pytest.approx(100 * (backward.mean() / forward.mean() - 1))
+    assert arrow.sample(backward, forward).value != pytest.approx(-percent.value), "the reason for the other unit"

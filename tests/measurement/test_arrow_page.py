@@ -237,6 +237,14 @@ def test_colour_follows_the_sum_of_a_words_tokens():
     assert depths[0] > depths[1] > depths[2] == 0
 
 
+def test_the_table_counts_words_with_all_their_tokens_and_says_so():
+    ids, pieces = ids_and_pieces([" ab", "cd", " ef", "."])
+    source = arrow_page.page(pieces, ids, np.array([1.0, 5.0, 1.0, 2.0]), np.array([4.0, 1.0, 1.5, 2.0]), "t")
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(\d+)</td><td>([\d.]+)</td>", source)
+    assert rows == [("word", "3", "2.333"), ("punctuation", "1", "2.000")]
+    assert token_classes.WHAT_CLASSES_ARE in source
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 def test_a_browser_shows_the_words_in_both_colours(tmp_path):
     ids, pieces = ids_and_pieces([" cheap"] * 200 + [" dear"] * 200)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from modules.measurement import arrow
+from modules.measurement.comparison import compare
 from modules.measurement.convergence import convergence
 from modules.measurement.evaluation import evaluate, held_out_windows, load_model
-from modules.measurement.measure import measured
+from modules.measurement.measure import evaluate_pairs
 from modules.measurement.pairing import pair_up, read_run
 from modules.models.evaluate import held_out_losses, sub_window_losses
 from modules.system.errors import UserError
@@ -42,7 +43,7 @@ def test_each_validation_keeps_the_loss_of_each_window(pair):
 
 def test_the_arrow_by_checkpoint_is_that_of_each_checkpoint(pair):
     folder, group = pair
-    found = measured(group, CPU).comparison.convergence
+    found = compare(*evaluate_pairs(group, CPU)).comparison.convergence
     assert [point.step for point in found.points] == [5, 10, 15, 20]
     losses = {
         name: {entry["step"]: entry["loss"] for entry in metrics_of(folder, name) if entry["split"] == "valid"}
@@ -67,7 +68,11 @@ def test_a_damaged_validation_is_left_out_and_named(pair, capsys):
             (kept / "000000000010.npy").write_bytes(damaged)
             with pytest.raises(UserError, match=r"000000000010\.npy"):
                 validations.read(kept, 10, 32)
-        assert [point.step for point in measured(group, CPU).comparison.convergence.points] == [5, 15, 20]
+        assert [point.step for point in compare(*evaluate_pairs(group, CPU)).comparison.convergence.points] == [
+            5,
+            15,
+            20,
+        ]
         assert "000000000010.npy" in capsys.readouterr().err
     finally:
         (kept / "000000000010.npy").write_bytes(whole)
@@ -133,7 +138,7 @@ def test_windows_in_parts_are_windows_of_that_length(pair, length):
 
 
 def test_the_arrow_by_context_ends_with_the_whole_window(pair):
-    comparison = measured(pair[1], CPU).comparison
+    comparison = compare(*evaluate_pairs(pair[1], CPU)).comparison
     assert [row.length for row in comparison.by_length] == [2, 4, 8, 16]
     assert comparison.by_length[-1].percent == comparison.arrow.percent.value
     run = pair[1][0][0]
