@@ -127,7 +127,8 @@ def main() -> None:
 
 def measured(arguments: argparse.Namespace) -> int:
     """Train, compare and report; the exit status."""
-    from modules.measurement.measure import Wish, compared_states, read_texts, report_on, report_on_losses, seeds_after
+    from modules.measurement.measure import Wish, measured_states, read_texts, report_on, report_on_losses
+    from modules.measurement.runs import seeds_after
     from modules.system.processes import this_process
     from modules.training.devices import pick_device
 
@@ -140,7 +141,8 @@ def measured(arguments: argparse.Namespace) -> int:
         return 0
     if this_process().launched and (arguments.jobs > 1 or arguments.until):
         raise UserError(
-            "--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work itself"
+            "--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work "
+            "itself"
         )
     states, seeds, device = arguments.states, arguments.seeds, pick_device(arguments.device)
     while True:
@@ -148,25 +150,21 @@ def measured(arguments: argparse.Namespace) -> int:
             status, states = train(arguments, seeds)
             if status or not states:
                 return status
-        compared = compared_states(states, device, arguments.tokenizer_path, arguments.data)
-        more = (
-            seeds_after(compared, arguments.until, arguments.max_seeds)
-            if arguments.until and arguments.configs
-            else seeds
-        )
+        measurements = measured_states(states, device, wish, arguments.data)
+        tell(report_on(measurements, wish))
+        if not (arguments.until and arguments.configs):
+            return 0
+        more = seeds_after(measurements, arguments.until, arguments.max_seeds)
         if more <= seeds:
-            break
-        tell(report_on(compared, device, wish))
+            return 0
         tell(f"{seeds} seeds do not give ±{arguments.until:g} %: going on to {more}")
         seeds = more
-    tell(report_on(compared, device, wish))
-    return 0
 
 
 def train(arguments: argparse.Namespace, seeds: int) -> tuple[int, list[Path]]:
     """Train what is missing for so many seeds; the exit status, and the states: none where this process is not the one
     to report."""
-    from modules.measurement.measure import planned_runs, train_in_turn, with_controls_of
+    from modules.measurement.runs import planned_runs, train_in_turn, with_controls_of
     from modules.training.resume import files_of
     from modules.training.run import Request
     from modules.training.side_by_side import train_side_by_side

@@ -1,10 +1,12 @@
-"""The instrument shown sources whose answer is known:  python -m benchmarks.calibration [null entropy strong] [--runs
-80]
+"""The instrument shown sources whose answer is known:
 
-    null     time-symmetric sources: 95 % intervals must cover zero in about 95 % of simulated measurements, whatever the number of seeds
+    python -m benchmarks.calibration [null entropy strong] [--runs 80]
+
+    null     time-symmetric sources: 95 % intervals must cover zero in about 95 % of simulated measurements, whatever
+             the number of seeds
     entropy  sources of known entropy: both directions must come within 1 % of it, from above
-    strong   circuits over F2 and products of primes (configs/synthetic): the arrow must be told from zero; and with the text
-             written backward, it must change its sign and nothing else
+    strong   circuits over F2 and products of primes (configs/synthetic): the arrow must be told from zero; and with the
+             text written backward, it must change its sign and nothing else
 
 Every measurement goes through the project's own tokenizer, .h5, windows, trainer and statistics; only states and
 metrics are not written. A simulated measurement of `null` is a new source, a new text, eight seeds and both directions:
@@ -39,7 +41,7 @@ from modules.config import Config, parse_config
 from modules.corpora import synthetic as sources
 from modules.corpora.docstrings import write_docstring_corpus
 from modules.measurement import arrow, contrast
-from modules.measurement.comparison import held_out_ids
+from modules.measurement.evaluation import held_out_ids
 from modules.measurement.noise import Estimate
 from modules.measurement.report import interval, table
 from modules.models.evaluate import held_out_losses
@@ -243,7 +245,8 @@ def kept(job: Job) -> dict[str, np.ndarray] | None:
         found = dict(file)
     if str(found["settings"]) != settings_of(config_of(job.source, Path("any.h5"))):
         raise UserError(
-            f"{job.path}: expected losses of the settings that this program trains with, found others; name another --folder"
+            f"{job.path}: expected losses of the settings that this program trains with, found others; name another "
+            "--folder"
         )
     return found
 
@@ -364,7 +367,8 @@ def null(runs: int, folder: Path) -> str:
         values = [arrows(losses, SEEDS)[0].percent.value for losses in measurements]
         seconds = sum(float(losses["seconds"]) for losses in measurements)
         means.append(
-            f"- {title}: {np.mean(values):+.4f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f} % ({len(measurements)} measurements, {seconds:.0f} s of CPU time)"
+            f"- {title}: {np.mean(values):+.4f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f} % "
+            f"({len(measurements)} measurements, {seconds:.0f} s of CPU time)"
         )
     header = ["source", "seeds", "both cover 0", "seeds alone", "windows alone", "median half-width (both)"]
     return "\n\n".join(
@@ -471,13 +475,6 @@ def entropy() -> str:
 LINES = 200_000  # of a synthetic text: more than a training reads
 
 
-def nats_sample(losses: dict[str, np.ndarray]) -> arrow.Sample:
-    """An arrow in nats for contrasts: of arrows so large, percents of two different forward losses do not add up to
-    zero."""
-    difference_SW = losses["backward"] - losses["forward"]
-    return arrow.Sample(float(difference_SW.mean()), difference_SW - difference_SW.mean())
-
-
 def strong(n_seeds: int, folder: Path) -> str:
     """Strong arrows; and those of the same texts written backward, which must be the same with the opposite sign."""
     rows, halves = [], []
@@ -491,7 +488,8 @@ def strong(n_seeds: int, folder: Path) -> str:
                 break
             losses = {way: np.concatenate([each[way] for each in measured]) for way in ("forward", "backward")}
             found = arrow.measure(losses["forward"][..., None], losses["backward"][..., None])
-            both_ways.append(nats_sample(losses))
+            # In nats: of arrows so large, percents of two different forward losses do not add up to zero.
+            both_ways.append(arrow.sample(losses["forward"][..., None], losses["backward"][..., None], unit="nats"))
             rows.append(
                 [
                     STRONG[source],

@@ -1,5 +1,6 @@
-"""How often the 95 % intervals of modules/measurement/noise.py hold the truth, in simulation:  python -m benchmarks.coverage
-[--runs 4000]
+"""How often the 95 % intervals of modules/measurement/noise.py hold the truth, in simulation:
+
+    python -m benchmarks.coverage [--runs 4000]
 
 A simulated measurement is seeds x 3,840 windows: what all seeds lose at a window (correlated over the length given, as
 exp(-distance / length)), what a seed loses everywhere (normal, or exponential: as skewed as it gets), and what a seed

@@ -499,6 +499,8 @@ def tokenize() -> None:
 def measure(name: str) -> str:
     """Measure `<name>_forward` and `<name>_backward` of the working folder, into `report/`; pictures are empty, in
     colours."""
+    from dataclasses import asdict
+
     import torch
     from matplotlib.figure import Figure
 
@@ -507,13 +509,14 @@ def measure(name: str) -> str:
     torch.set_num_threads(1)
 
     def empty(comparisons):
-        names = [f"{comparisons[0]['name']}-loss", "arrow-by-checkpoint", "arrow-by-tokens-seen"]
-        return {each: Figure(**TINY, facecolor=f"#{digest(comparisons)[:6]}") for each in names}
+        names = [f"{comparisons[0].name}-loss", "arrow-by-checkpoint", "arrow-by-tokens-seen"]
+        colour = f"#{digest(list(map(asdict, comparisons)))[:6]}"
+        return {each: Figure(**TINY, facecolor=colour) for each in names}
 
     states = [Path("runs/tests/state") / f"{name}_{direction}.state" for direction in ("forward", "backward")]
-    device, wish = torch.device("cpu"), measure.Wish(Path("report"), command="the command", save_losses=True)
+    wish = measure.Wish(Path("report"), command="the command", save_losses=True)
     with patch.object(report, "draw_all", empty):
-        return measure.report_on(measure.compared_states(states, device, None), device, wish)
+        return measure.report_on(measure.measured_states(states, torch.device("cpu"), wish), wish)
 
 
 def write_toy(folder: Path, name: str = "toy", **changes) -> Path:

@@ -8,7 +8,7 @@ of windows are known, [seeds, windows], they are windows of one token: `losses[.
 Why paired: the difficulty of a window varies by some 20 % between windows, the arrow is 1 %. Both directions
 see the same windows, so the differences are taken first and averaged then.
 
-Intervals are for the expected arrow over seeds and held-out text (modules/measurement/noise.py). They do not hold the choice of the
+Intervals are for the expected arrow over seeds and held-out text (noise.py). They do not account for the choice of the
 training text. One seed says how two models differ and nothing of the text: two models trained on a source without an
 arrow are unequal, however much text they are then compared on.
 
@@ -16,17 +16,20 @@ Everything is plain numpy: it takes losses from wherever they come.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from modules.data.orders import positions, to_reading_order
 from modules.measurement.noise import (
+    FEWEST_COSINES,
     MOST_SEEDS,
     Estimate,
     Interval,
     estimate,
     flat_cosines,
+    most_cosines,
     noise_of,
     seeds_needed,
     standard_error,
@@ -36,15 +39,20 @@ from modules.measurement.noise import (
 
 __all__ = [
     "Arrow",
+    "ByContext",
+    "ClassRow",
     "Estimate",
     "Interval",
+    "OneSeed",
     "Sample",
     "bits_per_byte",
+    "block_for",
     "by_class",
     "by_context",
     "measure",
     "perplexity",
     "sample",
+    "shared_block",
     "t_quantile",
 ]
 
@@ -52,56 +60,37 @@ GOAL = 0.1  # percent to either side: where arrows of one percent can be compare
 
 
 @dataclass(frozen=True)
+class OneSeed:
+    """The arrow between the models of one seed."""
+
+    forward: float
+    backward: float
+    nats: float
+    percent: float
+
+
+@dataclass(frozen=True)
 class Arrow:
     """One comparison. Losses in nats per token, means over seeds; `percent` is the arrow relative to the forward
-    loss."""
+    loss.
+
+    verdict: the result in a sentence. outlook: what this measurement could have found, and what a narrower interval
+    would take.
+    """
 
     forward: float
     backward: float
     nats: Estimate
     percent: Estimate
     paired_se: float  # of `nats`, over windows taken as independent: what papers usually quote
-    per_seed: list[dict[str, float]]  # forward, backward, nats, percent of each
+    per_seed: list[OneSeed]
     seeds_sd: float | None  # standard deviation over seeds of the arrow in percent; None with one seed
     n_windows: int
     n_tokens: int  # held-out tokens predicted in each direction
     block: int  # windows that count as one, by their correlation; on average, where documents say which
 
-    @property
-    def verdict(self) -> str:
-        """In words, from the interval over both; without a direction where there is one seed."""
-        (low, high), percent = self.nats.both, self.percent.value
-        if self.nats.seeds is None:
-            return (
-                f"One seed: these two models differ by {abs(percent):.2f} %; at least 3 seeds (5 are the default) tell "
-                "whether the text does."
-            )
-        if low > 0:
-            return f"Backward is harder: an arrow of time of {percent:+.2f} %, and its 95 % interval excludes zero."
-        if high < 0:
-            return f"Forward is harder: an arrow against time, {percent:+.2f} %, and its 95 % interval excludes zero."
-        return f"No arrow can be told from zero: {percent:+.2f} %, and its 95 % interval includes zero."
-
-    def outlook(self, half_width: float = GOAL) -> str:
-        """What this measurement could have found, and what an interval of ± `half_width` percent would take.
-        Sentences."""
-        if self.seeds_sd is None:
-            return "One seed does not say how much seeds differ: the smallest arrow that could have been found is not known."
-        noise, n = self.percent.noise, len(self.per_seed)
-        found = (
-            f"The arrow's standard deviation over seeds is {self.seeds_sd:.2f} %; the smallest arrow that such a measurement finds, "
-            f"four times in five, is {self.percent.detectable:.2f} %."
-        )
-        if noise.half_width <= half_width:
-            return f"{found} Its interval is within ±{half_width:g} %."
-        if (needed := seeds_needed(noise, half_width)) is not None:
-            return f"{found} An interval of ±{half_width:g} % takes about {max(needed - n, 1)} more seed{'s' * (needed > n + 1)}."
-        if (times := text_needed(noise, half_width)) < 2:  # the text would do
-            return f"{found} An interval of ±{half_width:g} % takes more than {MOST_SEEDS:,} seeds."
-        return (
-            f"{found} An interval of ±{half_width:g} % is not to be had by seeds alone: it needs about "
-            f"{times:,.{1 if times < 10 else 0}f} times the held-out text."
-        )
+    verdict: str
+    outlook: str
 
 
 @dataclass(frozen=True)
@@ -109,8 +98,7 @@ class Sample:
     """An arrow in percent, and what each window of each seed adds to it: `parts` [seeds, windows], in text order, of
     mean zero.
 
-    What contrasts are made of (modules/measurement/contrast.py), at 8 bytes a window and seed. `documents` [windows]: see
-    `measure`.
+    What contrasts are made of (contrast.py), at 8 bytes a window and seed. `documents` [windows]: see `measure`.
     """
 
     value: float
@@ -118,22 +106,37 @@ class Sample:
     documents: np.ndarray | None = None
 
 
-def sample(forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None = None) -> Sample:
-    """The arrow in percent as a sample, from losses as `measure` takes them."""
+def sample(
+    forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None = None, unit: str = "percent"
+) -> Sample:
+    """The arrow as a sample, from losses as `measure` takes them.
+
+    unit: "percent" of the forward loss; "percent of the mean" of both losses, which is the opposite where the two
+    losses are exchanged (+25 % turned round is -20 % of the forward loss); "nats" per token.
+    """
     forward_SW, backward_SW = (losses.mean(axis=2, dtype=np.float64) for losses in checked(forward, backward))
-    ratio = backward_SW.mean() / forward_SW.mean()
-    # The ratio of two means, to first order in what each window adds to them.
-    return Sample(float(100 * (ratio - 1)), 100 * (backward_SW - ratio * forward_SW) / forward_SW.mean(), documents)
+    if unit == "nats":
+        difference_SW = backward_SW - forward_SW
+        return Sample(float(difference_SW.mean()), difference_SW - difference_SW.mean(), documents)
+    whole_SW = forward_SW if unit == "percent" else (forward_SW + backward_SW) / 2
+    of_forward, of_backward = (each.mean() / whole_SW.mean() for each in (forward_SW, backward_SW))
+    # A ratio of two means, to first order in what each window adds to them.
+    parts = (backward_SW - of_backward * whole_SW) - (forward_SW - of_forward * whole_SW)
+    return Sample(float(100 * (of_backward - of_forward)), 100 * parts / whole_SW.mean(), documents)
 
 
 def measure(
-    forward: np.ndarray, backward: np.ndarray, block: int | None = None, documents: np.ndarray | None = None
+    forward: np.ndarray,
+    backward: np.ndarray,
+    block: float | None = None,
+    documents: np.ndarray | None = None,
+    order: str = "backward",
 ) -> Arrow:
     """The arrow between `forward` and `backward`, [seeds, windows, tokens] or [windows, tokens] nats in text order.
 
     block: windows that count as one, where all texts of a sweep are to share it; by default the correlation of the
     windows decides. documents: the document of each window [windows], any labels: then documents are what varies, and
-    `block` is not asked.
+    `block` is not asked. order: what the order of reading of `backward` is called.
 
     Raises ValueError where the shapes differ, a loss is not finite, or there are fewer than two windows or documents.
     """
@@ -145,64 +148,155 @@ def measure(
     nats = estimate(difference_SW.mean(), noise_of(difference_SW, block, documents))
     n_windows = difference_SW.shape[1]
     n_pieces = nats.noise.windows_df if documents is None else len(np.unique(documents))
+    percent = estimate(percents.value, noise_of(percents.parts, block, documents))
+    seeds_sd = float(percent_S.std(ddof=1)) if len(percent_S) > 1 else None
     return Arrow(
         forward=float(forward_SW.mean()),
         backward=float(backward_SW.mean()),
         nats=nats,
-        percent=estimate(percents.value, noise_of(percents.parts, block, documents)),
+        percent=percent,
         paired_se=float(difference_SW.mean(axis=0).std(ddof=1) / math.sqrt(n_windows)),
         per_seed=[
-            {"forward": float(f), "backward": float(b), "nats": float(n), "percent": float(p)}
-            for f, b, n, p in zip(forward_SW.mean(axis=1), backward_SW.mean(axis=1), nats_S, percent_S, strict=True)
+            OneSeed(*map(float, values))
+            for values in zip(forward_SW.mean(axis=1), backward_SW.mean(axis=1), nats_S, percent_S, strict=True)
         ],
-        seeds_sd=float(percent_S.std(ddof=1)) if len(percent_S) > 1 else None,
+        seeds_sd=seeds_sd,
         n_windows=n_windows,
         n_tokens=n_windows * forward.shape[2],
         block=round(n_windows / n_pieces),
+        verdict=verdict(nats, percent.value, order),
+        outlook=outlook(percent, seeds_sd),
     )
+
+
+def verdict(nats: Estimate, percent: float, order: str) -> str:
+    """The result in a sentence, from the interval over both; without a direction where there is one seed."""
+    low, high = nats.both
+    if nats.seeds is None:
+        return (
+            f"One seed: these two models differ by {abs(percent):.2f} %; at least 3 seeds (5 are the default) tell "
+            "whether the text does."
+        )
+    if low > 0:
+        harder = order.capitalize()
+        return f"{harder} is harder: an arrow of time of {percent:+.2f} %, and its 95 % interval excludes zero."
+    if high < 0:
+        return f"Forward is harder: an arrow against time, {percent:+.2f} %, and its 95 % interval excludes zero."
+    return f"No arrow can be told from zero: {percent:+.2f} %, and its 95 % interval includes zero."
+
+
+def outlook(percent: Estimate, seeds_sd: float | None, half_width: float = GOAL) -> str:
+    """What a measurement could have found, and what an interval of ± `half_width` percent would take. Sentences."""
+    if seeds_sd is None:
+        return (
+            "One seed does not say how much seeds differ: the smallest arrow that could have been found is not known."
+        )
+    noise, n = percent.noise, round(percent.noise.seeds_df) + 1
+    found = (
+        f"The arrow's standard deviation over seeds is {seeds_sd:.2f} %; the smallest arrow that such a measurement "
+        f"finds, four times in five, is {percent.detectable:.2f} %."
+    )
+    if noise.half_width <= half_width:
+        return f"{found} Its interval is within ±{half_width:g} %."
+    if (needed := seeds_needed(noise, half_width)) is not None:
+        more = max(needed - n, 1)
+        return f"{found} An interval of ±{half_width:g} % takes about {more} more seed{'s' * (more > 1)}."
+    if (times := text_needed(noise, half_width)) < 2:  # the text would do
+        return f"{found} An interval of ±{half_width:g} % takes more than {MOST_SEEDS:,} seeds."
+    return (
+        f"{found} An interval of ±{half_width:g} % is not to be had by seeds alone: it needs about "
+        f"{times:,.{1 if times < 10 else 0}f} times the held-out text."
+    )
+
+
+def shared_block(arrows: Sequence[Arrow]) -> float | None:
+    """How many held-out tokens count as one where all of these arrows are to be judged alike: what the longest
+    correlation that one of them saw takes, in tokens, since windows may differ in length.
+
+    Texts of one kind have correlations of one kind, and some of them do not see theirs by chance. None where none saw
+    any: each then has as many cosines as its windows allow.
+    """
+    seen = [
+        each.n_tokens / estimate.noise.windows_df
+        for each in arrows
+        for estimate in (each.nats, each.percent)
+        if estimate.noise.windows_df < most_cosines(each.n_windows)
+    ]
+    return max(seen, default=None)
+
+
+def block_for(found: Arrow, tokens: float) -> float:
+    """The block, in windows, with which an arrow counts so many tokens as one: no shorter than its own, and of at most
+    a sixth of its windows."""
+    own = found.n_windows / min(found.nats.noise.windows_df, found.percent.noise.windows_df)
+    shared = tokens * found.n_windows / found.n_tokens
+    return max(1.0, min(max(own, shared), found.n_windows / FEWEST_COSINES))
 
 
 # Where the arrow lives
 # --------------------------------------------------------------------------------------------------
 
 
-def by_context(forward: np.ndarray, backward: np.ndarray) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class ByContext:
+    """Losses and arrow, nats per token, against the text tokens seen: all [T]. `arrow_se`: over windows, with these
+    models."""
+
+    tokens_seen: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    arrow: np.ndarray
+    arrow_se: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The arrow within a class of tokens, nats per token of the class.
+
+    arrow_se: over windows, with these models; that of a ratio, since the number of such tokens varies too. share: of
+    the whole arrow. Shares add to 1; they are None where the whole arrow is below two of its standard errors: a share
+    of it would be one of noise.
+    """
+
+    name: str
+    tokens: int
+    forward: float
+    backward: float
+    arrow: float
+    arrow_se: float
+    share: float | None
+
+
+def by_context(forward: np.ndarray, backward: np.ndarray) -> ByContext:
     """Losses and arrow against the number of text tokens already seen, 0 to T - 1 (BOS, always there, is not counted).
 
     The token at position t of a window is predicted forward after t tokens and backward after T - 1 - t. To compare
     equal knowledge, entry c sets forward's position c against backward's position T - 1 - c: other tokens of the same
     window, so this is paired by window only. Over many windows both positions hold the same kind of text, and the mean
     over c is the arrow exactly.
-
-    Returns "tokens_seen", "forward", "backward", "arrow" and "arrow_se" (over windows, with these models), each [T].
     """
     forward, backward = checked(forward, backward)
     forward_WT = forward.mean(axis=0, dtype=np.float64)
     backward_WT = to_reading_order(backward.mean(axis=0, dtype=np.float64), positions("backward", forward.shape[2]))
     difference_WT = backward_WT - forward_WT
-    return {
-        "tokens_seen": np.arange(forward.shape[2]),
-        "forward": forward_WT.mean(axis=0),
-        "backward": backward_WT.mean(axis=0),
-        "arrow": difference_WT.mean(axis=0),
-        "arrow_se": standard_error(difference_WT.T, *flat_cosines(difference_WT.mean(axis=1))),
-    }
+    return ByContext(
+        np.arange(forward.shape[2]),
+        forward_WT.mean(axis=0),
+        backward_WT.mean(axis=0),
+        difference_WT.mean(axis=0),
+        standard_error(difference_WT.T, *flat_cosines(difference_WT.mean(axis=1))),
+    )
 
 
 def by_class(
     forward: np.ndarray, backward: np.ndarray, classes: np.ndarray, names: list[str], words: np.ndarray | None = None
-) -> list[dict]:
+) -> list[ClassRow]:
     """The arrow within each class of tokens. `classes` [windows, tokens] holds indices into `names`; classes without
     tokens are left out.
 
     words [windows, tokens]: equal entries are of one word, all of whose tokens count in the class of its first.
     Forward, a word's first token is the hard one, backward its last: an arrow of word starts against one of inner
     pieces is the chain rule inside words, and says nothing of the text.
-
-    Each row: "name", "tokens", "forward", "backward", "arrow" (nats per token of the class), "arrow_se" (over windows,
-    with these models; that of a ratio, since the number of such tokens varies too) and "share" of the whole arrow.
-    Shares add to 1. They are None where the whole arrow is below two of its standard errors: a share of it would be one
-    of noise.
     """
     forward, backward = checked(forward, backward)
     if words is not None:
@@ -220,15 +314,15 @@ def by_class(
             arrow = difference_WT[mine_WT].mean()
             residual_W = np.where(mine_WT, difference_WT - arrow, 0).sum(axis=1)
             rows.append(
-                {
-                    "name": name,
-                    "tokens": n,
-                    "forward": float(forward_WT[mine_WT].mean()),
-                    "backward": float(backward_WT[mine_WT].mean()),
-                    "arrow": float(arrow),
-                    "arrow_se": float(standard_error(residual_W[None], *flat)[0] * len(mine_WT) / n),
-                    "share": float(n * arrow / difference_W.sum()) if shares else None,
-                }
+                ClassRow(
+                    name=name,
+                    tokens=n,
+                    forward=float(forward_WT[mine_WT].mean()),
+                    backward=float(backward_WT[mine_WT].mean()),
+                    arrow=float(arrow),
+                    arrow_se=float(standard_error(residual_W[None], *flat)[0] * len(mine_WT) / n),
+                    share=float(n * arrow / difference_W.sum()) if shares else None,
+                )
             )
     return rows
 

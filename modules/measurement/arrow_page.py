@@ -17,6 +17,7 @@ import numpy as np
 
 from modules.measurement import token_classes
 from modules.measurement.arrow import by_class
+from modules.measurement.token_classes import CLASS_HEADER, class_cells
 from modules.plots import DIRECTION_COLOURS
 from modules.system.console import one_line
 from modules.system.files import replacing
@@ -33,21 +34,24 @@ PAGE = Template("""\
 <title>$title</title>
 <style>
 :root { color-scheme: light; }
-body { font: 17px/1.7 Georgia, serif; color: #111; background: #fff; max-width: 46em; margin: 2em auto; padding: 0 1em 6em; }
+body { font: 17px/1.7 Georgia, serif; color: #111; background: #fff; max-width: 46em; margin: 2em auto;
+  padding: 0 1em 6em; }
 h1, h2, .legend, table, .w:hover::after, .w:focus::after { font-family: system-ui, sans-serif; }
 h1 { font-size: 1.4em; } h2 { font-size: 1.1em; }
 .legend { font-size: 0.85em; line-height: 1.5; }
-.bar { display: inline-block; width: 12em; height: 0.9em; vertical-align: middle; margin: 0 0.5em; border: 1px solid #999;
-  background: linear-gradient(to right, rgba($forward_rgb, $deepest), rgba($forward_rgb, 0),
+.bar { display: inline-block; width: 12em; height: 0.9em; vertical-align: middle; margin: 0 0.5em;
+  border: 1px solid #999; background: linear-gradient(to right, rgba($forward_rgb, $deepest), rgba($forward_rgb, 0),
     rgba($backward_rgb, 0), rgba($backward_rgb, $deepest)); }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #ddd; padding: 1em; }
 .w { border-radius: 3px; outline: none; }
 .f { background: rgba($forward_rgb, var(--a)); } .b { background: rgba($backward_rgb, var(--a)); }
 .w:hover, .w:focus { box-shadow: 0 0 0 2px #333; }
-.w:hover::after, .w:focus::after { content: attr(data-losses); position: fixed; left: 50%; bottom: 1em; transform: translateX(-50%);
-  white-space: pre; background: #222; color: #fff; padding: 0.6em 1em; border-radius: 6px; font-size: 14px; line-height: 1.4; z-index: 1; }
+.w:hover::after, .w:focus::after { content: attr(data-losses); position: fixed; left: 50%; bottom: 1em;
+  transform: translateX(-50%); white-space: pre; background: #222; color: #fff; padding: 0.6em 1em;
+  border-radius: 6px; font-size: 14px; line-height: 1.4; z-index: 1; }
 table { border-collapse: collapse; font-size: 0.85em; }
-th, td { padding: 0.2em 0.8em; text-align: right; border-bottom: 1px solid #ddd; } th:first-child, td:first-child { text-align: left; }
+th, td { padding: 0.2em 0.8em; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
 </style>
 </head>
 <body>
@@ -58,10 +62,9 @@ Point at a word to see its losses in nats.</p>
 <div class="text">$words</div>
 <h2>By class of token</h2>
 <table>
-<tr><th>class</th><th>tokens</th><th>forward</th><th>backward</th><th>arrow</th><th>standard error</th><th>share of the arrow</th></tr>
 $rows
 </table>
-<p class="legend">Losses in nats per token; the arrow is backward minus forward.</p>
+<p class="legend">Losses in nats per token; the arrow is backward minus forward. $classes</p>
 </body>
 </html>
 """)
@@ -96,14 +99,25 @@ def page(pieces: Sequence[bytes], ids: np.ndarray, forward: np.ndarray, backward
         )
     )
     # Single tokens stand for windows here: the class table wants two or more, in text order.
-    rows = by_class(forward[:, None], backward[:, None], classes[:, None], token_classes.NAMES) if len(ids) > 1 else []
+    rows = (
+        by_class(
+            forward[:, None],
+            backward[:, None],
+            classes[:, None],
+            token_classes.NAMES,
+            token_classes.words_of(classes[:, None]),
+        )
+        if len(ids) > 1
+        else []
+    )
     return PAGE.substitute(
         title=visible(one_line(title)),
         summary=summary,
+        classes=token_classes.WHAT_CLASSES_ARE,
         deepest=DEEPEST,
         forward_rgb=rgb(DIRECTION_COLOURS["forward"]),
         backward_rgb=rgb(DIRECTION_COLOURS["backward"]),
-        rows="\n".join(table_row(row) for row in rows),
+        rows="\n".join([table_row(CLASS_HEADER, "th"), *(table_row(class_cells(row)) for row in rows)]),
         words="".join(
             word_span([pieces[i] for i in ids[word]], forward[word], backward[word]) for word in words_of(classes)
         ),
@@ -112,7 +126,7 @@ def page(pieces: Sequence[bytes], ids: np.ndarray, forward: np.ndarray, backward
 
 def words_of(classes: np.ndarray) -> list[slice]:
     """Stretches of tokens that are shown as one word: each token with the inner pieces that follow it."""
-    starts = [i for i, token_class in enumerate(classes) if i == 0 or token_class != token_classes.INNER_PIECE]
+    starts = np.flatnonzero(np.diff(token_classes.words_of(classes), prepend=-1))
     return [slice(start, stop) for start, stop in pairwise([*starts, len(classes)])]
 
 
@@ -149,17 +163,8 @@ def visible(text: str) -> str:
     )
 
 
-def table_row(row: dict) -> str:
-    cells = [
-        html.escape(row["name"]),
-        f"{row['tokens']:,}",
-        f"{row['forward']:.3f}",
-        f"{row['backward']:.3f}",
-        f"{row['arrow']:+.3f}",
-        f"{row['arrow_se']:.3f}",
-        "unknown" if row["share"] is None else f"{100 * row['share']:.0f} %",
-    ]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+def table_row(cells: Sequence[str], tag: str = "td") -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def rgb(colour: str) -> str:

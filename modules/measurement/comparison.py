@@ -1,332 +1,353 @@
-"""From trained states to comparisons: who may be compared with whom, evaluated on what, and what is then known.
+"""From evaluations to comparisons: what is known of the runs of one config, in the form in which arrow.json holds it.
 
-The arrow is one percent of the loss, so a comparison of runs that differ in anything but direction is worth nothing,
-and is refused with the first things that differ. What must agree is listed in `facts`: the data and the tokenizer by
-their fingerprints (not by their paths), the model, the steps done, and the held-out windows. What each step was trained
-with (learning rate, optimizer, precision) is compared step by step, as it was and not as the last config says
-(history.py). What only says where or how fast a run went (folders, logging, devices, micro-batches) may differ.
+A `Comparison` is a tree of dataclasses, one for each config; `dataclasses.asdict` of it is what arrow.json holds, so
+that this file has everything in report.md and every figure can be drawn again from it. A `Measurement` is a comparison
+with the losses it stands on.
 """
 
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from modules.config import Config, parse_config
-from modules.data.token_file import TokenFile, open_tokens, same_dataset
-from modules.data.windows import Windows, split
+from modules.data.windows import Windows
 from modules.measurement import arrow, contrast, token_classes
-from modules.measurement.convergence import Convergence, convergence, in_words
-from modules.models import LanguageModel, build_model
-from modules.models.evaluate import held_out_losses, sub_window_losses
+from modules.measurement.convergence import Convergence, convergence
+from modules.measurement.documents import FEWEST_GROUPS, PASSAGE_TOKENS, Largest, document_of_tokens, groups_of, largest
+from modules.measurement.evaluation import Evaluation, held_out_ids
+from modules.measurement.pairing import Trained, differences
 from modules.system import console
 from modules.system.errors import UserError
 from modules.tokenizer import Tokenizer
 from modules.training import validations
-from modules.training.checkpoint import check_tensors, load_state
-from modules.training.history import Stage, changes, first_difference
+from modules.training.history import changes
 from modules.training.metrics import read_metrics
-from modules.training.resume import stages_of
 
-# Of training_params: what cannot change a run's result, or is in `facts` or in the stages in another form.
-NOT_COMPARED = {
-    "dataset_folder",
-    "order",
-    "backwards",
-    "batch_size",
-    "aggregate",
-    "steps_to_train",
-    "save_every",
-    "backup_every",
-    "step_log",
-    "valid_steps",
-    "held_out_tokens",
-    "valid_batch_size",
-    "state_save_loc",
-    "precision",
-    "compile",
-    "parallel",
-    "checkpoint_activations",
-    "tokenizer_path",
-    "cooldown_finish",
-    "stride",
-}
-SHOWN_DIFFERENCES = 3
-SUB_WINDOW_TOKENS = (
-    1 << 18
-)  # held-out tokens that are also read in shorter windows: as many passes as the context has powers of two
+SHOWN_CHARACTERS = 80  # of a document or passage
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A trained run without its weights, which are read when they are needed: a sweep of large models must not lie in
-    memory at once.
+class Loss:
+    """A held-out loss. bits_per_byte: None where the bytes are not known."""
 
-    state: what the state holds beside model and optimizer. parameters: how many the model has. data_path: where its
-    data are now.
-    """
-
-    path: Path
-    config: Config
-    state: dict
-    parameters: int
-    data_path: str
-
-    @property
-    def direction(self) -> str:
-        return self.config.order
-
-    @property
-    def seed(self) -> int:
-        return self.config.training_params.seed
-
-    @property
-    def name(self) -> str:
-        """The run's name without direction and seed: forward and backward runs of all seeds share it."""
-        return base_name(self.config.name)
-
-    @property
-    def stages(self) -> list[Stage]:
-        """What each of its steps was trained with."""
-        return stages_of(self.state)
-
-    @property
-    def held_out_windows(self) -> int:
-        """How many windows at the end of the data it was never trained on."""
-        return self.state["held_out_tokens"] // self.config.model_params.context
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path.parent.parent / "metrics" / f"{self.path.stem}.jsonl"
-
-
-def base_name(run_name: str) -> str:
-    """ "demo_forward_seed0" and "demo_backward" as "demo"."""
-    return re.sub(r"_(forward|backward)(?=_|$)|_seed\d+$", "", run_name)
-
-
-def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
-    """Read what a state says of its run. `moved`: datasets that may not lie any more where the state has them.
-
-    Raises UserError where the state is missing, damaged or none.
-    """
-    state = load_state(path)
-    parameters = sum(tensor.numel() for tensor in state["model"].values())
-    config = parse_config(state["config"], state["run"], source=str(path))
-    data_path = next(
-        (each.path for each in moved if each.matches(state["dataset"]["fingerprint"])), config.dataset_path
-    )
-    return Trained(
-        Path(path),
-        config,
-        {key: value for key, value in state.items() if key not in ("model", "optimizer")},
-        parameters,
-        data_path,
-    )
-
-
-def facts(run: Trained) -> dict[str, object]:
-    """All that must be equal in the two directions, by the name under which a difference is reported."""
-    config, state = run.config, run.state
-    training = config.training_params.model_dump(exclude=NOT_COMPARED)
-    return {
-        "data": state["dataset"]["fingerprint"],
-        "tokenizer": state["dataset"]["tokenizer_fingerprint"],
-        "model": config.model,
-        "steps trained": state["step"],
-        "windows a step": config.step_windows,
-        "stride": config.stride,
-        "held-out windows": run.held_out_windows,
-        **{f"model_params.{key}": value for key, value in config.model_params.model_dump().items()},
-        **{f"training_params.{key}": value for key, value in training.items()},
-    }
-
-
-def differences(one: Trained, other: Trained, but: Sequence[str] = ()) -> list[str]:
-    """What the two runs differ in beside their direction and what is named in `but`; empty where a comparison of them
-    is fair."""
-    mine, others = facts(one), facts(other)
-    if same_dataset(mine["data"], others["data"]):
-        others["data"] = mine["data"]  # states of earlier versions hold half of the fingerprint
-    found = [
-        f"{key} ({shown(mine.get(key))} and {shown(others.get(key))})"
-        for key in {**mine, **others}
-        if key not in but and mine.get(key) != others.get(key)
-    ]
-    on_the_way = first_difference(one.stages, other.stages, min(one.state["step"], other.state["step"]))
-    return found + ([on_the_way] if on_the_way else [])
-
-
-def pair_up(runs: Sequence[Trained]) -> list[list[tuple[Trained, Trained]]]:
-    """Groups of fair pairs (forward, backward): in a group the pairs differ in their seed only, in order of seed.
-
-    Raises UserError where a run has no fair partner, or more than one.
-    """
-    by_direction = {
-        direction: [run for run in runs if run.direction == direction] for direction in ("forward", "backward")
-    }
-    for run in runs:
-        if run.direction not in by_direction:
-            raise UserError(f"{run.path}: expected a run that reads forward or backward, found {run.direction}")
-    groups: list[list[tuple[Trained, Trained]]] = []
-    for run in runs:
-        others = by_direction["backward" if run.direction == "forward" else "forward"]
-        partners = [other for other in others if not differences(run, other)]
-        if len(partners) != 1:
-            raise UserError(f"{run.path}: {why_not_one(run, others, partners)}")
-        if run.direction == "forward":
-            group = next(
-                (group for group in groups if not differences(group[0][0], run, but=["training_params.seed"])), None
-            )
-            if group is None:
-                groups.append(group := [])
-            group.append((run, partners[0]))
-    return [sorted(group, key=lambda pair: pair[0].seed) for group in groups]
-
-
-def why_not_one(run: Trained, others: Sequence[Trained], partners: Sequence[Trained]) -> str:
-    """What keeps `run` from having exactly one partner among `others`, the runs of the other direction."""
-    if partners:
-        return f"expected one run of the other direction, found {len(partners)} that are alike: {', '.join(str(p.path) for p in partners)}"
-    if not others:
-        return f"a {run.direction} run, but no run of the other direction was given to compare it with"
-    nearest = min(others, key=lambda other: len(differences(run, other)))
-    different = differences(run, nearest)
-    more = f" and {len(different) - SHOWN_DIFFERENCES} more" if len(different) > SHOWN_DIFFERENCES else ""
-    return (
-        f"no fair comparison: {nearest.path}, the most similar run of the other direction, differs in "
-        f"{', '.join(different[:SHOWN_DIFFERENCES])}{more}"
-    )
-
-
-def shown(value: object) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+    nats_per_token: float
+    perplexity: float
+    bits_per_byte: float | None
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Pairs (forward, backward) that differ in their seed only, and what is known of them.
+class HeldOut:
+    """On what losses were measured. block: windows that count as one; shared: because they do in all comparisons of the
+    report. groups: of neighbouring documents, which count as one instead; None where they are not known, or too few."""
 
-    comparison: see modules/measurement/report.py. losses: held-out losses by direction, nats [seeds, windows, tokens] in text
-    order. sample: the arrow as contrasts take it. estimate: the arrow of time in percent: the half that turns round
-    with the text, or, without a control, the whole. token_file: the data; None, like pairs, where others measured the
-    losses.
+    windows: int
+    context: int
+    tokens: int
+    block: int
+    shared: bool
+    groups: int | None
+
+
+@dataclass(frozen=True)
+class LengthRow:
+    """The arrow of the same models on windows read in parts of `length` tokens: nats per token, and percent with its
+    interval over both."""
+
+    length: int
+    forward: float
+    backward: float
+    percent: float
+    interval: arrow.Interval
+    windows: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """Losses at steps, nats per token."""
+
+    step: list[int]
+    loss: list[float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses that a run logged while it trained."""
+
+    train: Line
+    valid: Line
+
+
+@dataclass(frozen=True)
+class Control:
+    """What the reversed control says: the half of the arrow that turns round with the text, which is the arrow of time,
+    and the half that does not.
+
+    The halves are in percent of the mean of both directions' losses, so that an arrow that turns round exactly leaves
+    zero, and in nats per token. name, arrow: of the control's comparison; None where it is exact, as the tokenizer has
+    no direction: then all turns.
     """
 
-    pairs: Sequence[tuple[Trained, Trained]]
-    comparison: dict
+    name: str | None
+    exact: bool
+    arrow: arrow.Estimate | None
+    turns: arrow.Estimate
+    stays: arrow.Estimate | None
+    turns_nats: arrow.Estimate
+    stays_nats: arrow.Estimate | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What was compared: enough to make the comparison again, of the forward run of the first seed. What is not known
+    of others' losses is None or empty.
+
+    text: the name of the data. runs: the names of all.
+    """
+
+    text: str
+    dataset: dict
+    model: str | None
+    parameters: int | None
+    steps: int | None
+    tokens_seen: int | None
+    seeds: list[int]
+    runs: list[str]
+    precision: str | None
+    changed_on_the_way: list[str]
+    versions: dict[str, str]
+    config: dict
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is told of a config. name: the config's, with a number behind where another comparison has the same.
+    order: that of the losses called "backward". None stands for what is not known, curves are empty then."""
+
+    name: str
+    order: str
+    losses: dict[str, Loss]
+    arrow: arrow.Arrow
+    held_out: HeldOut
+    by_length: list[LengthRow]
+    convergence: Convergence | None
+    by_context: arrow.ByContext | None
+    by_class: list[arrow.ClassRow] | None
+    documents: Largest | None
+    passages: Largest | None
+    curves: list[dict[str, Curve]]
+    control: Control | None
+    compared: Provenance
+
+    @property
+    def text(self) -> str:
+        return self.compared.text
+
+    @property
+    def context(self) -> int:
+        return self.held_out.context
+
+    @property
+    def size(self) -> str:
+        """The model's shape in words: the same for all context lengths, which its parameters are not."""
+        params = self.compared.config["model_params"]
+        return f"{params['n_layers']} layers, width {params['embed_dim']}"
+
+    @property
+    def parameters(self) -> int | None:
+        """Parameters less the position embedding, which grows with the context and not with the model; None where the
+        model is not known."""
+        if self.compared.parameters is None:
+            return None
+        params = self.compared.config["model_params"]
+        learned = params.get("attn_length", 0) if params.get("position") == "learned" else 0
+        return self.compared.parameters - learned * params["embed_dim"]
+
+
+@dataclass(frozen=True)
+class Contrast(arrow.Estimate):
+    """A difference of arrows in percentage points, or a trend: its slope with each doubling. p_holm: corrected for all
+    contrasts of the report."""
+
+    what: str
+    trend: bool
+    p_holm: float | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A comparison and what it stands on.
+
+    pairs: evaluations (forward, backward) that differ in their seed only; windows: their held-out windows. Empty and
+    None where others measured the losses. losses: held-out losses by direction, nats [seeds, windows, tokens] in text
+    order. documents: the group of documents of each window [windows], and document_of_tokens the document of each token
+    [windows x tokens]; None where they are not known (groups also where they are too few). estimate: the arrow of time
+    in percent: the half that turns round with the text, or, without a control, the whole.
+    """
+
+    comparison: Comparison
+    pairs: Sequence[tuple[Evaluation, Evaluation]]
+    windows: Windows | None
     losses: dict[str, np.ndarray]
-    sample: arrow.Sample
+    documents: np.ndarray | None
+    document_of_tokens: np.ndarray | None
     estimate: arrow.Estimate
-    token_file: TokenFile | None
+
+    def sample(self, unit: str = "percent") -> arrow.Sample:
+        """The arrow as contrasts take it."""
+        return arrow.sample(self.losses["forward"], self.losses["backward"], self.documents, unit)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [forward.run.seed for forward, _ in self.pairs]
+
+    @property
+    def is_of_a_text(self) -> bool:
+        """Whether it is of runs here, and not of a control."""
+        return self.windows is not None and self.windows.token_file.reversed_of is None
 
 
-def compare(pairs: Sequence[tuple[Trained, Trained]], device: torch.device, toki: Tokenizer | None = None) -> Compared:
-    """Evaluate pairs (forward, backward) that differ in their seed only, and compare.
+def compare(
+    pairs: Sequence[tuple[Evaluation, Evaluation]],
+    windows: Windows,
+    toki: Tokenizer | None = None,
+    block_tokens: float | None = None,
+) -> Measurement:
+    """Compare evaluations (forward, backward) on the same held-out windows that differ in their seed only.
 
     With a tokenizer also the arrow by class of token, and bits per byte of the held-out text itself instead of the
-    whole file's average. Raises UserError where the data file or the tokenizer is not the one that the runs were
-    trained on.
+    whole file's average. block_tokens: how many held-out tokens count as one in all comparisons of the report.
     """
-    first = pairs[0][0]
-    windows = held_out_windows(first)
-    if toki is not None:
-        windows.token_file.check_tokenizer(toki)
-    evaluations = {
-        direction: [evaluate(run, device) for run in runs]
-        for direction, runs in zip(("forward", "backward"), zip(*pairs, strict=True), strict=True)
-    }
-    losses = {direction: np.stack([each.losses_WT for each in of_seeds]) for direction, of_seeds in evaluations.items()}
-    found = arrow.measure(losses["forward"], losses["backward"])
-    converged = convergence_of(pairs, found)
-    ids = held_out_ids(windows)
+    forward, backward = stacked(pairs)
+    starts = getattr(windows.token_file, "documents", None)
+    documents = None if starts is None else groups_of(starts, windows)
+    of_tokens = None if starts is None else document_of_tokens(starts, windows)
+    found, shared = measured_alike(forward, backward, documents, block_tokens)
     pieces = token_classes.pieces_of(toki) if toki else None
-    bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()]) if pieces else average_bytes_per_token(windows)
-    classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape) if pieces else None
-    comparison = known_of_losses(first.name, "backward", found, windows.length, bytes_per_token) | {
-        "by_length": by_length(evaluations, found),
-        "convergence": asdict(converged) | {"moving": converged.moving, "verdict": in_words(converged)},
-        "by_context": {
-            key: values.tolist() for key, values in arrow.by_context(losses["forward"], losses["backward"]).items()
-        },
-        "by_class": arrow.by_class(
-            losses["forward"], losses["backward"], classes, token_classes.NAMES, words_of(classes)
-        )
+    classes = words_at = None
+    if pieces:
+        ids = held_out_ids(windows)
+        classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape)
+        bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()])
+        words_at = words_from(ids.ravel(), pieces)
+    else:
+        bytes_per_token = average_bytes_per_token(windows)
+    passages = np.arange(found.n_tokens) // PASSAGE_TOKENS
+    comparison = Comparison(
+        name=pairs[0][0].run.name,
+        order="backward",
+        losses=losses_of(found, bytes_per_token),
+        arrow=found,
+        held_out=held_out(found, windows.length, shared, documents),
+        by_length=by_length(pairs, found, documents),
+        convergence=convergence_of(pairs, found, documents),
+        by_context=arrow.by_context(forward, backward),
+        by_class=arrow.by_class(forward, backward, classes, token_classes.NAMES, token_classes.words_of(classes))
         if pieces
         else None,
-        "curves": curves_of(pairs),
-        "control": None,
-        "compared": what_was_compared(pairs),
-    }
-    return Compared(
-        pairs,
-        comparison,
-        losses,
-        arrow.sample(losses["forward"], losses["backward"]),
-        found.percent,
-        windows.token_file,
+        documents=None if starts is None else largest(forward, backward, of_tokens, windows.first, words_at),
+        passages=largest(forward, backward, passages, 0, words_at) if words_at else None,
+        curves=curves_of(pairs),
+        control=None,
+        compared=provenance(pairs),
     )
+    losses = {"forward": forward, "backward": backward}
+    return Measurement(comparison, pairs, windows, losses, documents, of_tokens, found.percent)
 
 
 def compare_losses(
-    name: str, order: str, forward: np.ndarray, other: np.ndarray, documents: np.ndarray | None, text: str
-) -> Compared:
+    name: str,
+    order: str,
+    forward: np.ndarray,
+    other: np.ndarray,
+    documents: np.ndarray | None,
+    text: str,
+    block_tokens: float | None = None,
+) -> Measurement:
     """The comparison of losses that somebody measured, nats [seeds, windows, tokens], `other` in the given order: all
-    that losses alone can tell."""
-    found = arrow.measure(forward, other, documents=documents)
-    compared = {
-        "text": text,
-        "dataset": {},
-        "model": None,
-        "parameters": None,
-        "steps": None,
-        "tokens_seen": None,
-        "seeds": list(range(len(forward))),
-        "runs": [],
-        "changed_on_the_way": [],
-        "config": {},
-    }
-    by_context = arrow.by_context(forward, other) if forward.shape[2] > 1 else None
-    comparison = known_of_losses(name, order, found, forward.shape[2], None) | {
-        "by_length": [],
-        "convergence": None,
-        "by_context": {key: values.tolist() for key, values in by_context.items()} if by_context else None,
-        "by_class": None,
-        "curves": [],
-        "control": None,
-        "compared": compared,
-    }
-    return Compared(
-        [],
-        comparison,
-        {"forward": forward, "backward": other},
-        arrow.sample(forward, other, documents),
-        found.percent,
-        None,
+    that losses alone can tell. documents [windows]: see `arrow.measure`."""
+    found, shared = measured_alike(forward, other, documents, block_tokens, order)
+    context = forward.shape[2]
+    of_tokens = None if documents is None else np.repeat(documents, context)
+    comparison = Comparison(
+        name=name,
+        order=order,
+        losses=losses_of(found, None),
+        arrow=found,
+        held_out=held_out(found, context, shared, documents),
+        by_length=[],
+        convergence=None,
+        by_context=arrow.by_context(forward, other) if context > 1 else None,
+        by_class=None,
+        documents=None,
+        passages=None,
+        curves=[],
+        control=None,
+        compared=Provenance(
+            text=text,
+            dataset={},
+            model=None,
+            parameters=None,
+            steps=None,
+            tokens_seen=None,
+            seeds=list(range(len(forward))),
+            runs=[],
+            precision=None,
+            changed_on_the_way=[],
+            versions={},
+            config={},
+        ),
     )
+    losses = {"forward": forward, "backward": other}
+    return Measurement(comparison, [], None, losses, documents, of_tokens, found.percent)
 
 
-def known_of_losses(name: str, order: str, found: arrow.Arrow, context: int, bytes_per_token: float | None) -> dict:
-    """The part of a comparison that losses alone tell."""
+def stacked(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[np.ndarray]:
+    """Forward and backward held-out losses, each [seeds, windows, tokens]."""
+    return [np.stack([each.losses_WT for each in of_seeds]) for of_seeds in zip(*pairs, strict=True)]
+
+
+def measured_alike(
+    forward: np.ndarray,
+    backward: np.ndarray,
+    documents: np.ndarray | None,
+    block_tokens: float | None,
+    order: str = "backward",
+) -> tuple[arrow.Arrow, bool]:
+    """The arrow, and whether it was measured with the block that the comparisons of a report share: documents take its
+    place."""
+    found = arrow.measure(forward, backward, documents=documents, order=order)
+    if block_tokens is None or documents is not None:
+        return found, False
+    return arrow.measure(forward, backward, arrow.block_for(found, block_tokens), order=order), True
+
+
+def held_out(found: arrow.Arrow, context: int, shared: bool, documents: np.ndarray | None) -> HeldOut:
+    groups = None if documents is None else len(np.unique(documents))
+    return HeldOut(found.n_windows, context, found.n_tokens, found.block, shared, groups)
+
+
+def words_from(ids: np.ndarray, pieces: Sequence[bytes]) -> Callable[[int, int], str]:
+    """A function that gives the first words of `number` tokens of `ids` from `start` on, in one line."""
+
+    def words(start: int, number: int) -> str:
+        text = b"".join(pieces[i] for i in ids[start : start + min(number, PASSAGE_TOKENS)])
+        return " ".join(text.decode("utf-8", errors="replace").split())[:SHOWN_CHARACTERS]
+
+    return words
+
+
+def losses_of(found: arrow.Arrow, bytes_per_token: float | None) -> dict[str, Loss]:
+    """Both losses in all units."""
     return {
-        "name": name,
-        "order": order,
-        "losses": {
-            direction: {
-                "nats_per_token": loss,
-                "perplexity": arrow.perplexity(loss),
-                "bits_per_byte": None if bytes_per_token is None else float(arrow.bits_per_byte(loss, bytes_per_token)),
-            }
-            for direction, loss in (("forward", found.forward), ("backward", found.backward))
-        },
-        "arrow": asdict(found)
-        | {"verdict": found.verdict.replace("Backward", order.capitalize()), "outlook": found.outlook()},
-        "held_out": {"windows": found.n_windows, "context": context, "tokens": found.n_tokens, "block": found.block},
+        direction: Loss(
+            nats_per_token=loss,
+            perplexity=arrow.perplexity(loss),
+            bits_per_byte=None if bytes_per_token is None else float(arrow.bits_per_byte(loss, bytes_per_token)),
+        )
+        for direction, loss in (("forward", found.forward), ("backward", found.backward))
     }
 
 
@@ -334,222 +355,154 @@ def known_of_losses(name: str, order: str, found: arrow.Arrow, context: int, byt
 # ----------------------------------------------------------------------------------------------------
 
 
-def with_controls(all_compared: Sequence[Compared]) -> list[Compared]:
-    """The same, each with what its control says under "control": the half of the arrow that turns round with the text,
-    and the half that does not.
-
-    A control is the comparison of the same runs on the reversed text (control.py). None where there is none, and the
-    tokenizer has a direction.
-    """
+def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The same, each with what its control says: the comparison of the same runs on the reversed text (control.py).
+    None where there is none, and the tokenizer has a direction."""
     result = []
-    for each in all_compared:
-        control = next((other for other in all_compared if is_control(other, each)), None)
+    for each in measurements:
+        control = next((other for other in measurements if is_control(other, each)), None)
         said, turns = None, each.estimate
-        if control is not None or each.token_file.symmetric:
-            turns, stays = contrast.turning(each.sample, control.sample if control else None)
-            said = {
-                "name": control.comparison["name"] if control else None,
-                "exact": control is None,
-                "arrow": control.comparison["arrow"]["percent"] if control else None,
-                "turns": asdict(turns),
-                "stays": asdict(stays) if stays else None,
-            }
-        result.append(replace(each, comparison=each.comparison | {"control": said}, estimate=turns))
+        if control is not None or each.windows.token_file.symmetric:
+            # Where all turns, the half is the arrow itself, in its unit.
+            unit = "percent of the mean" if control else "percent"
+            (turns, stays), (turns_nats, stays_nats) = (
+                contrast.turning(each.sample(unit), control.sample(unit) if control else None)
+                for unit in (unit, "nats")
+            )
+            said = Control(
+                name=control.comparison.name if control else None,
+                exact=control is None,
+                arrow=control.comparison.arrow.percent if control else None,
+                turns=turns,
+                stays=stays,
+                turns_nats=turns_nats,
+                stays_nats=stays_nats,
+            )
+        result.append(replace(each, comparison=replace(each.comparison, control=said), estimate=turns))
     return result
 
 
-def is_control(control: Compared, text: Compared) -> bool:
+def is_control(control: Measurement, text: Measurement) -> bool:
     """Whether the first is the second on the reversed text."""
-    if control.token_file.reversed_of is None or not text.token_file.matches(control.token_file.reversed_of):
+    reversed_of = control.windows.token_file.reversed_of
+    if reversed_of is None or not text.windows.token_file.matches(reversed_of):
         return False
-    runs = [each.pairs[0][0] for each in (control, text)]
-    seeds = [[forward.seed for forward, _ in each.pairs] for each in (control, text)]
-    return seeds[0] == seeds[1] and not differences(*runs, but=("data", "tokenizer"))
+    runs = [each.pairs[0][0].run for each in (control, text)]
+    return control.seeds == text.seeds and not differences(*runs, but=("data", "tokenizer"))
 
 
-def contrasts_of(all_compared: Sequence[Compared]) -> list[dict]:
-    """Differences between the arrows of comparisons that differ in one thing, and trends along it, with Holm's
-    correction over all of them.
-
-    Controls are left out. Each: "what" ("docstrings: context 64 - context 16"), the fields of noise.Estimate, and
-    "p_holm".
-    """
-    texts = [each for each in all_compared if each.token_file is not None and each.token_file.reversed_of is None]
-    aspects = {
-        "context": lambda each: each.comparison["held_out"]["context"],
-        "parameters": parameters_without_positions,
-        "text": text_of,
-    }
-    found = []
-    for aspect, value_of in aspects.items():
+def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
+    """Differences between the arrows of comparisons that differ in one thing ("docstrings: context 64 - context 16"),
+    and trends along it, with Holm's correction over all of them. Controls are left out."""
+    texts = [each for each in measurements if each.is_of_a_text]
+    aspects = ("context", "parameters", "text")
+    found: list[tuple[str, bool, arrow.Estimate]] = []
+    for aspect in aspects:
         others = [name for name in aspects if name != aspect]
-        rest_of = {id(each): tuple(aspects[name](each) for name in others) for each in texts}
+        rest_of = {id(each): tuple(getattr(each.comparison, name) for name in others) for each in texts}
         for rest in dict.fromkeys(rest_of.values()):
-            group = sorted((each for each in texts if rest_of[id(each)] == rest), key=value_of)
-            values = [value_of(each) for each in group]
+            group = sorted(
+                (each for each in texts if rest_of[id(each)] == rest), key=lambda each: getattr(each.comparison, aspect)
+            )
+            values = [getattr(each.comparison, aspect) for each in group]
             if len(set(values)) < max(2, len(group)):
                 continue  # nothing differs, or something else does
             where = ", ".join(
                 f"{name} {value:,}" if name != "text" else str(value) for name, value in zip(others, rest, strict=True)
             )
-            shared = {
-                "same_seeds": len({tuple(forward.seed for forward, _ in each.pairs) for each in group}) == 1,
-                "same_text": len(
-                    {(each.token_file.fingerprint, each.pairs[0][0].state["held_out_tokens"]) for each in group}
-                )
-                == 1,
-            }
-            for one, other in pairwise(group):
-                found.append(
-                    {
-                        "what": f"{where}: {aspect} {value_of(other)} - {value_of(one)}",
-                        **asdict(contrast.contrast(other.sample, one.sample, **shared)),
-                    }
-                )
+            held_out = {(each.windows.token_file.fingerprint, each.comparison.held_out.tokens) for each in group}
+            shared = {"same_seeds": len({tuple(each.seeds) for each in group}) == 1, "same_text": len(held_out) == 1}
+            for (one, other), (low, high) in zip(pairwise(group), pairwise(values), strict=True):
+                difference = contrast.contrast(other.sample(), one.sample(), **shared)
+                found.append((f"{where}: {aspect} {high} - {low}", False, difference))
             if aspect != "text" and len(group) > 2:
-                found.append(
-                    {
-                        "what": f"{where}: trend with each doubling of {aspect}",
-                        "trend": True,
-                        **asdict(contrast.trend(values, [each.sample for each in group], **shared)),
-                    }
-                )
-    return [each | {"p_holm": p} for each, p in zip(found, contrast.holm([each["p"] for each in found]), strict=True)]
+                slope = contrast.trend(values, [each.sample() for each in group], **shared)
+                found.append((f"{where}: trend with each doubling of {aspect}", True, slope))
+    corrected = contrast.holm([estimate.p for *_, estimate in found])
+    return [
+        Contrast(**vars(estimate), what=what, trend=is_trend, p_holm=p)
+        for (what, is_trend, estimate), p in zip(found, corrected, strict=True)
+    ]
 
 
-def text_of(compared: Compared) -> str:
-    return compared.comparison["compared"]["text"]
-
-
-def parameters_without_positions(compared: Compared) -> int:
-    """Parameters less the position embedding, which grows with the context and not with the model."""
-    params = compared.pairs[0][0].config.model_params
-    learned = getattr(params, "position", None) == "learned"
-    return compared.pairs[0][0].parameters - (params.context * params.embed_dim if learned else 0)
+def marked_for_longer_contexts(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons, with a warning in those whose loss is above that of the same model with a shorter context: they
+    are at an earlier stage."""
+    marked = []
+    for each in comparisons:
+        shorter = [
+            other
+            for other in comparisons
+            if other.context < each.context
+            and other.parameters is not None
+            and (other.text, other.parameters) == (each.text, each.parameters)
+            and other.losses["forward"].nats_per_token < each.losses["forward"].nats_per_token
+        ]
+        if shorter and each.convergence:
+            warning = (
+                f"Still moving: with less context ({shorter[0].context}) the same model has the lower loss, "
+                "so this one has not learned to use its own yet."
+            )
+            warnings = [*each.convergence.warnings, warning]
+            each = replace(each, convergence=replace(each.convergence, warnings=warnings))
+        marked.append(each)
+    return marked
 
 
 # One comparison
 # ---------------------------------------------------------------------------------------------------------
 
 
-def words_of(classes: np.ndarray) -> np.ndarray:
-    """Which word each token belongs to: a number that grows with each token that does not continue a word. `classes`
-    [windows, tokens] in text order."""
-    return np.cumsum(classes.ravel() != token_classes.INNER_PIECE).reshape(classes.shape)
-
-
-def held_out_windows(run: Trained) -> Windows:
-    """The held-out windows of a run. UserError where its data are not to be found, or were changed since it was
-    trained."""
-    recorded = run.state["dataset"]["fingerprint"]
-    if not Path(run.data_path).is_file():
-        raise UserError(
-            f"{run.data_path}: the data that {run.path} was trained on are no longer there; say where they are with --data"
-        )
-    token_file = open_tokens(run.data_path)
-    if not token_file.matches(recorded):
-        raise UserError(
-            f"{run.data_path}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
-            f"expected {recorded}); say where those are with --data"
-        )
-    return split(
-        token_file,
-        run.config.model_params.context,
-        run.config.stride,
-        run.held_out_windows,
-        run.config.step_windows,
-        run.config.reading,
-    )[1]
-
-
-def held_out_ids(windows: Windows) -> np.ndarray:
-    """The held-out tokens in text order. [windows, tokens]"""
-    return windows.token_file.gather(windows.first + windows.stride * np.arange(windows.count), windows.length)
-
-
-def load_model(run: Trained, device: torch.device) -> LanguageModel:
-    """The trained model, on `device`, for evaluation."""
-    model = build_model(run.config.model, run.seed, **run.config.model_arguments)
-    weights = load_state(run.path)["model"]
-    check_tensors(weights, {name: tensor.shape for name, tensor in model.state_dict().items()}, f"{run.path}: model")
-    model.load_state_dict(weights)
-    return model.to(device).eval()
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Held-out losses of one run, nats per token, in fp32 whatever the precision of training.
-
-    losses_WT: of each token in text order [windows, tokens]. by_length: of windows read in shorter parts, length of
-    these -> [windows], the first SUB_WINDOW_TOKENS of them.
-    """
-
-    losses_WT: np.ndarray
-    by_length: dict[int, np.ndarray]
-
-
-def evaluate(run: Trained, device: torch.device) -> Evaluation:
-    """Read the state of `run` and evaluate it on its held-out windows."""
-    model, windows, batch_size = load_model(run, device), held_out_windows(run), run.config.valid_batch_size
-    some = replace(windows, count=max(2, min(len(windows), SUB_WINDOW_TOKENS // windows.length)))
-    lengths = [
-        2**power
-        for power in range(1, windows.length.bit_length())
-        if windows.length % 2**power == 0 and 2**power < windows.length
-    ]
-    return Evaluation(
-        held_out_losses(model, windows, batch_size, device),
-        {length: sub_window_losses(model, some, length, batch_size, device) for length in lengths},
-    )
-
-
-def by_length(evaluations: dict[str, list[Evaluation]], whole: arrow.Arrow) -> list[dict]:
+def by_length(
+    pairs: Sequence[tuple[Evaluation, Evaluation]], whole: arrow.Arrow, documents: np.ndarray | None
+) -> list[LengthRow]:
     """The arrow of these models when the held-out windows are read in parts of 2, 4 ... tokens, and whole: a row a
     length."""
-
-    def losses(direction: str, length: int) -> np.ndarray:
-        return np.stack([each.by_length[length] for each in evaluations[direction]])[..., None]
-
-    lengths = evaluations["forward"][0].by_length
-    found = {length: arrow.measure(losses("forward", length), losses("backward", length)) for length in lengths}
-    context = evaluations["forward"][0].losses_WT.shape[1]
+    found = {}
+    for length, some in pairs[0][0].by_length.items():
+        of_some = None if documents is None else documents[: len(some)]
+        if of_some is not None and len(np.unique(of_some)) < FEWEST_GROUPS:
+            of_some = None
+        losses = (np.stack([each.by_length[length] for each in of_seeds]) for of_seeds in zip(*pairs, strict=True))
+        found[length] = arrow.measure(*(each[..., None] for each in losses), documents=of_some)
+    found[pairs[0][0].losses_WT.shape[1]] = whole
     return [
-        {
-            "length": length,
-            "forward": each.forward,
-            "backward": each.backward,
-            "percent": each.percent.value,
-            "interval": each.percent.both,
-            "windows": each.n_windows,
-        }
-        for length, each in (found | {context: whole}).items()
+        LengthRow(length, each.forward, each.backward, each.percent.value, each.percent.both, each.n_windows)
+        for length, each in found.items()
     ]
 
 
-def convergence_of(pairs: Sequence[tuple[Trained, Trained]], found: arrow.Arrow) -> Convergence:
+def convergence_of(
+    pairs: Sequence[tuple[Evaluation, Evaluation]], found: arrow.Arrow, documents: np.ndarray | None
+) -> Convergence:
     """How far the models have come, from what their runs left beside their states."""
-    run = pairs[0][0]
-    training_losses = {"forward": [], "backward": []}
-    for each in (each for pair in pairs for each in pair):
-        if each.metrics_path.exists():
-            last = [
-                entry["loss"]
-                for entry in read_metrics(each.metrics_path)
-                if entry["split"] == "train" and entry["step"] > 0.9 * each.state["step"]
-            ]
-            training_losses[each.direction] += [np.mean(last)] if last else []
-    known = all(len(losses) == len(pairs) for losses in training_losses.values())
+    runs = [[each.run for each in of_seeds] for of_seeds in zip(*pairs, strict=True)]
+    run = runs[0][0]
+    at_the_end = {each[0].direction: [last_training_loss(one) for one in each] for each in runs}
+    known = all(loss is not None for losses in at_the_end.values() for loss in losses)
     low, high = found.nats.both
     training_tokens = run.state["dataset"]["n_tokens"] - run.state["held_out_tokens"]
     return convergence(
-        [validations_of(forward) for forward, _ in pairs],
-        [validations_of(backward) for _, backward in pairs],
+        *([validations_of(one) for one in each] for each in runs),
         run.state["step"],
         run.state["tokens"] / max(training_tokens, 1),
-        {direction: float(np.mean(losses)) for direction, losses in training_losses.items()} if known else None,
+        {direction: float(np.mean(losses)) for direction, losses in at_the_end.items()} if known else None,
         {"forward": found.forward, "backward": found.backward},
         (high - low) / 2,
+        documents,
     )
+
+
+def last_training_loss(run: Trained) -> float | None:
+    """The mean training loss of the last tenth of a run's steps; None where its metrics are not there."""
+    if not run.metrics_path.exists():
+        return None
+    last = [
+        entry["loss"]
+        for entry in read_metrics(run.metrics_path)
+        if entry["split"] == "train" and entry["step"] > 0.9 * run.state["step"]
+    ]
+    return float(np.mean(last)) if last else None
 
 
 def validations_of(run: Trained) -> dict[int, np.ndarray]:
@@ -572,41 +525,42 @@ def average_bytes_per_token(windows: Windows) -> float | None:
     return None if text_bytes is None else text_bytes / len(windows.token_file.tokens)
 
 
-def curves_of(pairs: Sequence[tuple[Trained, Trained]]) -> list[dict]:
-    """Losses while training, where the runs' metrics still lie beside their states."""
-    if not all(run.metrics_path.exists() for pair in pairs for run in pair):
+def curves_of(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[dict[str, Curve]]:
+    """For each seed the curve of each direction, where the runs' metrics still lie beside their states."""
+    runs = [[each.run for each in pair] for pair in pairs]
+    if not all(run.metrics_path.exists() for pair in runs for run in pair):
         return []
-    return [{run.direction: curve(read_metrics(run.metrics_path)) for run in pair} for pair in pairs]
+    return [{run.direction: curve(read_metrics(run.metrics_path)) for run in pair} for pair in runs]
 
 
-def curve(entries: Sequence[dict]) -> dict[str, dict[str, list]]:
-    """The entries of a metrics file by split, as columns."""
-    return {
-        split_name: {key: [entry[key] for entry in entries if entry["split"] == split_name] for key in ("step", "loss")}
-        for split_name in ("train", "valid")
-    }
+def curve(entries: Sequence[dict]) -> Curve:
+    """The entries of a metrics file."""
+    lines = []
+    for name in ("train", "valid"):
+        of_split = [entry for entry in entries if entry["split"] == name]
+        lines.append(Line([entry["step"] for entry in of_split], [entry["loss"] for entry in of_split]))
+    return Curve(*lines)
 
 
-def what_was_compared(pairs: Sequence[tuple[Trained, Trained]]) -> dict:
-    """Enough to make the comparison again."""
-    run = pairs[0][0]
+def provenance(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> Provenance:
+    run = pairs[0][0].run
     config = run.config.to_dict()
     for key in ("order", "backwards", "seed"):
         del config["training_params"][key]
-    return {
-        "text": Path(run.data_path).stem,
-        "dataset": run.state["dataset"],
-        "model": run.config.model,
-        "parameters": run.parameters,
-        "steps": run.state["step"],
-        "tokens_seen": run.state["tokens"],
-        "seeds": [forward.seed for forward, _ in pairs],
-        "runs": [each.config.name for pair in pairs for each in pair],
-        "precision": run.state["precision"],
-        "changed_on_the_way": history_of(run),
-        "versions": run.state["versions"],
-        "config": config,
-    }
+    return Provenance(
+        text=Path(run.data_path).stem,
+        dataset=run.state["dataset"],
+        model=run.config.model,
+        parameters=run.parameters,
+        steps=run.state["step"],
+        tokens_seen=run.state["tokens"],
+        seeds=[forward.run.seed for forward, _ in pairs],
+        runs=[each.run.config.name for pair in pairs for each in pair],
+        precision=run.state["precision"],
+        changed_on_the_way=history_of(run),
+        versions=run.state["versions"],
+        config=config,
+    )
 
 
 def history_of(run: Trained) -> list[str]:

@@ -40,9 +40,8 @@ def combination(
                 cells.setdefault((trained, text), []).append(weight * stretch_means(each.parts, stretches))
     for added_up in cells.values():
         if len(numbers := {len(parts) for parts in added_up}) > 1:
-            raise ValueError(
-                f"expected samples that share seeds to have equally many, found {' and '.join(map(str, sorted(numbers)))}"
-            )
+            found = " and ".join(map(str, sorted(numbers)))
+            raise ValueError(f"expected samples that share seeds to have equally many, found {found}")
     value = sum(weight * each.value for weight, each in zip(weights, samples, strict=True))
     return estimate(value, noise_of_cells({key: sum(parts) for key, parts in cells.items()}, documents))
 
@@ -116,10 +115,13 @@ def turning(text: Sample, control: Sample | None, *, same_text: bool = False) ->
     """The half of an arrow that turns round with the text, which is the arrow of time, and the half that does not.
 
     `control` is the same measurement of the reversed text, its windows in that text's own order; seeds are the same.
-    The halves are (text - control) / 2 and (text + control) / 2. What does not turn is the direction of tokenizer and
-    training. same_text: the control's held-out windows are those of the text, reversed. Their noise turns with the
-    text: the first half has all of it, as if there were no control, and the other none. False where they come from
-    elsewhere: the end of the reversed text is the beginning of the text.
+    The halves are (text - control) / 2 and (text + control) / 2; so samples in percent have to be of the mean of both
+    losses, or large arrows that turn round exactly would leave a half that does not. What does not turn is the
+    direction of tokenizer and training.
+
+    same_text: the control's held-out windows are those of the text, reversed. Their noise turns with the text: the
+    first half has all of it, as if there were no control, and the other none. False where they come from elsewhere: the
+    end of the reversed text is the beginning of the text.
 
     control=None is for a tokenizer whose tokens of the reversed text are the reversed tokens. Reading the reversed text
     forward is then reading the text backward, token by token, so the control's expected arrow is minus this one: the

@@ -16,7 +16,7 @@ from pathlib import Path
 from modules.config import Config
 from modules.corpora.reverse import reverse_text
 from modules.data.token_file import TokenFile, open_tokens
-from modules.measurement.comparison import base_name
+from modules.measurement.pairing import base_name
 from modules.system import console
 from modules.system.errors import UserError
 from modules.system.names import file_name
@@ -56,8 +56,8 @@ def control_of(token_file: TokenFile, folder: Path) -> Path:
         return made
     if this_process().launched:
         raise UserError(
-            f"{made}: the control is not there yet, and is made by one process: start measure_arrow.py once without torchrun, or leave it "
-            "out with --no_control"
+            f"{made}: the control is not there yet, and is made by one process: start measure_arrow.py once without "
+            "torchrun, or leave it out with --no_control"
         )
     console.tell(f"{token_file.path}: its control, the text reversed, is made in {own}", sys.stderr)
     texts = own / name

@@ -43,14 +43,8 @@ class Convergence:
     passes: float
     gaps: dict[str, float] | None
     warnings: list[str]
-
-    @property
-    def moving(self) -> bool | None:
-        """Whether the arrow still moves; None where it is not known."""
-        if self.change is None:
-            return None
-        low, high = self.points[-1].interval
-        return abs(self.change) > (high - low) / 2
+    moving: bool | None
+    verdict: str
 
 
 def convergence(
@@ -61,31 +55,48 @@ def convergence(
     training_losses: Mapping[str, float] | None,
     held_out: Mapping[str, float],
     half_width: float,
+    documents: np.ndarray | None = None,
 ) -> Convergence:
     """Of the validations of each seed's runs, step -> mean losses of the held-out windows [windows], nats per token.
 
     training_losses: the training loss at the end by direction, or None. held_out: the final held-out losses by
-    direction, nats per token. half_width: of the final arrow's interval, nats per token.
+    direction, nats per token. half_width: of the final arrow's interval, nats per token. documents: see
+    `arrow.measure`.
     """
     steps = sorted(set.intersection(*(set(each) for each in (*forward, *backward)))) if forward else []
-    points = [point(step, forward, backward) for step in steps]
+    points = [point(step, forward, backward, documents) for step in steps]
     before = [each for each in points if each.step <= last_step * 2 / 3]
-    change = fall = None
+    change = fall = moving = None
+    verdict = (
+        "Whether the arrow still moves is not known: it takes a validation at or before two thirds of the training "
+        "(save_every)."
+    )
     if before and points[-1].step == last_step:
         change, fall = points[-1].percent - before[-1].percent, before[-1].loss - points[-1].loss
+        half_interval = (points[-1].interval[1] - points[-1].interval[0]) / 2
+        moving = abs(change) > half_interval
+        verdict = (
+            f"{'Still moving' if moving else 'Not seen to move any more'}: over the last third of the training the "
+            f"arrow changed by {change:+.2f} percentage points (half-width of its interval {half_interval:.2f}) while "
+            f"the loss fell by {fall:.4f} nats."
+        )
     gaps = (
         {direction: held_out[direction] - training_losses[direction] for direction in held_out}
         if training_losses
         else None
     )
-    return Convergence(points, change, fall, passes, gaps, warnings_of(passes, gaps, half_width))
+    return Convergence(points, change, fall, passes, gaps, warnings_of(passes, gaps, half_width), moving, verdict)
 
 
 def point(
-    step: int, forward: Sequence[Mapping[int, np.ndarray]], backward: Sequence[Mapping[int, np.ndarray]]
+    step: int,
+    forward: Sequence[Mapping[int, np.ndarray]],
+    backward: Sequence[Mapping[int, np.ndarray]],
+    documents: np.ndarray | None,
 ) -> Point:
     """The arrow of one validation."""
-    found = arrow.measure(*(np.stack([each[step] for each in runs])[..., None] for runs in (forward, backward)))
+    losses = (np.stack([each[step] for each in runs])[..., None] for runs in (forward, backward))
+    found = arrow.measure(*losses, documents=documents)
     return Point(step, found.percent.value, found.percent.both, (found.forward + found.backward) / 2)
 
 
@@ -94,22 +105,12 @@ def warnings_of(passes: float, gaps: Mapping[str, float] | None, half_width: flo
     found = []
     if passes > MOST_PASSES:
         found.append(
-            f"The models passed {passes:.1f} times over their text, more than {MOST_PASSES}: part of the loss may be learned by heart."
+            f"The models passed {passes:.1f} times over their text, more than {MOST_PASSES}: part of the loss may be "
+            "learned by heart."
         )
     if gaps and abs(gaps["backward"] - gaps["forward"]) > half_width:
         found.append(
-            f"Held-out loss exceeds training loss by {gaps['forward']:+.4f} nats forward and {gaps['backward']:+.4f} backward: "
-            "the directions differ in how they generalize by more than the arrow's interval."
+            f"Held-out loss exceeds training loss by {gaps['forward']:+.4f} nats forward and {gaps['backward']:+.4f} "
+            "backward: the directions differ in how they generalize by more than the arrow's interval."
         )
     return found
-
-
-def in_words(found: Convergence) -> str:
-    """The verdict on convergence, in one or two sentences."""
-    if found.change is None:
-        return "Whether the arrow still moves is not known: it takes a validation at or before two thirds of the training (save_every)."
-    state = "Still moving" if found.moving else "Not seen to move any more"
-    return (
-        f"{state}: over the last third of the training the arrow changed by {found.change:+.2f} percentage points "
-        f"(half-width of its interval {(found.points[-1].interval[1] - found.points[-1].interval[0]) / 2:.2f}) while the loss fell by {found.fall:.4f} nats."
-    )

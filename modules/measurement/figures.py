@@ -1,5 +1,4 @@
-"""The figures of a report, from the comparisons that modules/measurement/report.py describes. Each function returns a
-matplotlib Figure."""
+"""The figures of a report, from its comparisons. Each function returns a matplotlib Figure."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from modules.measurement.comparison import Comparison
 from modules.plots import DIRECTION_COLOURS, SIZE, focus_on_the_end, label, new_axes
 from modules.system.names import distinct
 
@@ -17,16 +17,16 @@ SERIES_COLOURS = ["#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#0072B
 MARKERS = "osD^vP*"
 
 
-def loss_curves(comparison: dict) -> Figure:
+def loss_curves(comparison: Comparison) -> Figure:
     """Held-out loss (lines with dots) and training loss (faint) against the step, a line a seed."""
-    figure, axes = new_axes(f"{label(comparison['name'])}: loss", "step", "loss (nats per token)")
-    for number, curves in enumerate(comparison["curves"]):
+    figure, axes = new_axes(f"{label(comparison.name)}: loss", "step", "loss (nats per token)")
+    for number, curves in enumerate(comparison.curves):
         for direction, colour in DIRECTION_COLOURS.items():
-            train, valid = curves[direction]["train"], curves[direction]["valid"]
-            axes.plot(train["step"], train["loss"], color=colour, alpha=0.25, linewidth=1)
+            train, valid = curves[direction].train, curves[direction].valid
+            axes.plot(train.step, train.loss, color=colour, alpha=0.25, linewidth=1)
             axes.plot(
-                valid["step"],
-                valid["loss"],
+                valid.step,
+                valid.loss,
                 color=colour,
                 marker="o",
                 markersize=3.5,
@@ -36,45 +36,45 @@ def loss_curves(comparison: dict) -> Figure:
         axes,
         [
             loss
-            for curves in comparison["curves"]
+            for curves in comparison.curves
             for direction in DIRECTION_COLOURS
-            for split in ("train", "valid")
-            for loss in curves[direction][split]["loss"]
+            for line in (curves[direction].train, curves[direction].valid)
+            for loss in line.loss
         ],
     )
     axes.legend()
     return figure
 
 
-def arrow_by_checkpoint(comparisons: Sequence[dict]) -> Figure:
+def arrow_by_checkpoint(comparisons: Sequence[Comparison]) -> Figure:
     """The arrow at each validation, in percent, with 95 % bands for at most two comparisons."""
     figure, axes = arrow_axes("The arrow while training", "step")
     handles = []
     for comparison, style in zip(comparisons, series_styles(), strict=False):
-        points = comparison["convergence"]["points"]
-        steps = [point["step"] for point in points]
-        handles += axes.plot(steps, [point["percent"] for point in points], markersize=4, **style)
+        points = comparison.convergence.points
+        steps = [point.step for point in points]
+        handles += axes.plot(steps, [point.percent for point in points], markersize=4, **style)
         if len(comparisons) <= 2 and points:
-            low, high = zip(*(point["interval"] for point in points), strict=True)
+            low, high = zip(*(point.interval for point in points), strict=True)
             axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    add_legend(figure, axes, handles, [label(comparison["name"]) for comparison in comparisons])
+    add_legend(figure, axes, handles, [label(comparison.name) for comparison in comparisons])
     return figure
 
 
-def arrow_by_length(comparisons: Sequence[dict]) -> Figure:
+def arrow_by_length(comparisons: Sequence[Comparison]) -> Figure:
     """The arrow of the same models when they read windows of 2, 4 ... tokens of the held-out text, in percent, with 95
     % intervals."""
     figure, axes = arrow_axes("The arrow by context, from one pair a seed", "tokens in a window")
     handles, lengths = [], set()
     for number, (comparison, style) in enumerate(zip(comparisons, series_styles(), strict=False)):
-        rows = comparison["by_length"]
-        lengths |= {row["length"] for row in rows}
-        values = np.array([row["percent"] for row in rows])
-        low, high = np.array([row["interval"] for row in rows]).T
+        rows = comparison.by_length
+        lengths |= {row.length for row in rows}
+        values = np.array([row.percent for row in rows])
+        low, high = np.array([row.interval for row in rows]).T
         shift = 1 + 0.03 * (number - (len(comparisons) - 1) / 2)  # keeps error bars at one place apart
         handles.append(
             axes.errorbar(
-                [row["length"] * shift for row in rows],
+                [row.length * shift for row in rows],
                 values,
                 yerr=[values - low, high - values],
                 capsize=3,
@@ -85,11 +85,11 @@ def arrow_by_length(comparisons: Sequence[dict]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(lengths), [f"{length:,}" for length in sorted(lengths)], minor=False)
     axes.minorticks_off()
-    add_legend(figure, axes, handles, [label(comparison["name"]) for comparison in comparisons])
+    add_legend(figure, axes, handles, [label(comparison.name) for comparison in comparisons])
     return figure
 
 
-def arrow_by_tokens_seen(comparisons: Sequence[dict]) -> Figure:
+def arrow_by_tokens_seen(comparisons: Sequence[Comparison]) -> Figure:
     """The arrow against the number of text tokens that both models have seen, in percent, with 95 % bands for single
     comparisons.
 
@@ -99,18 +99,18 @@ def arrow_by_tokens_seen(comparisons: Sequence[dict]) -> Figure:
     figure, axes = arrow_axes("The arrow by what has been seen", "text tokens seen before the predicted one")
     handles = []
     for comparison, style in zip(comparisons, series_styles(), strict=False):
-        curve = {key: np.asarray(values, dtype=float) for key, values in comparison["by_context"].items()}
-        groups = growing_groups(len(curve["arrow"]))
-        forward = group_means(curve["forward"], groups)
-        seen, percent = group_means(curve["tokens_seen"], groups), 100 * group_means(curve["arrow"], groups) / forward
+        curve = comparison.by_context
+        groups = growing_groups(len(curve.arrow))
+        forward = group_means(curve.forward, groups)
+        seen, percent = group_means(curve.tokens_seen, groups), 100 * group_means(curve.arrow, groups) / forward
         handles += axes.plot(seen, percent, markersize=4, **style)
         if len(comparisons) == 1:
             # The largest of the group's errors, not their mean over a root: tokens of one window are not independent.
-            half = 100 * 1.96 * np.array([curve["arrow_se"][start:stop].max() for start, stop in groups]) / forward
+            half = 100 * 1.96 * np.array([curve.arrow_se[start:stop].max() for start, stop in groups]) / forward
             axes.fill_between(seen, percent - half, percent + half, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    add_legend(figure, axes, handles, [label(comparison["name"]) for comparison in comparisons])
+    add_legend(figure, axes, handles, [label(comparison.name) for comparison in comparisons])
     return figure
 
 
@@ -127,34 +127,34 @@ def group_means(values: np.ndarray, groups: Sequence[tuple[int, int]]) -> np.nda
     return np.array([values[start:stop].mean() for start, stop in groups])
 
 
-def arrow_by_context_length(comparisons: Sequence[dict]) -> Figure:
+def arrow_by_context_length(comparisons: Sequence[Comparison]) -> Figure:
     """Percent against `attn_length`, a line for each model size and text: the paper's figure."""
     return arrow_by(
         comparisons,
         "The arrow by context length",
         "context length (tokens)",
-        context_length,
-        lambda c: (text_name(c), size_name(c)),
+        lambda c: c.context,
+        lambda c: (c.text, c.size),
     )
 
 
-def arrow_by_model_size(comparisons: Sequence[dict]) -> Figure:
+def arrow_by_model_size(comparisons: Sequence[Comparison]) -> Figure:
     """Percent against the number of parameters, a line for each context length and text."""
     return arrow_by(
         comparisons,
         "The arrow by model size",
         "parameters (without positions)",
-        parameters_without_positions,
-        lambda c: (text_name(c), f"context {context_length(c)}"),
+        lambda c: c.parameters,
+        lambda c: (c.text, f"context {c.context}"),
     )
 
 
 def arrow_by(
-    comparisons: Sequence[dict],
+    comparisons: Sequence[Comparison],
     title: str,
     x_label: str,
-    x_of: Callable[[dict], float],
-    series_of: Callable[[dict], tuple[str, str]],
+    x_of: Callable[[Comparison], float],
+    series_of: Callable[[Comparison], tuple[str, str]],
 ) -> Figure:
     """A line for each series: comparisons with the same text and the same of what `series_of` says second."""
     figure, axes = arrow_axes(title, x_label)
@@ -173,19 +173,19 @@ def arrow_by(
     return figure
 
 
-def arrow_by_text(comparisons: Sequence[dict]) -> Figure:
+def arrow_by_text(comparisons: Sequence[Comparison]) -> Figure:
     """Percent for each text (language), a series for each model size and context length."""
     figure, axes = arrow_axes("The arrow by text", "")
-    texts = sorted({text_name(comparison) for comparison in comparisons})
+    texts = sorted({comparison.text for comparison in comparisons})
     series = {}
     for comparison in comparisons:
-        series.setdefault(f"{size_name(comparison)}, context {context_length(comparison)}", []).append(comparison)
+        series.setdefault(f"{comparison.size}, context {comparison.context}", []).append(comparison)
     handles = []
     for number, (members, style) in enumerate(zip(series.values(), series_styles(), strict=False)):
         shift = 0.12 * (number - (len(series) - 1) / 2)
         handles.append(
             draw_with_intervals(
-                axes, [texts.index(text_name(m)) + shift for m in members], members, **style, linestyle="none"
+                axes, [texts.index(m.text) + shift for m in members], members, **style, linestyle="none"
             )
         )
     axes.set_xticks(range(len(texts)), distinct(map(label, texts)))
@@ -212,11 +212,11 @@ def add_legend(figure: Figure, axes: Axes, handles: Sequence[Artist], names: Seq
         figure.legend(handles, names, fontsize="small", loc="outside lower center", ncols=2, frameon=False)
 
 
-def draw_with_intervals(axes: Axes, x: Sequence[float], comparisons: Sequence[dict], **style) -> Artist:
+def draw_with_intervals(axes: Axes, x: Sequence[float], comparisons: Sequence[Comparison], **style) -> Artist:
     """Arrows in percent with their 95 % intervals over both windows and seeds; what a legend shows of them."""
-    percents = [comparison["arrow"]["percent"] for comparison in comparisons]
-    values = np.array([percent["value"] for percent in percents])
-    low, high = np.array([percent["both"] for percent in percents]).T
+    percents = [comparison.arrow.percent for comparison in comparisons]
+    values = np.array([percent.value for percent in percents])
+    low, high = np.array([percent.both for percent in percents]).T
     return axes.errorbar(x, values, yerr=[values - low, high - values], capsize=3, markersize=5, **style)
 
 
@@ -224,26 +224,3 @@ def series_styles() -> list[dict]:
     """Colour and marker of each line of a figure, repeating after 7 x 7."""
     n = len(SERIES_COLOURS)
     return [{"color": SERIES_COLOURS[i % n], "marker": MARKERS[(i + i // n) % n]} for i in range(n * n)]
-
-
-def context_length(comparison: dict) -> int:
-    return comparison["held_out"]["context"]
-
-
-def text_name(comparison: dict) -> str:
-    return comparison["compared"]["text"]
-
-
-def size_name(comparison: dict) -> str:
-    """A model's shape in words: the same for all context lengths, which parameters are not."""
-    params = comparison["compared"]["config"]["model_params"]
-    return f"{params['n_layers']} layers, width {params['embed_dim']}"
-
-
-def parameters_without_positions(comparison: dict) -> int | None:
-    """Parameters less the position embedding, which grows with the context and not with the model; None where the model
-    is not known."""
-    if comparison["compared"]["parameters"] is None:
-        return None
-    params = comparison["compared"]["config"]["model_params"]
-    return comparison["compared"]["parameters"] - params.get("attn_length", 0) * params["embed_dim"]

@@ -12,12 +12,13 @@ import errno
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from modules.measurement.documents import sums_by
 from modules.system.errors import UserError
 from modules.system.files import replacing
 
@@ -27,33 +28,54 @@ DOCUMENTS = "documents"
 
 @dataclass
 class Losses:
-    """The losses of one comparison by order, nats [seeds, windows, tokens], and the documents of its windows [windows]
-    where they are known."""
+    """The losses of one comparison by order, nats [seeds, windows, tokens], and where they are known the documents of
+    its windows [windows], any labels (`write_losses` gets groups of neighbouring documents), and of its tokens [windows
+    x tokens]."""
 
     by_order: dict[str, np.ndarray] = field(default_factory=dict)
     documents: np.ndarray | None = None
+    document_of_tokens: np.ndarray | None = None
 
 
-def write_losses(folder: Path, losses: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Path]:
-    """Write `losses.npz`, name -> order -> losses [seeds, windows, tokens], and `losses.csv`, a row a window. Their
-    paths."""
-    with replacing(folder / "losses.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            **{
-                f"{order}_{name}": array.astype(np.float32)
-                for name, orders in losses.items()
-                for order, array in orders.items()
-            },
-        )
-    with replacing(folder / "losses.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["comparison", "order", "seed", "window", "nats_per_token"])
-        for name, orders in losses.items():
-            for order, array in orders.items():
-                for seed, means_W in enumerate(array.mean(axis=2)):
-                    rows.writerows([name, order, seed, window, f"{mean:.6f}"] for window, mean in enumerate(means_W))
-    return {"npz": folder / "losses.npz", "csv": folder / "losses.csv"}
+def write_losses(folder: Path, losses: Mapping[str, Losses]) -> dict[str, Path]:
+    """Write `losses.npz`, `losses.csv` with a row a window and, where documents are known, `losses-by-document.csv`.
+    Their paths."""
+    arrays = {
+        f"{order}_{name}": array.astype(np.float32)
+        for name, each in losses.items()
+        for order, array in each.by_order.items()
+    }
+    arrays |= {f"{DOCUMENTS}_{name}": each.documents for name, each in losses.items() if each.documents is not None}
+    written = {"npz": folder / "losses.npz", "csv": folder / "losses.csv"}
+    with replacing(written["npz"]) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    write_csv(written["csv"], ["window"], losses, window_rows)
+    if known := {name: each for name, each in losses.items() if each.document_of_tokens is not None}:
+        written["by document"] = folder / "losses-by-document.csv"
+        write_csv(written["by document"], ["document", "first_token", "tokens"], known, document_rows)
+    return written
+
+
+def write_csv(path: Path, columns: list[str], losses: Mapping[str, Losses], rows_of: Callable) -> None:
+    """A row for each of what `rows_of` gives of each comparison's losses [windows, tokens] by order and seed."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["comparison", "order", "seed", *columns, "nats_per_token"])
+        for name, each in losses.items():
+            for order, array in each.by_order.items():
+                for seed, losses_WT in enumerate(array):
+                    rows = rows_of(losses_WT, each)
+                    writer.writerows([name, order, seed, *cells, f"{mean:.6f}"] for *cells, mean in rows)
+
+
+def window_rows(losses_WT: np.ndarray, _: Losses) -> Iterable[tuple]:
+    return enumerate(losses_WT.mean(axis=1))
+
+
+def document_rows(losses_WT: np.ndarray, losses: Losses) -> Iterable[tuple]:
+    """Number, first token in the held-out text, tokens there and mean loss of each document."""
+    number, first, tokens, sums = sums_by(losses.document_of_tokens, losses_WT.ravel())
+    return zip(number, first, tokens, sums / tokens, strict=True)
 
 
 def read_losses(path: str | os.PathLike) -> dict[str, Losses]:
@@ -76,9 +98,8 @@ def read_losses(path: str | os.PathLike) -> dict[str, Losses]:
             raise
         raise UserError(f"{path}: not a .npz of losses, or a damaged one") from None
     except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path}: not a .npz of losses, or a damaged one ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a .npz of losses, or a damaged one ({reason})") from None
 
     found: dict[str, Losses] = {}
     for full_name, array in arrays.items():
@@ -99,7 +120,8 @@ def losses_in(array: np.ndarray, source: str) -> np.ndarray:
     """An array of losses as [seeds, windows, tokens] float64."""
     if array.dtype.kind != "f" or array.ndim not in (2, 3) or 0 in array.shape:
         raise UserError(
-            f"{source}: expected losses [seeds, windows] or [seeds, windows, tokens], found {array.dtype} {list(array.shape)}"
+            f"{source}: expected losses [seeds, windows] or [seeds, windows, tokens], found {array.dtype} "
+            f"{list(array.shape)}"
         )
     if not np.isfinite(array).all():
         raise UserError(f"{source}: holds losses that are not finite")
@@ -116,13 +138,13 @@ def check_fit(losses: Losses, source: str) -> None:
             f"{source}: expected losses of {REFERENCE} and of another order, found {', '.join(shapes) or 'none'}"
         )
     if len(set(shapes.values())) > 1:
-        raise UserError(
-            f"{source}: expected equal shapes in all orders, found {', '.join(f'{order} {list(shape)}' for order, shape in shapes.items())}"
-        )
+        found = ", ".join(f"{order} {list(shape)}" for order, shape in shapes.items())
+        raise UserError(f"{source}: expected equal shapes in all orders, found {found}")
     n_windows = shapes[REFERENCE][1]
     if n_windows < 2:
         raise UserError(f"{source}: expected at least two windows, found {n_windows}")
     if losses.documents is not None and losses.documents.shape != (n_windows,):
         raise UserError(
-            f"{source}: {DOCUMENTS}: expected one for each of {n_windows:,} windows, found {list(losses.documents.shape)}"
+            f"{source}: {DOCUMENTS}: expected one for each of {n_windows:,} windows, found "
+            f"{list(losses.documents.shape)}"
         )

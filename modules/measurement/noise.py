@@ -4,12 +4,13 @@ A measured quantity is a mean of parts[s, w]: what window w adds with the models
 about its expectation over seeds and held-out text, and an interval here is for that expectation:
 
 - **seeds**: initial weights and the order of training. The variance of the seeds' means, by the number of seeds.
-- **windows**: the held-out text. Neighbouring windows are alike, so their mean is less certain than that of as many independent ones: its
-  variance is the spectrum of the series at frequency 0. The series' coefficients on the slowest cosines are independent
-  and each has about that variance; the mean of their squares is the estimate, with as many degrees of freedom (Müller
-  2004; Lazarus, Lewis, Stock and Watson 2018). How many cosines, the data decide (`flat_cosines`). Where documents are
-  known, they take the place of cosines.
-- **interaction**: a seed is better at some windows than another seed. Both variances above hold it, so it is counted once.
+- **windows**: the held-out text. Neighbouring windows are alike, so their mean is less certain than that of as many
+  independent ones: its variance is the spectrum of the series at frequency 0. The series' coefficients on the slowest
+  cosines are independent and each has about that variance; the mean of their squares is the estimate, with as many
+  degrees of freedom (Müller 2004; Lazarus, Lewis, Stock and Watson 2018). How many cosines, the data decide
+  (`flat_cosines`). Where documents are known, they take the place of cosines.
+- **interaction**: a seed is better at some windows than another seed. Both variances above hold it, so it is counted
+  once.
 
 Why not a bootstrap of blocks as long as the autocorrelations last: it misses correlations that are weak at each lag and
 long, and does not know how badly the variance is known.
@@ -30,9 +31,8 @@ import numpy as np
 
 LEVEL = 0.95
 POWER = 0.8  # share of measurements in which `detectable` is told from zero
-SKEWED = (
-    2 / 3
-)  # of the probability outside is what the quantile for skewed seeds leaves outside: 3.3 % where 5 % are meant
+# Of the probability outside, what the quantile for skewed seeds leaves outside: 3.3 % where 5 % are meant.
+SKEWED = 2 / 3
 FEWEST_COSINES, MOST_COSINES = 6, 48
 FITTED_COSINES = 256
 FLATNESS = 0.9  # of the mean of the cosines that are used, by the fitted spectrum's value at frequency 0
@@ -151,7 +151,7 @@ def estimate(value: float, noise: Noise) -> Estimate:
     )
 
 
-def noise_of(parts: np.ndarray, block: int | None = None, documents: np.ndarray | None = None) -> Noise:
+def noise_of(parts: np.ndarray, block: float | None = None, documents: np.ndarray | None = None) -> Noise:
     """The noise of the mean of `parts` [seeds, windows], windows in text order (see `components` for the rest)."""
     n_seeds = len(parts)
     parts_K, windows_df = components(parts, block, documents)
@@ -169,7 +169,7 @@ def noise_of(parts: np.ndarray, block: int | None = None, documents: np.ndarray 
 
 
 def components(
-    parts: np.ndarray, block: int | None = None, documents: np.ndarray | None = None
+    parts: np.ndarray, block: float | None = None, documents: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
     """Parts [n, windows] as [n, k] whose mean square over k is the variance of a row's mean, and the degrees of freedom
     of that variance.
@@ -182,18 +182,16 @@ def components(
     """
     n_windows = parts.shape[-1]
     if documents is None:
-        if block is None:
-            number, gain = flat_cosines(parts.mean(axis=0))
-        elif block >= 1:
-            number, gain = max(1, min(round(n_windows / block), int(n_windows ** (2 / 3)))), 1.0
-        else:
+        if block is not None and block < 1:
             raise ValueError(f"expected a block of at least one window, found {block}")
+        number, gain = flat_cosines(parts.mean(axis=0), block)
         return cosines(parts, number) * math.sqrt(gain / n_windows), number
     _, document_W, lengths = np.unique(documents, return_inverse=True, return_counts=True)
     n = len(lengths)
     if len(document_W) != n_windows or n < 2:
         raise ValueError(
-            f"expected the document of each of {n_windows} windows, at least two documents; found {len(document_W)} and {n}"
+            f"expected the document of each of {n_windows} windows, at least two documents; found {len(document_W)} "
+            f"and {n}"
         )
     order = np.argsort(document_W, kind="stable")
     residuals = (parts - parts.mean(axis=-1, keepdims=True))[:, order]
@@ -212,23 +210,34 @@ def cosines(series: np.ndarray, number: int) -> np.ndarray:
     return (spectrum * np.exp(-0.5j * np.pi * np.arange(1, number + 1) / n)).real / math.sqrt(2 * n)
 
 
-def flat_cosines(series: np.ndarray) -> tuple[int, float]:
+def most_cosines(n_windows: int) -> int:
+    """How many cosines are used at most: with more, a correlation that is weak and long would not be seen."""
+    return max(1, min(MOST_COSINES, int(n_windows ** (2 / 3)), n_windows - 1))
+
+
+def flat_cosines(series: np.ndarray, block: float | None = None) -> tuple[int, float]:
     """On how many of the slowest cosines the spectrum of `series` [n] is flat, and frequency 0 by the mean of these.
 
     A spectrum of white noise and a correlation that falls exponentially, 1 + ratio / (1 + (k / bend)²), is fitted to
     the squares of the first 256 coefficients (Whittle's likelihood). The number is the largest whose mean is 90 % of
     the value at 0, at least 6, and at most 48 or n^(2/3), which is the floor of n^(1/3) for a block. Bends begin at 6:
     correlation lengths go up to n / 19 windows.
+
+    block: windows that count as one, instead of what the series says; the number is then n / block. A block that is
+    shorter than the series says is taken at its word: its mean is the value at 0.
     """
     n = len(series)
-    most = max(1, min(MOST_COSINES, int(n ** (2 / 3)), n - 1))
-    fitted = min(FITTED_COSINES, n - 1)
+    most, fitted = most_cosines(n), min(FITTED_COSINES, n - 1)
+    asked = None if block is None else max(1, min(round(n / block), int(n ** (2 / 3))))
     squares = cosines(series, fitted) ** 2
     if not squares.any():
-        return most, 1.0
+        return asked or most, 1.0
     shapes, logarithms, flatness = spectra(fitted)
     best = np.argmin(fitted * np.log((1 / shapes) @ squares) + logarithms)
     number = int(np.clip(np.count_nonzero(flatness[best] >= FLATNESS), min(FEWEST_COSINES, most), most))
+    if asked is not None and asked > number:
+        return asked, 1.0
+    number = asked or number
     return number, float(1 / flatness[best, number - 1])
 
 

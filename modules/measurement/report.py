@@ -1,58 +1,44 @@
-"""What a measurement says, for people (report.md and pictures) and for programs (arrow.json).
-
-A *comparison* is a plain dictionary, one for each config, so that arrow.json holds everything in report.md and
-every figure can be drawn again from it:
-
-    name       the config's name, with a number behind where another comparison has the same
-    losses     {"forward" | "backward": {"nats_per_token", "bits_per_byte" (None where the bytes are not known), "perplexity"}}
-    arrow      the fields of modules.measurement.arrow.Arrow, and its "verdict"
-    held_out   {"windows", "context", "tokens", "block"}
-    by_context the result of modules.measurement.arrow.by_context, as lists
-    by_class   the result of modules.measurement.arrow.by_class, or None without a tokenizer
-    by_length  the arrow of the same models on shorter windows: [{"length", "forward", "backward", "percent", "interval", "windows"}]
-    convergence  the fields of modules.measurement.convergence.Convergence, "moving" and "verdict"; None where only losses are known
-    control    the halves of the arrow that turn round with the text and that do not (comparison.with_controls), or None
-    curves     for each seed {"forward" | "backward": {"train" | "valid": {"step": […], "loss": […]}}}
-    compared   what was compared: "text" (name of the data), "dataset", "model", "parameters", "config", "steps",
-               "tokens_seen", "seeds", "runs"
-"""
+"""What a measurement says, for people (report.md and pictures) and for programs: arrow.json holds the comparisons and
+contrasts of comparison.py as they are, and so everything in report.md."""
 
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import numpy as np
 
 from modules import plots
 from modules.measurement import figures
-from modules.measurement.arrow import Interval
+from modules.measurement.arrow import ClassRow, Interval
+from modules.measurement.comparison import Comparison, Contrast, Control, HeldOut
+from modules.measurement.documents import Largest
+from modules.measurement.token_classes import CLASS_HEADER, WHAT_CLASSES_ARE, class_cells
 from modules.system import console
 from modules.system.files import replacing
 from modules.system.names import as_file_systems_see, distinct, file_name, in_markdown, link_to
 
 
 def write_report(
-    folder: str | os.PathLike, comparisons: Sequence[dict], command: str | None = None, contrasts: Sequence[dict] = ()
+    folder: str | os.PathLike,
+    comparisons: Sequence[Comparison],
+    command: str | None = None,
+    contrasts: Sequence[Contrast] = (),
 ) -> dict[str, Path]:
-    """Write arrow.json, the figures (PNG and SVG) and report.md into `folder`, each whole or not at all. `contrasts`:
-    see comparison.contrasts_of.
+    """Write arrow.json, the figures (PNG and SVG) and report.md into `folder`, each whole or not at all.
 
     Returns the path of each: "report", "json", and the PNG of each figure under its name in `draw_all`.
     """
     folder = Path(folder)
-    comparisons = sorted(
-        named_apart(comparisons),
-        key=lambda c: (figures.text_name(c), figures.parameters_without_positions(c) or 0, figures.context_length(c)),
-    )
-    write_text(
-        folder / "arrow.json",
-        json.dumps(
-            {"command": command, "comparisons": list(comparisons), "contrasts": list(contrasts)},
-            indent=1,
-            allow_nan=False,
-        )
-        + "\n",
-    )
+    comparisons = sorted(named_apart(comparisons), key=lambda c: (c.text, c.parameters or 0, c.context))
+    held = {
+        "command": command,
+        "comparisons": [asdict(each) for each in comparisons],
+        "contrasts": [asdict(each) for each in contrasts],
+    }
+    write_text(folder / "arrow.json", json.dumps(held, indent=1, allow_nan=False, default=np.ndarray.tolist) + "\n")
     drawn = console.attempt("the pictures of the report", lambda: draw_all(comparisons)) or {}
     stems = [file_name(name, ".png").removesuffix(".png") for name in distinct(drawn, as_file_systems_see)]
     saved = {
@@ -69,52 +55,52 @@ def write_report(
     return {"report": folder / "report.md", "json": folder / "arrow.json", **pictures}
 
 
-def named_apart(comparisons: Sequence[dict]) -> list[dict]:
+def named_apart(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons, those of runs in other folders that have the same name with a number behind it."""
-    names = distinct(comparison["name"] for comparison in comparisons)
-    return [comparison | {"name": name} for comparison, name in zip(comparisons, names, strict=True)]
+    names = distinct(comparison.name for comparison in comparisons)
+    return [replace(comparison, name=name) for comparison, name in zip(comparisons, names, strict=True)]
 
 
-def draw_all(comparisons: Sequence[dict]) -> dict[str, figures.Figure]:
+def draw_all(comparisons: Sequence[Comparison]) -> dict[str, figures.Figure]:
     """Each figure that these comparisons have something to show in, by its name: "small-loss", "arrow-by-step"."""
     drawn = {
-        f"{comparison['name']}-loss": figures.loss_curves(comparison)
-        for comparison in comparisons
-        if comparison["curves"]
+        f"{comparison.name}-loss": figures.loss_curves(comparison) for comparison in comparisons if comparison.curves
     }
     for name, key, draw in (
         ("arrow-by-checkpoint", "convergence", figures.arrow_by_checkpoint),
         ("arrow-by-context", "by_length", figures.arrow_by_length),
         ("arrow-by-tokens-seen", "by_context", figures.arrow_by_tokens_seen),
     ):
-        if some := [comparison for comparison in comparisons if comparison[key]]:
+        if some := [comparison for comparison in comparisons if getattr(comparison, key)]:
             drawn[name] = draw(some)
-    comparisons = [comparison for comparison in comparisons if comparison["compared"]["parameters"] is not None]
+    comparisons = [comparison for comparison in comparisons if comparison.parameters is not None]
     for name, aspect, draw in (
-        ("arrow-by-context-length", figures.context_length, figures.arrow_by_context_length),
-        ("arrow-by-model-size", figures.size_name, figures.arrow_by_model_size),
-        ("arrow-by-text", figures.text_name, figures.arrow_by_text),
+        ("arrow-by-context-length", "context", figures.arrow_by_context_length),
+        ("arrow-by-model-size", "size", figures.arrow_by_model_size),
+        ("arrow-by-text", "text", figures.arrow_by_text),
     ):
-        if len({aspect(comparison) for comparison in comparisons}) > 1:
+        if len({getattr(comparison, aspect) for comparison in comparisons}) > 1:
             drawn[name] = draw(comparisons)
     return drawn
 
 
 def markdown(
-    comparisons: Sequence[dict], pictures: Mapping[str, str], command: str | None, contrasts: Sequence[dict] = ()
+    comparisons: Sequence[Comparison],
+    pictures: Mapping[str, str],
+    command: str | None,
+    contrasts: Sequence[Contrast] = (),
 ) -> str:
     """The whole report; `pictures` are the names of figures and of their files, which lie beside it."""
-    own = {f"{comparison['name']}-loss" for comparison in comparisons}
+    own = {f"{comparison.name}-loss" for comparison in comparisons}
     parts = ["# The arrow of time", HOW_TO_READ, summary(comparisons), *contrast_parts(contrasts)]
     parts += [picture(name, file) for name, file in pictures.items() if name not in own]
     for comparison in comparisons:
         parts.append(section(comparison))
-        if (name := f"{comparison['name']}-loss") in pictures:
+        if (name := f"{comparison.name}-loss") in pictures:
             parts.append(picture(name, pictures[name]))
     if command:
-        fence = "`" * max(
-            3, 1 + max(map(len, re.findall("`+", command)), default=0)
-        )  # longer than any in the command, which would end it
+        inside = max(map(len, re.findall("`+", command)), default=0)
+        fence = "`" * max(3, 1 + inside)  # one as long as one in the command would end there
         parts.append(f"## Made by\n\n{fence}\n{command}\n{fence}")
     return "\n\n".join(parts) + "\n"
 
@@ -127,29 +113,28 @@ HOW_TO_READ = """\
 The arrow is the loss of the model that reads backward minus that of the model that reads forward, on the same tokens of
 the same held-out windows: positive where backward is harder. Intervals are at 95 %. *Windows*: other held-out
 text, for these trained models. *Seeds*: Student's t over initial weights and orders of the training windows, on this
-held-out text. *Both*: over both; the one to quote. None of them holds the choice of the training text.
+held-out text. *Both*: over both; the one to quote. None of them accounts for the choice of the training text.
 
-An arrow of the text turns round when the text is reversed and tokenized afresh (the *control*). What turns with the text is the arrow of time; what
-does not comes from the tokenizer and from how fast each direction is learned. An arrow that still moves while the loss falls
-says which direction is learned faster, and nothing of the text."""
+An arrow of the text turns round when the text is reversed and tokenized afresh (the *control*). What turns with the
+text is the arrow of time; what does not comes from the tokenizer and from how fast each direction is learned. An arrow
+that still moves while the loss falls says which direction is learned faster, and nothing of the text. The halves are in
+percent of the mean of both losses, all else in percent of the forward loss."""
 
 
-def summary(comparisons: Sequence[dict]) -> str:
+def summary(comparisons: Sequence[Comparison]) -> str:
     """A row for each comparison."""
     rows = [
         [
-            c["name"],
-            c["compared"]["text"],
-            c["held_out"]["context"],
-            "unknown"
-            if c["compared"]["parameters"] is None
-            else f"{figures.size_name(c)}: {c['compared']['parameters']:,}",
-            len(c["compared"]["seeds"]),
-            f"{c['losses']['forward']['nats_per_token']:.4f}",
-            f"{c['losses']['backward']['nats_per_token']:.4f}",
-            f"{c['arrow']['nats']['value']:+.4f}",
-            f"{c['arrow']['percent']['value']:+.2f} %",
-            interval(c["arrow"]["percent"]["both"], 2),
+            c.name,
+            c.text,
+            c.context,
+            "unknown" if c.parameters is None else f"{c.size}: {c.compared.parameters:,}",
+            len(c.compared.seeds),
+            f"{c.losses['forward'].nats_per_token:.4f}",
+            f"{c.losses['backward'].nats_per_token:.4f}",
+            f"{c.arrow.nats.value:+.4f}",
+            f"{c.arrow.percent.value:+.2f} %",
+            interval(c.arrow.percent.both, 2),
         ]
         for c in comparisons
     ]
@@ -170,108 +155,79 @@ def summary(comparisons: Sequence[dict]) -> str:
     )
 
 
-def contrast_parts(contrasts: Sequence[dict]) -> list[str]:
+def contrast_parts(contrasts: Sequence[Contrast]) -> list[str]:
     """The table of contrasts, where there are any."""
     if not contrasts:
         return []
     rows = [
         [
-            each["what"],
-            f"{each['value']:+.2f}",
-            f"{each['se']:.2f}",
-            interval(each["both"], 2),
-            optional(each["p"], ".3f"),
-            optional(each["p_holm"], ".3f"),
+            each.what,
+            f"{each.value:+.2f}",
+            f"{each.se:.2f}",
+            interval(each.both, 2),
+            optional(each.p, ".3f"),
+            optional(each.p_holm, ".3f"),
         ]
         for each in contrasts
     ]
     return [
         "## Contrasts",
-        "Differences between arrows, in percentage points, paired by seed and by stretch of text where they share them. "
-        "The last column is corrected for the number of rows (Holm): only what is below 0.05 there is a finding.",
+        "Differences between arrows, in percentage points, paired by seed and by stretch of text where they share "
+        "them. The last column is corrected for the number of rows (Holm): only what is below 0.05 there is a finding.",
         table(["contrast", "difference", "standard error", "95 %", "p", "p (Holm)"], rows),
     ]
 
 
-def held_out_in_words(comparison: dict) -> str:
+def held_out_in_words(comparison: Comparison) -> str:
     """How much was held out. Where others measured the losses, these may be means of windows."""
-    held_out = comparison["held_out"]
-    return (
-        f"{held_out['tokens']:,} held-out tokens"
-        if held_out["context"] > 1
-        else f"{held_out['windows']:,} held-out windows"
-    )
+    held_out = comparison.held_out
+    if held_out.context > 1:
+        return f"{held_out.tokens:,} held-out tokens"
+    return f"{held_out.windows:,} held-out windows"
 
 
-def checks_in_words(comparison: dict) -> list[str]:
+def checks_in_words(comparison: Comparison) -> list[str]:
     """What control and convergence say of an arrow, in sentences."""
-    control, convergence = comparison["control"], comparison["convergence"]
+    control, convergence = comparison.control, comparison.convergence
     if convergence is None:
         return ["These are losses alone: neither a control nor convergence is known."]
     if control is None:
-        said = "Without a control: how much of this turns round with the text is not known (--control trains the reversed text)."
+        said = (
+            "Without a control: how much of this turns round with the text is not known (--control trains the reversed "
+            "text)."
+        )
     else:
-        turns, stays = control["turns"], control["stays"]
-        said = f"The half that turns round with the text, the arrow of time, is {turns['value']:+.2f} % ({interval(turns['both'], 2)})"
+        said = (
+            "The half that turns round with the text, the arrow of time, is "
+            f"{control.turns.value:+.2f} % ({interval(control.turns.both, 2)}; {control.turns_nats.value:+.4f} nats)"
+        )
         said += (
             ": the tokenizer has no direction, so all of the arrow turns."
-            if control["exact"]
-            else f", the half that does not {stays['value']:+.2f} % ({interval(stays['both'], 2)}); the reversed text's arrow is "
-            f"{control['arrow']['value']:+.2f} % ({interval(control['arrow']['both'], 2)})."
+            if control.exact
+            else f", the half that does not {control.stays.value:+.2f} % ({interval(control.stays.both, 2)}; "
+            f"{control.stays_nats.value:+.4f} nats); the reversed text's arrow is {control.arrow.value:+.2f} % "
+            f"({interval(control.arrow.both, 2)})."
         )
-    return [
-        said,
-        convergence["verdict"],
-        f"{convergence['passes']:.2f} passes over the text.",
-        *convergence["warnings"],
-    ]
+    return [said, convergence.verdict, f"{convergence.passes:.2f} passes over the text.", *convergence.warnings]
 
 
-def marked_for_longer_contexts(comparisons: Sequence[dict]) -> list[dict]:
-    """The comparisons, with a warning in those whose loss is above that of the same model with a shorter context: they
-    are at an earlier stage."""
-    marked = []
-    for comparison in comparisons:
-        shorter = [
-            other
-            for other in comparisons
-            if other["held_out"]["context"] < comparison["held_out"]["context"]
-            and comparison["compared"]["parameters"] is not None
-            and other["compared"]["parameters"] is not None
-            and figures.text_name(other) == figures.text_name(comparison)
-            and figures.parameters_without_positions(other) == figures.parameters_without_positions(comparison)
-            and other["losses"]["forward"]["nats_per_token"] < comparison["losses"]["forward"]["nats_per_token"]
-        ]
-        if shorter and comparison["convergence"]:
-            warning = (
-                f"Still moving: with less context ({shorter[0]['held_out']['context']}) the same model has the lower loss, "
-                "so this one has not learned to use its own yet."
-            )
-            comparison = comparison | {
-                "convergence": comparison["convergence"]
-                | {"warnings": [*comparison["convergence"]["warnings"], warning]}
-            }
-        marked.append(comparison)
-    return marked
-
-
-def section(comparison: dict) -> str:
+def section(comparison: Comparison) -> str:
     """Everything about one comparison."""
-    arrow, held_out = comparison["arrow"], comparison["held_out"]
+    arrow, held_out, convergence = comparison.arrow, comparison.held_out, comparison.convergence
     parts = [
-        f"## {in_markdown(comparison['name'])}",
-        arrow["verdict"],
-        "\n".join(f"- {in_markdown(line)}" for line in (*checks_in_words(comparison), arrow["outlook"])),
+        f"## {in_markdown(comparison.name)}",
+        arrow.verdict,
+        "\n".join(f"- {in_markdown(line)}" for line in (*checks_in_words(comparison), arrow.outlook)),
         table(
             ["direction", "nats per token", "bits per byte", "perplexity"],
             [
                 [
-                    comparison["order"] if direction == "backward" else direction,
-                    f"{loss['nats_per_token']:.4f}",
-                    optional(loss["bits_per_byte"], ".4f"),
-                    f"{loss['perplexity']:.2f}",
+                    comparison.order if direction == "backward" else direction,
+                    f"{loss.nats_per_token:.4f}",
+                    optional(loss.bits_per_byte, ".4f"),
+                    f"{loss.perplexity:.2f}",
                 ]
-                for direction, loss in comparison["losses"].items()
+                for direction, loss in comparison.losses.items()
             ],
         ),
         table(
@@ -279,100 +235,106 @@ def section(comparison: dict) -> str:
             [
                 [
                     unit,
-                    f"{arrow[key]['value']:+.{digits}f}",
-                    *(interval(arrow[key][kind], digits) for kind in ("windows", "seeds", "both")),
-                    f"{arrow[key]['se']:.{digits}f}",
-                    optional(arrow[key]["p"], ".3f"),
+                    f"{each.value:+.{digits}f}",
+                    *(interval(ends, digits) for ends in (each.windows, each.seeds, each.both)),
+                    f"{each.se:.{digits}f}",
+                    optional(each.p, ".3f"),
                 ]
-                for unit, key, digits in (("nats per token", "nats", 4), ("percent", "percent", 2))
+                for unit, each, digits in (("nats per token", arrow.nats, 4), ("percent", arrow.percent, 2))
             ],
         ),
         (
-            f"{held_out['tokens']:,} held-out tokens in {held_out['windows']:,} windows of {held_out['context']}, "
-            f"of which {held_out['block']} count as one. Paired standard error over single windows: {arrow['paired_se']:.4f} nats per token."
+            f"{held_out.tokens:,} held-out tokens in {held_out.windows:,} windows of {held_out.context}, "
+            f"{what_counts_as_one(held_out)}. Paired standard error over single windows: {arrow.paired_se:.4f} nats "
+            "per token."
         ),
     ]
-    if len(arrow["per_seed"]) > 1:
-        parts.append(
-            table(
-                ["seed", "forward", "backward", "arrow", "in percent"],
-                [
-                    [
-                        seed,
-                        f"{one['forward']:.4f}",
-                        f"{one['backward']:.4f}",
-                        f"{one['nats']:+.4f}",
-                        f"{one['percent']:+.2f} %",
-                    ]
-                    for seed, one in zip(comparison["compared"]["seeds"], arrow["per_seed"], strict=True)
-                ],
-            )
-        )
-    if comparison["by_length"]:
-        parts += [
-            "### By context, from these models",
-            table(
-                ["tokens in a window", "forward", "backward", "arrow in percent", "95 %"],
-                [
-                    [
-                        row["length"],
-                        f"{row['forward']:.4f}",
-                        f"{row['backward']:.4f}",
-                        f"{row['percent']:+.2f}",
-                        interval(row["interval"], 2),
-                    ]
-                    for row in comparison["by_length"]
-                ],
-            ),
+    if control := comparison.control:
+        parts.append(halves_table(control))
+    if len(arrow.per_seed) > 1:
+        header = ["seed", "forward", "backward", "arrow", "in percent"]
+        rows = [
+            [seed, f"{one.forward:.4f}", f"{one.backward:.4f}", f"{one.nats:+.4f}", f"{one.percent:+.2f} %"]
+            for seed, one in zip(comparison.compared.seeds, arrow.per_seed, strict=True)
         ]
-    if comparison["convergence"] and comparison["convergence"]["points"]:
-        parts += [
-            "### By checkpoint",
-            table(
-                ["step", "loss (mean of both)", "arrow in percent", "95 %"],
-                [
-                    [
-                        f"{point['step']:,}",
-                        f"{point['loss']:.4f}",
-                        f"{point['percent']:+.2f}",
-                        interval(point["interval"], 2),
-                    ]
-                    for point in comparison["convergence"]["points"]
-                ],
-            ),
+        parts.append(table(header, rows))
+    if comparison.by_length:
+        header = ["tokens in a window", "forward", "backward", "arrow in percent", "95 %"]
+        rows = [
+            [row.length, f"{row.forward:.4f}", f"{row.backward:.4f}", f"{row.percent:+.2f}", interval(row.interval, 2)]
+            for row in comparison.by_length
         ]
-    if comparison["by_class"]:
-        parts += ["### By class of token", class_table(comparison["by_class"])]
-    if changed := comparison["compared"]["changed_on_the_way"]:
+        parts += ["### By context, from these models", table(header, rows)]
+    if convergence and convergence.points:
+        header = ["step", "loss (mean of both)", "arrow in percent", "95 %"]
+        rows = [
+            [f"{point.step:,}", f"{point.loss:.4f}", f"{point.percent:+.2f}", interval(point.interval, 2)]
+            for point in convergence.points
+        ]
+        parts += ["### By checkpoint", table(header, rows)]
+    if comparison.by_class:
+        parts += ["### By class of token", WHAT_CLASSES_ARE, class_table(comparison.by_class)]
+    for title, found in (("document", comparison.documents), ("passage", comparison.passages)):
+        if found:
+            parts += [f"### {title.capitalize()}s with the largest arrows", *largest_parts(title, found)]
+    if changed := comparison.compared.changed_on_the_way:
         parts += [
             "### Changed while training, in both directions alike",
             "\n".join(f"- {in_markdown(line)}" for line in changed),
         ]
-    compared = [f"- {in_markdown(name)}: {in_markdown(value)}" for name, value in flat(comparison["compared"])]
+    known = {name: value for name, value in asdict(comparison.compared).items() if value is not None}
+    compared = [f"- {in_markdown(name)}: {in_markdown(value)}" for name, value in flat(known)]
     parts += ["### What was compared", "\n".join(compared)]
     return "\n\n".join(parts)
 
 
-def class_table(rows: Sequence[dict]) -> str:
-    """Markdown for the rows of modules.measurement.arrow.by_class."""
+def what_counts_as_one(held_out: HeldOut) -> str:
+    if held_out.groups is not None:
+        return f"in {held_out.groups:,} groups of neighbouring documents that each count as one"
+    if held_out.shared:
+        return (
+            f"of which {held_out.block} count as one: as many tokens as in all comparisons of this report, after the "
+            "one with the longest correlation"
+        )
+    return f"of which {held_out.block} count as one"
+
+
+def halves_table(control: Control) -> str:
+    """Both halves of an arrow, with their intervals in both units."""
+    halves = [("turns round with the text", control.turns, control.turns_nats)]
+    if control.stays:
+        halves.append(("does not turn", control.stays, control.stays_nats))
     return table(
-        ["class", "tokens", "forward", "backward", "arrow", "standard error", "share of the arrow"],
+        ["half", "percent", "95 % both", "nats per token", "95 % both"],
         [
-            [
-                row["name"],
-                f"{row['tokens']:,}",
-                f"{row['forward']:.3f}",
-                f"{row['backward']:.3f}",
-                f"{row['arrow']:+.3f}",
-                f"{row['arrow_se']:.3f}",
-                "unknown" if row["share"] is None else f"{100 * row['share']:.0f} %",
-            ]
-            for row in rows
+            [name, f"{percent.value:+.2f}", interval(percent.both, 2), f"{nats.value:+.4f}", interval(nats.both, 4)]
+            for name, percent, nats in halves
         ],
     )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+def largest_parts(kind: str, found: Largest) -> list[str]:
+    """A sentence and a table."""
+    columns = [kind, "first token", "tokens", "arrow in nats per token", "percent", "first words"]
+    rows = [
+        [each.number, each.first_token, each.tokens, f"{each.nats:+.3f}", f"{each.percent:+.1f}", each.words]
+        for each in found.stretches
+    ]
+    if found.stretches[0].words is None:
+        columns, *rows = (row[:-1] for row in (columns, *rows))
+    return [
+        f"Of {found.count:,} {kind}s of {found.least_tokens} held-out tokens or more, whose arrows have a standard "
+        f"deviation of {found.sd:.3f} nats per token. The largest of so many are large by chance too.",
+        table(columns, rows),
+    ]
+
+
+def class_table(rows: Sequence[ClassRow]) -> str:
+    """Markdown for the arrow by class."""
+    return table(CLASS_HEADER, map(class_cells, rows))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     """A Markdown table. What is in a cell is shown as it is."""
     lines = [[in_markdown(str(cell)) for cell in line] for line in (header, *rows)]
     lines.insert(1, ["---"] * len(header))
@@ -400,6 +362,5 @@ def optional(value: float | None, form: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(
-            text, encoding="utf-8", errors="backslashreplace"
-        )  # names of files may be no Unicode, the command shows them
+        # Names of files, which the command shows, may be no Unicode.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,16 +1,16 @@
-"""What each token of any text costs forward and backward, aligned to the same tokens.
+"""What each token of any text costs, forward or backward, aligned to the same tokens.
 
-A text longer than the context is read in overlapping windows, and each token's losses, in both
-directions, are taken from the window where it is most central. So the two models always see the same window around it,
-and away from the text's ends each sees a quarter of the context or more. Windows end to end, as in the held-out loss,
-would show every window's edge: there one of the models has seen nothing.
+A text longer than the context is read in overlapping windows, and each token's loss, in either direction, is taken from
+the window where it is most central. So the two models always see the same window around it, and away from the text's
+ends each sees a quarter of the context or more. Windows end to end, as in the held-out loss, would show every window's
+edge: there one of the models has seen nothing.
 """
 
 import numpy as np
 import torch
 from torch import nn
 
-from modules.data.orders import READ_BACKWARD, READ_FORWARD
+from modules.data.orders import Reading
 from modules.data.windows import windows_of_ids
 from modules.models.evaluate import held_out_losses
 
@@ -18,23 +18,20 @@ BATCH = 16  # windows evaluated together
 
 
 def text_losses(
-    forward: nn.Module,
-    backward: nn.Module,
+    model: nn.Module,
     ids: np.ndarray,
     context: int,
+    reading: Reading,
     bos_id: int = 0,
     device: str | torch.device = "cpu",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Forward and backward losses of the tokens `ids` [n], nats, both [n] and in text order."""
+) -> np.ndarray:
+    """Losses of the tokens `ids` [n] by a model that reads in the order `reading`: nats, [n] in text order."""
     if len(ids) == 0:
-        return np.zeros(0), np.zeros(0)
+        return np.zeros(0)
     starts, chosen, offset = central_windows(len(ids), context)
-    both = []
-    for model, reading in ((forward, READ_FORWARD), (backward, READ_BACKWARD)):
-        windows = windows_of_ids(ids, min(context, len(ids)), bos_id, reading)
-        losses_WT = held_out_losses(model, windows, BATCH, torch.device(device), indices=starts, progress=False)
-        both.append(losses_WT[chosen, offset])
-    return both[0], both[1]
+    windows = windows_of_ids(ids, min(context, len(ids)), bos_id, reading)
+    losses_WT = held_out_losses(model, windows, BATCH, torch.device(device), indices=starts, progress=False)
+    return losses_WT[chosen, offset]
 
 
 def central_windows(n: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,16 +1,24 @@
 """Classes of tokens, to see in which of them the arrow lives.
 
 A token's class depends on its own bytes and on the token before it in the text, in either
-direction of reading: both models' losses are sorted by the same classes.
+direction of reading: both models' losses are sorted by the same classes. Where the arrow is told by class, a word
+counts with all its tokens (`words_of`), in the class of its first.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from modules.measurement.arrow import ClassRow
 from modules.tokenizer import Tokenizer
 
-NAMES = ["word start", "inner piece of a word", "digits", "punctuation", "white space", "after a newline"]
+# Of classes of whole words. The inner pieces that are left belong to a word whose beginning the text does not have.
+NAMES = ["word", "rest of a cut word", "number", "punctuation", "white space", "first word of a line"]
+WHAT_CLASSES_ARE = (
+    "A word counts with all its tokens: its first is the hard one forward and its last the hard one backward, so that "
+    "the arrow of single tokens would be that of the chain rule inside words. Words after a newline and numbers are "
+    "classes of their own."
+)
 WORD_START, INNER_PIECE, DIGITS, PUNCTUATION, WHITE_SPACE, AFTER_NEWLINE = range(len(NAMES))
 
 
@@ -54,6 +62,28 @@ def is_word_character(character: str) -> bool:
     return character.isalnum() or character == "\ufffd"
 
 
+def words_of(classes: np.ndarray) -> np.ndarray:
+    """Which word each token belongs to: a number that grows with each token that does not continue a word. `classes`,
+    of any shape, in text order."""
+    return np.cumsum(classes.ravel() != INNER_PIECE).reshape(classes.shape)
+
+
 def pieces_of(toki: Tokenizer) -> list[bytes] | None:
     """The bytes of each id, None where the tokenizer does not tell (which it says); see `Tokenizer.token_bytes`."""
     return toki.token_bytes()
+
+
+CLASS_HEADER = ["class", "tokens", "forward", "backward", "arrow", "standard error", "share of the arrow"]
+
+
+def class_cells(row: ClassRow) -> list[str]:
+    """A row of the table of the arrow by class, under CLASS_HEADER."""
+    return [
+        row.name,
+        f"{row.tokens:,}",
+        f"{row.forward:.3f}",
+        f"{row.backward:.3f}",
+        f"{row.arrow:+.3f}",
+        f"{row.arrow_se:.3f}",
+        "unknown" if row.share is None else f"{100 * row.share:.0f} %",
+    ]

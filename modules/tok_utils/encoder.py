@@ -134,9 +134,7 @@ class Encoder:
         """By gigatoken, but for the stretches with characters that it sees differently."""
         if not seen_differently(text):
             return self._by_gigatoken(text)
-        parts = (
-            text[part.start : part.stop] for part in pieces(TextInMemory(text), LIBRARY_PART_BYTES, self._toki)
-        )
+        parts = (text[part.start : part.stop] for part in pieces(TextInMemory(text), LIBRARY_PART_BYTES, self._toki))
         return np.concatenate(
             [self._by_library(part) if seen_differently(part) else self._by_gigatoken(part) for part in parts]
         )
@@ -229,7 +227,9 @@ _THEIR_FIRST_BYTES = sorted({chr(first).encode("utf-8")[:1] for first, _ in SEEN
 
 def seen_differently(text: bytes) -> bool:
     """Whether a text has a character that the two libraries see differently."""
-    has_first_byte = any(byte in text for byte in _THEIR_FIRST_BYTES)  # at the speed of memory, and enough for most texts
+    has_first_byte = any(
+        byte in text for byte in _THEIR_FIRST_BYTES
+    )  # at the speed of memory, and enough for most texts
     return has_first_byte and _SEEN_DIFFERENTLY.search(text) is not None
 
 

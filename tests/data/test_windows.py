@@ -49,7 +49,7 @@ FLIPS = {
 }
 BACKWARDS = {
     "config.py": "where it is chosen",
-    "measurement/measure.py": "where it is chosen",
+    "measurement/pairing.py", "measurement/runs.py": "where it is chosen",
     "measurement/comparison.py": "compared",
 }
 

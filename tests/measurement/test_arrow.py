@@ -119,20 +119,21 @@ def test_documents_widen_the_interval_where_the_arrow_is_one_of_documents():
 
 def test_outlook_says_what_could_have_been_found_and_what_is_lacking():
     wide = arrow.measure(*losses(n_seeds=3, n_windows=400))
-    assert f"{wide.seeds_sd:.2f} %" in wide.outlook() and f"{wide.percent.detectable:.2f} %" in wide.outlook()
-    assert wide.seeds_sd == pytest.approx(np.std([one["percent"] for one in wide.per_seed], ddof=1))
-    assert "is within ±50 %" in wide.outlook(50)
-    assert "not to be had by seeds alone" in wide.outlook(0.001) and "times the held-out text" in wide.outlook(0.001)
+    assert f"{wide.seeds_sd:.2f} %" in wide.outlook and f"{wide.percent.detectable:.2f} %" in wide.outlook
+    assert wide.seeds_sd == pytest.approx(np.std([one.percent for one in wide.per_seed], ddof=1))
+    assert "is within ±50 %" in arrow.outlook(wide.percent, wide.seeds_sd, 50)
+    hopeless = arrow.outlook(wide.percent, wide.seeds_sd, 0.001)
+    assert "not to be had by seeds alone" in hopeless and "times the held-out text" in hopeless
     forward, backward = losses(n_seeds=3, n_windows=400)
     by_seed = arrow.measure(forward, backward + np.array([-0.2, 0.0, 0.2])[:, None, None])
     half_width = by_seed.percent.noise.half_width / 2
-    assert f"takes about {noise.seeds_needed(by_seed.percent.noise, half_width) - 3} more seed" in by_seed.outlook(
-        half_width
+    assert f"takes about {noise.seeds_needed(by_seed.percent.noise, half_width) - 3} more seed" in arrow.outlook(
+        by_seed.percent, by_seed.seeds_sd, half_width
     )
     flat = np.full((3, 50, 1), 100.0)
     apart = arrow.measure(flat, flat + np.array([-20.0, 10.0, 30.0])[:, None, None])
-    assert "takes more than 1,000 seeds" in apart.outlook(0.1)
-    assert "One seed does not say" in arrow.measure(*losses(n_seeds=1)).outlook()
+    assert "takes more than 1,000 seeds" in arrow.outlook(apart.percent, apart.seeds_sd, 0.1)
+    assert "One seed does not say" in arrow.measure(*losses(n_seeds=1)).outlook
 
 
 @given(seed=st.integers(0, 1_000), n_tokens=st.integers(1, 9))
@@ -140,18 +141,18 @@ def test_outlook_says_what_could_have_been_found_and_what_is_lacking():
 def test_by_context_compares_equal_knowledge_and_adds_up_to_the_arrow(seed, n_tokens):
     forward, backward = losses(n_tokens=n_tokens, seed=seed)
     curve = arrow.by_context(forward, backward)
-    assert curve["arrow"].mean() == pytest.approx(arrow.measure(forward, backward).nats.value)
+    assert curve.arrow.mean() == pytest.approx(arrow.measure(forward, backward).nats.value)
     for seen in range(n_tokens):
         # After `seen` tokens, the forward model meets number `seen` from the left, the backward model number `seen`
         # from the right.
-        assert curve["forward"][seen] == pytest.approx(forward[:, :, seen].mean())
-        assert curve["backward"][seen] == pytest.approx(backward[:, :, n_tokens - 1 - seen].mean())
+        assert curve.forward[seen] == pytest.approx(forward[:, :, seen].mean())
+        assert curve.backward[seen] == pytest.approx(backward[:, :, n_tokens - 1 - seen].mean())
 
 
 def test_by_context_standard_error_is_the_spread_over_texts():
     curves = [arrow.by_context(*losses(n_windows=200, seed=seed)) for seed in range(200)]
-    spread = np.std([curve["arrow"] for curve in curves], axis=0)
-    assert np.mean([curve["arrow_se"] for curve in curves], axis=0) == pytest.approx(spread, rel=0.25)
+    spread = np.std([curve.arrow for curve in curves], axis=0)
+    assert np.mean([curve.arrow_se for curve in curves], axis=0) == pytest.approx(spread, rel=0.25)
 
 
 def test_by_class_adds_up_and_its_standard_error_is_the_spread_over_texts():
@@ -161,10 +162,10 @@ def test_by_class_adds_up_and_its_standard_error_is_the_spread_over_texts():
         classes = np.random.default_rng(seed + 10_000).choice(3, size=forward.shape[1:], p=[0.7, 0.3, 0.0])
         backward[:, classes == 1] += 0.5
         rows = arrow.by_class(forward, backward, classes, ["plain", "hard", "absent"])
-        assert [row["name"] for row in rows] == ["plain", "hard"] and sum(row["tokens"] for row in rows) == classes.size
-        assert sum(row["share"] for row in rows) == pytest.approx(1)  # of an arrow of 0.2, ten standard errors
-        assert rows[1]["arrow"] == pytest.approx((backward - forward).mean(axis=0)[classes == 1].mean())
-        rows_of.append([(row["arrow"], row["arrow_se"]) for row in rows])
+        assert [row.name for row in rows] == ["plain", "hard"] and sum(row.tokens for row in rows) == classes.size
+        assert sum(row.share for row in rows) == pytest.approx(1)  # of an arrow of 0.2, ten standard errors
+        assert rows[1].arrow == pytest.approx((backward - forward).mean(axis=0)[classes == 1].mean())
+        rows_of.append([(row.arrow, row.arrow_se) for row in rows])
     rows_of = np.array(rows_of)
     assert rows_of[:, :, 1].mean(axis=0) == pytest.approx(rows_of[:, :, 0].std(axis=0), rel=0.25)
 
@@ -173,8 +174,8 @@ def test_share_of_an_arrow_that_may_be_zero_is_not_told():
     forward, _ = losses(n_seeds=1, n_windows=100)
     classes = np.arange(forward[0].size).reshape(forward[0].shape) % 2
     backward = forward + np.where(classes, 1.0, -0.999) + 0.3 * np.random.default_rng(0).standard_normal(forward.shape)
-    assert [row["share"] for row in arrow.by_class(forward, backward, classes, ["even", "odd"])] == [None, None]
-    assert [row["share"] for row in arrow.by_class(forward, forward, classes, ["even", "odd"])] == [None, None]
+    assert [row.share for row in arrow.by_class(forward, backward, classes, ["even", "odd"])] == [None, None]
+    assert [row.share for row in arrow.by_class(forward, forward, classes, ["even", "odd"])] == [None, None]
 
 
 @given(seed=st.integers(0, 1_000))
@@ -188,10 +189,10 @@ def test_by_class_of_words_knows_only_the_sum_of_a_words_losses_and_the_class_of
     mean = (backward - forward).mean(axis=0)
     for index, name in enumerate("abc"):
         mine = [w for w in np.unique(words) if classes[words == w][0] == index]
-        found = [row for row in rows if row["name"] == name]
-        assert [row["tokens"] for row in found] == [n for n in [sum(int((words == w).sum()) for w in mine)] if n]
+        found = [row for row in rows if row.name == name]
+        assert [row.tokens for row in found] == [n for n in [sum(int((words == w).sum()) for w in mine)] if n]
         for row in found:
-            assert row["arrow"] * row["tokens"] == pytest.approx(sum(mean[words == w].sum() for w in mine))
+            assert row.arrow * row.tokens == pytest.approx(sum(mean[words == w].sum() for w in mine))
     # The chain rule inside words: what moves between the tokens of a word of one window changes nothing.
     moved = backward.copy()
     for w in np.unique(words):
@@ -200,7 +201,7 @@ def test_by_class_of_words_knows_only_the_sum_of_a_words_losses_and_the_class_of
         moved[:, places[0, 0], places[0, 1]] += 1
         moved[:, places[-1, 0], places[-1, 1]] -= 1
     again = arrow.by_class(forward, moved, classes, ["a", "b", "c"], words)
-    assert [row["arrow"] for row in again] == pytest.approx([row["arrow"] for row in rows])
+    assert [row.arrow for row in again] == pytest.approx([row.arrow for row in rows])
 
 
 def test_units():
@@ -221,3 +222,55 @@ def test_units():
 def test_what_cannot_be_compared_is_refused(forward, backward):
     with pytest.raises(ValueError, match="expected"):
         arrow.measure(forward, backward)
+
+
+# Several arrows
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def correlated(n_windows: int, length: float, seed: int, n_seeds: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Losses whose difference is correlated over `length` windows."""
+    random = np.random.default_rng(seed)
+    series, last = np.empty(n_windows), 0.0
+    for i, one in enumerate(random.standard_normal(n_windows)):
+        last = series[i] = math.exp(-1 / length) * last + math.sqrt(1 - math.exp(-2 / length)) * one if length else one
+    forward = np.full((n_seeds, n_windows, 1), 4.0)
+    return forward, forward + 0.1 * series[None, :, None] + 0.01 * random.standard_normal(forward.shape)
+
+
+def test_texts_of_a_sweep_share_the_longest_block_and_the_one_that_decides_keeps_its_interval():
+    texts = [correlated(2_000, length, seed) for seed, length in enumerate((0, 30, 5))]
+    alone = [arrow.measure(*each) for each in texts]
+    tokens = arrow.shared_block(alone)
+    alike = [
+        arrow.measure(*each, block=arrow.block_for(found, tokens)) for each, found in zip(texts, alone, strict=True)
+    ]
+    assert len({each.nats.noise.windows_df for each in alike}) == 1
+    deciding = int(np.argmax([each.block for each in alone]))
+    assert deciding == 1 and alike[1].nats.windows == pytest.approx(alone[1].nats.windows)
+    assert all(one.block >= other.block for one, other in zip(alike, alone, strict=True))
+
+
+def test_a_shared_block_is_as_many_tokens_and_leaves_a_short_text_six():
+    long, short = correlated(2_000, 30, 1), correlated(300, 0, 2)
+    twice = tuple(np.repeat(each, 2, axis=2) for each in correlated(1_000, 0, 3))  # windows of two tokens
+    found = [arrow.measure(*each) for each in (long, short, twice)]
+    tokens = arrow.shared_block(found)
+    assert arrow.block_for(found[2], tokens) == pytest.approx(max(tokens / 2, found[2].n_windows / 48))
+    assert arrow.block_for(found[1], tokens) <= 300 / 6
+    assert arrow.shared_block([arrow.measure(*correlated(2_000, 0, seed)) for seed in (0, 4)]) is None
+
+
+@given(st.integers(0, 1_000))
+@settings(deadline=None, max_examples=20)
+def test_an_arrow_turned_round_is_the_opposite_in_percent_of_the_mean_and_in_nats(seed):
+    random = np.random.default_rng(seed)
+    forward = random.gamma(4, 1, (3, 40, 2))
+    backward = forward * random.uniform(1, 2, forward.shape)
+    for unit in ("percent of the mean", "nats"):
+        there, back = arrow.sample(forward, backward, unit=unit), arrow.sample(backward, forward, unit=unit)
+        assert back.value == pytest.approx(-there.value) and back.parts == pytest.approx(-there.parts)
+        assert there.parts.mean() == pytest.approx(0, abs=1e-9)
+    percent = arrow.sample(forward, backward)
+    assert percent.value == pytest.approx(100 * (backward.mean() / forward.mean() - 1))
+    assert arrow.sample(backward, forward).value != pytest.approx(-percent.value), "the reason for the other unit"

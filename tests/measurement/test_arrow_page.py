@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from torch import nn
 
+from modules.data.orders import READ_BACKWARD, READ_FORWARD
 from modules.measurement import arrow_page, token_classes
 from modules.measurement.text_losses import central_windows, text_losses
 
@@ -116,7 +117,9 @@ class CountingModel(nn.Module):
 @given(n=st.integers(1, 200), context=st.integers(1, 40))
 def test_text_losses_are_aligned_and_each_direction_sees_its_side(n, context):
     ids = np.arange(n)
-    forward, backward = text_losses(CountingModel(), CountingModel(), ids, context, bos_id=7)
+    forward, backward = (
+        text_losses(CountingModel(), ids, context, reading, bos_id=7) for reading in (READ_FORWARD, READ_BACKWARD)
+    )
     assert np.array_equal(forward // 1000, ids) and np.array_equal(backward // 1000, ids)
     seen_before, seen_after = forward % 1000, backward % 1000
     window = min(context, n)
@@ -135,8 +138,8 @@ def test_every_token_lies_in_its_window(n, context):
 
 def test_no_text_has_no_losses_and_the_models_mode_is_kept():
     model = CountingModel().train()
-    assert len(text_losses(model, model, np.zeros(0, dtype=np.int64), 8)[0]) == 0
-    text_losses(model, model, np.arange(20), 8, bos_id=7)
+    assert len(text_losses(model, np.zeros(0, dtype=np.int64), 8, READ_FORWARD)) == 0
+    text_losses(model, np.arange(20), 8, READ_FORWARD, bos_id=7)
     assert model.training
 
 
@@ -235,6 +238,14 @@ def test_colour_follows_the_sum_of_a_words_tokens():
     ]
     depths = [float(depth) for depth in re.findall(r"--a:([\d.]+)", source)]
     assert depths[0] > depths[1] > depths[2] == 0
+
+
+def test_the_table_counts_words_with_all_their_tokens_and_says_so():
+    ids, pieces = ids_and_pieces([" ab", "cd", " ef", "."])
+    source = arrow_page.page(pieces, ids, np.array([1.0, 5.0, 1.0, 2.0]), np.array([4.0, 1.0, 1.5, 2.0]), "t")
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(\d+)</td><td>([\d.]+)</td>", source)
+    assert rows == [("word", "3", "2.333"), ("punctuation", "1", "2.000")]
+    assert token_classes.WHAT_CLASSES_ARE in source
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")

@@ -12,7 +12,7 @@ import pytest
 from modules.data.token_file import open_tokens
 from modules.measurement import arrow, contrast
 from modules.measurement.control import control_of, why_none
-from modules.measurement.loss_files import read_losses, write_losses
+from modules.measurement.loss_files import Losses, read_losses, write_losses
 from modules.system.errors import UserError
 from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
 from modules.tokenizer import get_tokenizer
@@ -77,10 +77,13 @@ def test_three_numbers_are_reported_each_with_its_interval(measured):
     text, control = found["tiny"], found["tiny_reversed"]
     said = text["control"]
     assert said["name"] == "tiny_reversed" and not said["exact"] and control["control"] is None
-    arrows = [each["arrow"]["percent"]["value"] for each in (text, control)]
-    assert said["turns"]["value"] == pytest.approx((arrows[0] - arrows[1]) / 2) and said["stays"][
-        "value"
-    ] == pytest.approx(sum(arrows) / 2)
+    losses = [(each["arrow"]["forward"], each["arrow"]["backward"]) for each in (text, control)]
+    for unit, arrows in (
+        ("", [200 * (backward - forward) / (backward + forward) for forward, backward in losses]),
+        ("_nats", [backward - forward for forward, backward in losses]),
+    ):
+        assert said[f"turns{unit}"]["value"] == pytest.approx((arrows[0] - arrows[1]) / 2)
+        assert said[f"stays{unit}"]["value"] == pytest.approx(sum(arrows) / 2)
     assert said["turns"]["both"][0] < said["turns"]["value"] < said["turns"]["both"][1]
     assert "the arrow of time, is" in told.stdout and "the half that does not" in told.stdout
     assert "Still moving" in told.stdout or "Not seen to move" in told.stdout
@@ -280,7 +283,8 @@ def test_what_are_no_losses_is_one_line(tmp_path, arrays, words):
 
 def test_damaged_files_of_losses_are_one_line(tmp_path):
     rng = np.random.default_rng(0)
-    path = write_losses(tmp_path, {"a": {"forward": rng.random((2, 6, 3)), "backward": rng.random((2, 6, 3))}})["npz"]
+    losses = Losses({"forward": rng.random((2, 6, 3)), "backward": rng.random((2, 6, 3))})
+    path = write_losses(tmp_path, {"a": losses})["npz"]
     whole = path.read_bytes()
     truth = read_losses(path)["a"].by_order
     mutations = [b"", b"junk" * 50, whole[:100], whole[:-30]]

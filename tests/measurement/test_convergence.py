@@ -7,8 +7,11 @@ import torch
 
 from modules.data.orders import READ_BACKWARD
 from modules.measurement import arrow
-from modules.measurement.comparison import compare, evaluate, held_out_windows, load_model, pair_up, read_run
-from modules.measurement.convergence import convergence, in_words
+from modules.measurement.comparison import compare
+from modules.measurement.convergence import convergence
+from modules.measurement.evaluation import evaluate, held_out_windows, load_model
+from modules.measurement.measure import evaluate_pairs
+from modules.measurement.pairing import pair_up, read_run
 from modules.models.evaluate import held_out_losses, sub_window_losses
 from modules.system.errors import UserError
 from modules.training import validations
@@ -35,26 +38,26 @@ def test_each_validation_keeps_the_loss_of_each_window(pair):
     logged = {entry["step"]: entry["loss"] for entry in metrics_of(folder, "x_forward") if entry["split"] == "valid"}
     for step in validations.steps(kept):
         assert validations.read(kept, step, 32).mean() == pytest.approx(logged[step], abs=1e-6)
-    by_window = evaluate(forward, CPU).losses_WT.mean(axis=1)
+    by_window = evaluate(forward, held_out_windows(forward), CPU).losses_WT.mean(axis=1)
     np.testing.assert_allclose(validations.read(kept, 20, 32), by_window, atol=1e-5)
 
 
 def test_the_arrow_by_checkpoint_is_that_of_each_checkpoint(pair):
     folder, group = pair
-    found = compare(group, CPU).comparison["convergence"]
-    assert [point["step"] for point in found["points"]] == [5, 10, 15, 20]
+    found = compare(*evaluate_pairs(group, CPU)).comparison.convergence
+    assert [point.step for point in found.points] == [5, 10, 15, 20]
     losses = {
         name: {entry["step"]: entry["loss"] for entry in metrics_of(folder, name) if entry["split"] == "valid"}
         for name in ("x_forward", "x_backward")
     }
-    for point in found["points"]:
-        forward, backward = (losses[name][point["step"]] for name in ("x_forward", "x_backward"))
-        assert point["percent"] == pytest.approx(100 * (backward / forward - 1), abs=1e-3)
-        assert point["loss"] == pytest.approx((forward + backward) / 2, abs=1e-5)
-        assert point["interval"][0] < point["percent"] < point["interval"][1]
-    assert found["change"] == pytest.approx(found["points"][3]["percent"] - found["points"][1]["percent"])
-    assert found["fall"] > 0 and found["passes"] == pytest.approx(20 * 16 * 16 / (60_000 - 512))
-    assert set(found["gaps"]) == {"forward", "backward"}
+    for point in found.points:
+        forward, backward = (losses[name][point.step] for name in ("x_forward", "x_backward"))
+        assert point.percent == pytest.approx(100 * (backward / forward - 1), abs=1e-3)
+        assert point.loss == pytest.approx((forward + backward) / 2, abs=1e-5)
+        assert point.interval[0] < point.percent < point.interval[1]
+    assert found.change == pytest.approx(found.points[3].percent - found.points[1].percent)
+    assert found.fall > 0 and found.passes == pytest.approx(20 * 16 * 16 / (60_000 - 512))
+    assert set(found.gaps) == {"forward", "backward"}
 
 
 def test_a_damaged_validation_is_left_out_and_named(pair, capsys):
@@ -66,7 +69,11 @@ def test_a_damaged_validation_is_left_out_and_named(pair, capsys):
             (kept / "000000000010.npy").write_bytes(damaged)
             with pytest.raises(UserError, match=r"000000000010\.npy"):
                 validations.read(kept, 10, 32)
-        assert [point["step"] for point in compare(group, CPU).comparison["convergence"]["points"]] == [5, 15, 20]
+        assert [point.step for point in compare(*evaluate_pairs(group, CPU)).comparison.convergence.points] == [
+            5,
+            15,
+            20,
+        ]
         assert "000000000010.npy" in capsys.readouterr().err
     finally:
         (kept / "000000000010.npy").write_bytes(whole)
@@ -88,7 +95,7 @@ def test_an_arrow_that_changes_by_more_than_its_interval_is_still_moving(arrows,
     found = convergence(
         *series(arrows, steps, np.random.default_rng(0)), 1000, 1.0, None, {"forward": 3.0, "backward": 3.0}, 0.01
     )
-    assert found.moving is moving and in_words(found).startswith("Still moving" if moving else "Not seen to move")
+    assert found.moving is moving and found.verdict.startswith("Still moving" if moving else "Not seen to move")
     assert found.change == pytest.approx(100 * (arrows[3] - arrows[1]) / 3, abs=0.3) and not found.warnings
 
 
@@ -96,7 +103,7 @@ def test_what_is_not_known_is_not_called_converged():
     forward, backward = series([0.1], [1000], np.random.default_rng(0))
     for validated in ((forward, backward), ([], []), ([{}], [{}])):
         found = convergence(*validated, 1000, 1.0, None, {"forward": 3.0, "backward": 3.0}, 0.01)
-        assert found.moving is None and "not known" in in_words(found)
+        assert found.moving is None and "not known" in found.verdict
 
 
 def test_many_passes_and_unequal_gaps_are_warned_of():
@@ -132,11 +139,11 @@ def test_windows_in_parts_are_windows_of_that_length(pair, length):
 
 
 def test_the_arrow_by_context_ends_with_the_whole_window(pair):
-    comparison = compare(pair[1], CPU).comparison
-    assert [row["length"] for row in comparison["by_length"]] == [2, 4, 8, 16]
-    assert comparison["by_length"][-1]["percent"] == comparison["arrow"]["percent"]["value"]
+    comparison = compare(*evaluate_pairs(pair[1], CPU)).comparison
+    assert [row.length for row in comparison.by_length] == [2, 4, 8, 16]
+    assert comparison.by_length[-1].percent == comparison.arrow.percent.value
     run = pair[1][0][0]
     whole = held_out_losses(load_model(run, CPU), held_out_windows(run), 16, CPU)
-    assert comparison["by_length"][-1]["forward"] == pytest.approx(whole.mean())
-    assert comparison["by_length"][0]["forward"] > comparison["by_length"][-1]["forward"], "less context costs more"
+    assert comparison.by_length[-1].forward == pytest.approx(whole.mean())
+    assert comparison.by_length[0].forward > comparison.by_length[-1].forward, "less context costs more"
     assert arrow.measure(whole, whole).nats.value == 0

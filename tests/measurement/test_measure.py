@@ -24,12 +24,16 @@ import measure_arrow
 from modules.cli import config_of, training_parser
 from modules.config import parse_config
 from modules.corpora import synthetic as sources
-from modules.measurement.comparison import base_name, pair_up, read_run
-from modules.measurement.measure import planned_runs
+from modules.data.token_file import open_tokens
+from modules.measurement import evaluation
+from modules.measurement import measure as evaluate_and_report
+from modules.measurement.pairing import base_name, pair_up, read_run
+from modules.measurement.runs import planned_runs
 from modules.models import build_model
 from modules.system.errors import UserError
 from modules.tok_utils import create_tokenizer
 from modules.tokenizer import Tokenizer, get_tokenizer
+from modules.training.checkpoint import load_state
 from modules.training.run import Request
 from modules.training.side_by_side import start
 
@@ -170,6 +174,29 @@ def test_losses_are_those_of_a_plain_evaluation(data, measured):
         assert [seed[direction] for seed in comparison["arrow"]["per_seed"]] == pytest.approx(
             losses[direction], abs=1e-5
         )
+
+
+def test_each_state_and_the_data_are_read_once(data, measured, tmp_path, monkeypatch):
+    """A measurement with snippets, a page of held-out text and one of another text."""
+    (tmp_path / "mine.txt").write_text("010 110\n")
+    read, opened = [], []
+    monkeypatch.setattr(evaluation, "load_state", lambda path: read.append(path) or load_state(path))
+    monkeypatch.setattr(evaluate_and_report, "open_tokens", lambda path: opened.append(path) or open_tokens(path))
+    wish = evaluate_and_report.Wish(
+        tmp_path, str(data / "bytes"), texts=evaluate_and_report.read_texts([tmp_path / "mine.txt"], data / "bytes")
+    )
+    told = evaluate_and_report.report_on(
+        evaluate_and_report.measured_states(states(data), torch.device("cpu"), wish), wish
+    )
+    assert sorted(read) == states(data) and len(opened) == 1
+    assert told.count("snippet") == 2 and told.count("coloured") == 2
+
+
+def test_a_state_that_is_replaced_while_it_is_measured_is_refused(data, measured, tmp_path):
+    run = read_run(changed(states(data)[0], tmp_path / "x.state", lambda state: None))
+    changed(states(data)[0], tmp_path / "x.state", lambda state: state.update(step=29))
+    with pytest.raises(UserError, match=r"x\.state: was replaced while it was measured \(step 30 before, 29 now\)"):
+        evaluation.load_model(run, torch.device("cpu"))
 
 
 def test_finished_runs_are_used_as_they_are(data, measured):

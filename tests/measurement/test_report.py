@@ -1,7 +1,7 @@
 """The report says what the losses say, in text, in JSON and in pictures that open."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,65 +10,59 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from modules.measurement import arrow, figures, report
-from modules.measurement.convergence import Convergence, Point, in_words
+from modules.measurement import figures, report
+from modules.measurement.comparison import (
+    Comparison,
+    Curve,
+    LengthRow,
+    Line,
+    compare_losses,
+    marked_for_longer_contexts,
+)
+from modules.measurement.convergence import Convergence, Point
 
 CONVERGED = Convergence(
     [Point(step, percent, (percent - 0.2, percent + 0.2), 3.3) for step, percent in ((1, 1.0), (2, 1.1), (3, 1.2))],
-    0.1,
-    0.05,
-    1.2,
-    {"forward": 0.1, "backward": 0.1},
-    [],
+    change=0.1,
+    fall=0.05,
+    passes=1.2,
+    gaps={"forward": 0.1, "backward": 0.1},
+    warnings=[],
+    moving=False,
+    verdict="Not seen to move any more.",
 )
 
 
-def comparison(name="small", context=16, parameters=120_000, width=64, text="english", n_seeds=3, gap=0.05) -> dict:
+def comparison(
+    name="small", context=16, parameters=120_000, width=64, text="english", n_seeds=3, gap=0.05
+) -> Comparison:
     """A comparison of made-up losses, measured as real ones are."""
     random = np.random.default_rng(context)
     forward = random.gamma(4, 0.8, size=(n_seeds, 60, context))
     backward = forward + gap + 0.1 * random.standard_normal(forward.shape)
-    found = arrow.measure(forward, backward)
-    curve = {"train": {"step": [1, 2, 3], "loss": [5.0, 4.0, 3.5]}, "valid": {"step": [2, 3], "loss": [4.1, 3.6]}}
-    return {
-        "name": name,
-        "losses": {
-            direction: {"nats_per_token": loss, "bits_per_byte": None, "perplexity": arrow.perplexity(loss)}
-            for direction, loss in (("forward", found.forward), ("backward", found.backward))
-        },
-        "order": "backward",
-        "arrow": asdict(found) | {"verdict": found.verdict, "outlook": found.outlook()},
-        "held_out": {"windows": found.n_windows, "context": context, "tokens": found.n_tokens, "block": found.block},
-        "by_context": {key: values.tolist() for key, values in arrow.by_context(forward, backward).items()},
-        "by_class": None,
-        "by_length": [
-            {"length": length, "forward": 3.2, "backward": 3.25, "percent": 1.5, "interval": (1.0, 2.0), "windows": 60}
-            for length in (2, 4, context)
-        ],
-        "convergence": asdict(CONVERGED) | {"moving": False, "verdict": in_words(CONVERGED)},
-        "control": None,
-        "curves": [{"forward": curve, "backward": curve}] * n_seeds,
-        "compared": {
-            "text": text,
-            "parameters": parameters,
-            "seeds": list(range(n_seeds)),
-            "changed_on_the_way": [],
-            "config": {"model_params": {"n_layers": 2, "embed_dim": width}},
-        },
-    }
+    told = compare_losses(name, "backward", forward, backward, None, text).comparison
+    curve = Curve(Line([1, 2, 3], [5.0, 4.0, 3.5]), Line([2, 3], [4.1, 3.6]))
+    return replace(
+        told,
+        by_length=[LengthRow(length, 3.2, 3.25, 1.5, (1.0, 2.0), 60) for length in (2, 4, context)],
+        convergence=CONVERGED,
+        curves=[{"forward": curve, "backward": curve}] * n_seeds,
+        compared=replace(
+            told.compared, parameters=parameters, config={"model_params": {"n_layers": 2, "embed_dim": width}}
+        ),
+    )
 
 
 def test_report_json_and_pictures_hold_the_numbers(tmp_path):
     one, command = comparison(), "python measure_arrow.py a.json"
     paths = report.write_report(tmp_path / "new" / "folder", [one], command=command)
-    assert json.loads(paths["json"].read_text()) == json.loads(
-        json.dumps({"command": command, "comparisons": [one], "contrasts": []})
-    )
+    held = {"command": command, "comparisons": [asdict(one)], "contrasts": []}
+    assert json.loads(paths["json"].read_text()) == json.loads(json.dumps(held, default=np.ndarray.tolist))
     text = paths["report"].read_text()
-    percent = one["arrow"]["percent"]
-    low, high = percent["both"]
-    assert f"| {one['arrow']['nats']['value']:+.4f} | {percent['value']:+.2f} % | {low:+.2f} to {high:+.2f} |" in text
-    assert one["arrow"]["verdict"] in text and "config.model_params.n_layers: 2" in text and command in text
+    percent = one.arrow.percent
+    low, high = percent.both
+    assert f"| {one.arrow.nats.value:+.4f} | {percent.value:+.2f} % | {low:+.2f} to {high:+.2f} |" in text
+    assert one.arrow.verdict in text and "config.model_params.n_layers: 2" in text and command in text
     for name in ("small-loss", "arrow-by-checkpoint", "arrow-by-context", "arrow-by-tokens-seen"):
         assert f"({name}.png)" in text
         assert imread(paths[name]).shape[:2] == (630, 960)
@@ -93,9 +87,9 @@ def test_sweep_figure_shows_the_measured_arrows():
     sweep = [comparison("long", context=64, gap=0.2), comparison("short", context=16, gap=0.1)]
     axes = figures.arrow_by_context_length(sweep).axes[0]
     drawn = axes.containers[0].lines[0].get_ydata()
-    assert drawn == pytest.approx([c["arrow"]["percent"]["value"] for c in reversed(sweep)])  # from short to long
+    assert drawn == pytest.approx([c.arrow.percent.value for c in reversed(sweep)])  # from short to long
     low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
-    assert (low, high) == pytest.approx(sweep[1]["arrow"]["percent"]["both"])
+    assert (low, high) == pytest.approx(sweep[1].arrow.percent.both)
 
 
 def test_same_numbers_give_the_same_bytes(tmp_path):
@@ -106,7 +100,7 @@ def test_same_numbers_give_the_same_bytes(tmp_path):
 
 
 def test_runs_without_metrics_or_with_one_seed_still_give_a_report(tmp_path):
-    bare = comparison(n_seeds=1) | {"curves": []}
+    bare = replace(comparison(n_seeds=1), curves=[])
     text = report.write_report(tmp_path, [bare])["report"].read_text()
     assert "| one seed |" in text and "-loss.png" not in text
 
@@ -131,10 +125,9 @@ def test_a_picture_that_cannot_be_drawn_costs_the_report_nothing_else(tmp_path, 
 
 def test_a_longer_context_with_the_higher_loss_is_still_moving():
     short, long = comparison("short", context=16), comparison("long", context=32)
-    long["losses"]["forward"]["nats_per_token"] = short["losses"]["forward"]["nats_per_token"] + 0.1
-    marked = {
-        each["name"]: each["convergence"]["warnings"] for each in report.marked_for_longer_contexts([short, long])
-    }
+    higher = short.losses["forward"].nats_per_token + 0.1
+    long.losses["forward"] = replace(long.losses["forward"], nats_per_token=higher)
+    marked = {each.name: each.convergence.warnings for each in marked_for_longer_contexts([short, long])}
     assert not marked["short"] and "with less context (16) the same model has the lower loss" in marked["long"][0]
 
 

@@ -4,6 +4,7 @@ refused."""
 import json
 import os
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -18,7 +19,7 @@ from markdown_it import MarkdownIt
 from modules import cli, plots
 from modules.config import load_config
 from modules.measurement import figures, report
-from modules.measurement.comparison import read_run
+from modules.measurement.pairing import read_run
 from modules.system import names
 from modules.system.errors import UserError
 from modules.system.names import LONGEST_NAME, check_name, distinct, file_name, in_markdown, link_to, one_line
@@ -239,7 +240,7 @@ def test_a_report_of_nasty_names_shows_them_and_its_pictures_are_there(tmp_path)
     drawn = ["a $x$ b", "<script>alert(1)</script>", "two\nlines\r\n## x"]  # the others in legends
     one = comparison(n_seeds=1)
     comparisons = [
-        one | {"name": name, "compared": one["compared"] | {"text": name}} | ({} if name in drawn else {"curves": []})
+        replace(one, name=name, compared=replace(one.compared, text=name), curves=one.curves if name in drawn else [])
         for name in NASTY
     ]
     command = "python measure_arrow.py '``` ````\n# x.json' \udcff"

@@ -35,8 +35,10 @@ import zstandard
 from modules.config import load_config, parse_config
 from modules.data.token_file import open_tokens
 from modules.measurement import report
-from modules.measurement.comparison import curve, load_model, read_run
+from modules.measurement.comparison import curve
+from modules.measurement.evaluation import load_model
 from modules.measurement.measure import Wish, report_on_losses
+from modules.measurement.pairing import read_run
 from modules.system.errors import UserError
 from modules.tok_utils import make_h5, tokenize_folder
 from modules.tok_utils.encoder import Encoder, fast_tokenizer

@@ -14,7 +14,8 @@ import torch
 
 from modules.config import GPTParams, OptimParams, TrainingParams, load_config
 from modules.data.token_file import open_tokens
-from modules.measurement.comparison import held_out_windows, pair_up, read_run
+from modules.measurement.evaluation import held_out_windows
+from modules.measurement.pairing import pair_up, read_run
 from modules.system.errors import UserError
 from modules.training import history
 from modules.training.checkpoint import backups_of, load_state, save_state

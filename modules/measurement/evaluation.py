@@ -1,0 +1,114 @@
+"""The one visit to a state: all that a measurement wants of its weights, which then leave the memory again.
+
+Models are evaluated in fp32, whatever the precision of their training, each on its held-out windows: the same text for
+both directions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from modules.data.token_file import TokenFile, open_tokens
+from modules.data.windows import Windows, split
+from modules.measurement.pairing import Trained
+from modules.measurement.text_losses import text_losses
+from modules.models import LanguageModel, build_model
+from modules.models.evaluate import held_out_losses, snippet, sub_window_losses
+from modules.system.errors import UserError
+from modules.tokenizer import Tokenizer
+from modules.training.checkpoint import check_tensors, load_state
+from modules.training.recording import SNIPPET_TOKENS
+
+# Held-out tokens that are also read in shorter windows, in as many passes as the context has powers of two.
+SUB_WINDOW_TOKENS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run's model says, losses in nats.
+
+    losses_WT: of each held-out token in text order [windows, tokens]. by_length: of held-out windows read in shorter
+    parts, length of these -> [windows], the first SUB_WINDOW_TOKENS of them. texts: of each token [n] of each text that
+    was asked for, in text order. snippet: a text that the model makes up, as long as the texts after BOS that it has
+    seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
+    """
+
+    run: Trained
+    losses_WT: np.ndarray
+    by_length: dict[int, np.ndarray]
+    texts: list[np.ndarray]
+    snippet: str | None
+
+
+def evaluate(
+    run: Trained,
+    windows: Windows,
+    device: torch.device,
+    texts: Sequence[np.ndarray] = (),
+    toki: Tokenizer | None = None,
+) -> Evaluation:
+    """Evaluate the model of `run` on its held-out windows and on `texts`, ids [n] each. With a tokenizer it makes up a
+    snippet as well."""
+    model, batch_size, context = load_model(run, device), run.config.valid_batch_size, windows.length
+    some = replace(windows, count=max(2, min(len(windows), SUB_WINDOW_TOKENS // context)))
+    lengths = [2**power for power in range(1, context.bit_length()) if context % 2**power == 0 and 2**power < context]
+    return Evaluation(
+        run,
+        held_out_losses(model, windows, batch_size, device),
+        {length: sub_window_losses(model, some, length, batch_size, device) for length in lengths},
+        [text_losses(model, ids, context, windows.reading, windows.token_file.bos_id, device) for ids in texts],
+        snippet(model, windows, toki, min(SNIPPET_TOKENS, context), run.seed, device) if toki else None,
+    )
+
+
+def load_model(run: Trained, device: torch.device) -> LanguageModel:
+    """The trained model, on `device`, for evaluation. UserError where the state is not the one that `run` was read
+    from."""
+    state = load_state(run.path)
+    if any(state[key] != value for key, value in run.state.items()):
+        raise UserError(
+            f"{run.path}: was replaced while it was measured (step {run.state['step']:,} before, {state['step']:,} "
+            "now); measure again when its run has ended"
+        )
+    model = build_model(run.config.model, run.seed, **run.config.model_arguments)
+    weights = state["model"]
+    check_tensors(weights, {name: tensor.shape for name, tensor in model.state_dict().items()}, f"{run.path}: model")
+    model.load_state_dict(weights)
+    return model.to(device).eval()
+
+
+# The held-out text
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def held_out_windows(run: Trained, opened: Callable[[str], TokenFile] = open_tokens) -> Windows:
+    """The held-out windows of a run. UserError where its data are not to be found, or were changed since it was
+    trained."""
+    recorded = run.state["dataset"]["fingerprint"]
+    if not Path(run.data_path).is_file():
+        raise UserError(
+            f"{run.data_path}: the data that {run.path} was trained on are no longer there; say where they are with "
+            "--data"
+        )
+    token_file = opened(run.data_path)
+    if not token_file.matches(recorded):
+        raise UserError(
+            f"{run.data_path}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
+            f"expected {recorded}); say where those are with --data"
+        )
+    return split(
+        token_file,
+        run.config.model_params.context,
+        run.config.stride,
+        run.held_out_windows,
+        run.config.step_windows,
+        run.config.reading,
+    )[1]
+
+
+def held_out_ids(windows: Windows) -> np.ndarray:
+    """The held-out tokens in text order. [windows, tokens]"""
+    return windows.token_file.gather(windows.first + windows.stride * np.arange(windows.count), windows.length)
