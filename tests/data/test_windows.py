@@ -49,7 +49,8 @@ FLIPS = {
 }
 BACKWARDS = {
     "config.py": "where it is chosen",
-    "measurement/pairing.py", "measurement/runs.py": "where it is chosen",
+    "measurement/pairing.py": "compared",
+    "measurement/runs.py": "where it is chosen",
     "measurement/comparison.py": "compared",
 }
 
