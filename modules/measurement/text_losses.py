@@ -1,7 +1,7 @@
-"""What each token of any text costs forward and backward, aligned to the same tokens.
+"""What each token of any text costs in each order of reading, aligned to the same tokens.
 
-A text longer than the context is read in overlapping windows, and each token's losses, in both
-directions, are taken from the window where it is most central. So the two models always see the same window around it,
+A text longer than the context is read in overlapping windows, and each token's losses, in every
+order, are taken from the window where it is most central. So the two models always see the same window around it,
 and away from the text's ends each sees a quarter of the context or more. Windows end to end, as in the held-out loss,
 would show every window's edge: there one of the models has seen nothing.
 """
@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from modules.data.orders import READ_BACKWARD, READ_FORWARD
+from modules.data.orders import READ_BACKWARD, READ_FORWARD, Reading
 from modules.data.windows import windows_of_ids
 from modules.models.evaluate import held_out_losses
+from modules.system.errors import UserError
 
 BATCH = 16  # windows evaluated together
 
@@ -26,15 +27,35 @@ def text_losses(
     device: str | torch.device = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Forward and backward losses of the tokens `ids` [n], nats, both [n] and in text order."""
+    pair = (forward, READ_FORWARD), (backward, READ_BACKWARD)
+    one, other = (losses_of_text(model, reading, ids, context, bos_id, device) for model, reading in pair)
+    return one, other
+
+
+def losses_of_text(
+    model: nn.Module,
+    reading: Reading,
+    ids: np.ndarray,
+    context: int,
+    bos_id: int = 0,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """Losses of the tokens `ids` [n] in one order (`next(iter(reading))` where a model reads in several), nats, [n], in
+    text order.
+
+    Raises UserError where the text is shorter than the context and the order a list of the context's positions.
+    """
     if len(ids) == 0:
-        return np.zeros(0), np.zeros(0)
+        return np.zeros(0)
+    length = min(context, len(ids))
+    if length < context and not isinstance(reading.orders[0], str):
+        raise UserError(
+            f"a text of {length} tokens: expected at least the context's {context}, for which the order lists positions"
+        )
     starts, chosen, offset = central_windows(len(ids), context)
-    both = []
-    for model, reading in ((forward, READ_FORWARD), (backward, READ_BACKWARD)):
-        windows = windows_of_ids(ids, min(context, len(ids)), bos_id, reading)
-        losses_WT = held_out_losses(model, windows, BATCH, torch.device(device), indices=starts, progress=False)
-        both.append(losses_WT[chosen, offset])
-    return both[0], both[1]
+    windows = windows_of_ids(ids, length, bos_id, reading)
+    losses_WT = held_out_losses(model, windows, BATCH, torch.device(device), indices=starts, progress=False)
+    return losses_WT[chosen, offset]
 
 
 def central_windows(n: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
