@@ -216,7 +216,8 @@ class TrainingParams(Section):
     @model_validator(mode="before")
     @classmethod
     def keys_of_others(cls, data: Any) -> Any:
-        """The keys by which the paper's authors later said the same: each goes before ours, as in their code."""
+        """The keys by which the paper's authors later said the same: each goes before ours, as in their code; and
+        `backwards` follows from an order where there is one."""
         if not isinstance(data, dict):
             return data
         data = dict(data)
@@ -228,21 +229,24 @@ class TrainingParams(Section):
         for theirs, ours in THEIR_KEYS.items():
             if (value := data.pop(theirs, None)) is not None:
                 data[ours] = value
-        return data
-
-    @model_validator(mode="before")
-    @classmethod
-    def order_and_backwards_agree(cls, data: Any) -> Any:
-        """`backwards` follows from an order where there is one."""
-        if not isinstance(data, dict) or data.get("order") is None:
+        order, backwards = data.get("order"), data.get("backwards")
+        if order is None:
             return data
-        backward = is_backward(data["order"])
-        if data.get("backwards") not in (None, backward) and (data["backwards"] is True or backward):
+        backward = is_backward(order)
+        if backwards is True and not backward or backwards is False and backward:
             raise ValueError(
-                f"expected order and backwards to agree, found order {shown(data['order'])} and backwards "
-                f"{str(data['backwards']).lower()}; leave backwards out"
+                f"expected order and backwards to agree, found order {shown(order)} and backwards "
+                f"{str(backwards).lower()}; leave backwards out"
             )
-        return data | {"backwards": backward}
+        return data | ({"backwards": backward} if backwards is None else {})
+
+    @field_validator("order", mode="before")
+    @classmethod
+    def name_or_list(cls, value: Any) -> Any:
+        """One line for both kinds; what they may say depends on the model's context: see `Config`."""
+        if value is not None and not isinstance(value, (str, list)):
+            raise ValueError(f"expected a name or a list, found {shown(value)}")
+        return value
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -397,8 +401,8 @@ class Config(Section):
         if self.model is not None and is_gpt != (self.model == "gpt"):
             expected = '"gpt"' if is_gpt else '"gru" or "lstm"'
             raise ValueError(
-                f"expected model {expected} for model_params with {'attn_length' if is_gpt else 'desired_attn_length'}, "
-                f'found "{self.model}"'
+                f"expected model {expected} for model_params with "
+                f'{"attn_length" if is_gpt else "desired_attn_length"}, found "{self.model}"'
             )
         return self
 
@@ -421,8 +425,8 @@ class Config(Section):
     def two_windows_are_held_out(self) -> Self:
         if self.held_out_windows < 2:
             raise ValueError(
-                f"expected at least two held-out windows of {self.model_params.context} tokens, found {self.held_out_windows}; "
-                "set a larger training_params.held_out_tokens or valid_steps"
+                f"expected at least two held-out windows of {self.model_params.context} tokens, found "
+                f"{self.held_out_windows}; set a larger training_params.held_out_tokens or valid_steps"
             )
         return self
 
@@ -474,7 +478,8 @@ def load_config(path: str | os.PathLike) -> Config:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, and be empty for a second reader
             raise UserError(
-                f"{path}: expected a config file, found {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}"
+                f"{path}: expected a config file, found "
+                f"{'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}"
             )
         if found.st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{path}: expected a config file of some kB, found {found.st_size:,} bytes")
@@ -613,7 +618,9 @@ def nearest_key(keys: list[str], location: tuple) -> str:
         return "only a GPT has it, and desired_attn_length makes this a recurrent model"
     for candidates in (valid, all_keys()):
         if near := difflib.get_close_matches(keys[-1], candidates, n=1):
-            return f"nearest valid key: {all_keys()[near[0]] if candidates is not valid else '.'.join([*keys[:-1], near[0]])}"
+            return (
+                f"nearest valid key: {'.'.join([*keys[:-1], near[0]]) if candidates is valid else all_keys()[near[0]]}"
+            )
     return f"valid keys: {', '.join(valid)}"
 
 

@@ -15,8 +15,9 @@ import collect_manpages
 import generate_text
 import measure_arrow
 from modules import cli
-from modules.cli import integer, number_above_zero, path, training_parser
-from tests.toy import run_script
+from modules.cli import config_of, integer, number_above_zero, path, train_from_arguments, training_parser
+from modules.system.errors import UserError
+from tests.toy import run_script, write_config
 
 HUGE = "9" * 10_000
 COMMANDS = [
@@ -100,6 +101,21 @@ def test_absurd_arguments_of_training_are_refused(flag):
     with redirect_stderr(io.StringIO()) as errors, pytest.raises(SystemExit) as ended:
         training_parser("").parse_args(["config.json", *flag])
     assert ended.value.code == 2 and len(errors.getvalue().splitlines()) == 1
+
+
+def test_short_forms_and_a_cool_down_without_a_number():
+    args = training_parser("").parse_args(["config.json", "-r", "name", "-c"])
+    assert (args.run_name, args.cooldown) == ("name", 0)
+    assert training_parser("").parse_args(["-c", "12", "config.json"]).cooldown == 12
+    assert training_parser("").parse_args(["config.json"]).cooldown is None
+
+
+def test_the_config_names_the_tokenizer_where_no_argument_does(tmp_path):
+    path = write_config(tmp_path, training_params__tokenizer_path=str(tmp_path / "of_config"))
+    for arguments, named in (([], "of_config"), (["-t", str(tmp_path / "given")], "given")):
+        args = training_parser("").parse_args([str(path), "-d", "cpu", *arguments])
+        with pytest.raises(UserError, match=named):
+            train_from_arguments(args, config_of(args, "gpt"))
 
 
 @pytest.mark.parametrize("stream", ["<&-", "</dev/null"])

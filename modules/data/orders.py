@@ -135,6 +135,9 @@ NAMES = {
     "mallows": Name(mallows, "mallows:THETA,SEED", (theta_of, integer(0))),
     FRESH: Name(None, FRESH),
 }
+# Orders that are known from their positions.
+RECOGNIZED = [name for name, of in NAMES.items() if of.make is not None and not of.parameters]
+RECOGNIZED += ["halves:forward,backward", "halves:backward,forward"]
 USAGES = ", ".join(name.usage for name in NAMES.values())
 
 
@@ -212,11 +215,7 @@ def orders_of(said: object, length: int) -> tuple[Order, ...]:
         return (FORWARD, BACKWARD)
     if isinstance(said, str) or is_positions(said):
         return (named(said, length),)
-    if (
-        not isinstance(said, list)
-        or len(said) < 2
-        or not all(isinstance(one, str) or is_positions(one) for one in said)
-    ):
+    if not isinstance(said, list) or len(said) < 2 or any(type(x) is not str and not is_positions(x) for x in said):
         raise ValueError(
             f"expected a name, a list of {length} positions, or a list of two or more of these, found {str(said)[:40]}; "
             f"valid names are {USAGES}, {BOTH}"
@@ -247,8 +246,7 @@ def named(said: str | Sequence[int], length: int) -> Order:
         return said
     order = tuple(said)
     check_permutation(order, length)
-    without_parameters = (name for name, of in NAMES.items() if of.make is not None and not of.parameters)
-    return next((name for name in without_parameters if tuple(positions(name, length)) == order), order)
+    return next((name for name in RECOGNIZED if tuple(positions(name, length)) == order), order)
 
 
 def name_of(order: Order) -> str:

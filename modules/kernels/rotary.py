@@ -1,9 +1,9 @@
-"""Rotary positions (RoPE): queries and keys are turned by an angle that grows with their position, so that their product
-knows how far apart they are. (J. Su et al., "RoFormer", arXiv 2104.09864.)
+"""Rotary positions (RoPE): queries and keys are turned by an angle that grows with their position, so that their
+product knows how far apart they are. (J. Su et al., "RoFormer", arXiv 2104.09864.)
 
-Neighbouring channels are a pair, which is turned. Values are left alone. A turn is undone by the opposite one, which is
-all that its backward pass is: nothing is kept for it but the turns themselves. On a CPU a pair is a complex number and a
-turn one product, 25 times as fast as written out in real numbers; a GPU's compiler has no complex numbers.
+Neighbouring channels are a pair, which is turned. Values are left alone. A turn is undone by the opposite one, which
+is all that its backward pass is: nothing is kept for it but the turns themselves. On a CPU a pair is a complex number
+and a turn one product, some 20 times as fast as in real numbers; a GPU's compiler has no complex numbers.
 
 Shapes: B batch, T time, H heads, C pairs of channels in a head, D = 2 H C, E = 3 D. `turns_TC2` has the cosine and the
 sine of each angle.

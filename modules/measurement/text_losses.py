@@ -1,9 +1,9 @@
-"""What each token of any text costs, forward or backward, aligned to the same tokens.
+"""What each token of any text costs in each order of reading, aligned to the same tokens.
 
-A text longer than the context is read in overlapping windows, and each token's loss, in either direction, is taken from
-the window where it is most central. So the two models always see the same window around it, and away from the text's
-ends each sees a quarter of the context or more. Windows end to end, as in the held-out loss, would show every window's
-edge: there one of the models has seen nothing.
+A text longer than the context is read in overlapping windows, and each token's losses, in every
+order, are taken from the window where it is most central. So the two models always see the same window around it,
+and away from the text's ends each sees a quarter of the context or more. Windows end to end, as in the held-out loss,
+would show every window's edge: there one of the models has seen nothing.
 """
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 from modules.data.orders import Reading
 from modules.data.windows import windows_of_ids
 from modules.models.evaluate import held_out_losses
+from modules.system.errors import UserError
 
 BATCH = 16  # windows evaluated together
 
@@ -25,11 +26,20 @@ def text_losses(
     bos_id: int = 0,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
-    """Losses of the tokens `ids` [n] by a model that reads in the order `reading`: nats, [n] in text order."""
+    """Losses of the tokens `ids` [n] in one order (`next(iter(reading))` where a model reads in several), nats, [n], in
+    text order.
+
+    Raises UserError where the text is shorter than the context and the order a list of the context's positions.
+    """
     if len(ids) == 0:
         return np.zeros(0)
+    length = min(context, len(ids))
+    if length < context and not isinstance(reading.orders[0], str):
+        raise UserError(
+            f"a text of {length} tokens: expected at least the context's {context}, for which the order lists positions"
+        )
     starts, chosen, offset = central_windows(len(ids), context)
-    windows = windows_of_ids(ids, min(context, len(ids)), bos_id, reading)
+    windows = windows_of_ids(ids, length, bos_id, reading)
     losses_WT = held_out_losses(model, windows, BATCH, torch.device(device), indices=starts, progress=False)
     return losses_WT[chosen, offset]
 

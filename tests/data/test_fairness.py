@@ -1,9 +1,8 @@
-"""The bookkeeping itself has no direction: an exact model loses the same forward and backward, to the last digits.
+"""The bookkeeping itself has no order of its own: an exact model loses the same in every order, to the last digits.
 
-The exact model is the joint table of all windows of three tokens over a small vocabulary, factorised left to right for
-one direction and right to left for the other. Both give every window the same probability; so after windows, BOS,
-flipping, batching and bringing the losses back into text order, the totals must agree: window by window, and whatever
-the table.
+The exact model is the joint table of all windows of a few tokens over a small vocabulary, factorised in the order of
+reading. All factorisations give every window the same probability; so after windows, BOS, permuting, batching and
+bringing the losses back into text order, the totals must agree: window by window, and whatever the table.
 """
 
 import h5py
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modules.data.orders import Reading
+from modules.data.orders import Reading, positions
 from modules.data.token_file import open_tokens
 from modules.data.windows import split
 from modules.measurement import arrow
@@ -84,3 +83,69 @@ def test_the_losses_are_those_of_the_same_text_tokens(tmp_path):
     for losses in both_directions(token_file(tmp_path / "t.h5", tokens), table, held_out=16):
         assert losses[:, [0, 2]] == pytest.approx(0, abs=1e-9)
         assert losses[:, 1] == pytest.approx(np.tile(-np.log([0.25, 0.75]), 8))
+
+
+# Any order
+# ----------------------------------------------------------------------------------------------------------------------
+
+ORDERS = ["forward", "backward", "middle_out", "ends_in", "even_odd", "odd_even", "halves:backward,forward", "chunks:2"]
+ORDERS += ["random:3", "mallows:0.5,1", (2, 0, 3, 1), "fresh_random"]
+
+
+class AnyOrderModel(nn.Module):
+    """-ln P(token | tokens read before it, at their places), by summing a table of the probabilities of windows of four
+    in text order [V, V, V, V]. It knows the places as a trained model does: from its order, its start token, or by
+    being told."""
+
+    def __init__(self, table: np.ndarray, orders: tuple):
+        super().__init__()
+        self.table, self.orders = table, orders
+
+    def losses(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        losses = np.empty(targets_BT.shape)
+        for row, (inputs, targets) in enumerate(zip(inputs_BT.numpy(), targets_BT.numpy(), strict=True)):
+            if inputs.ndim == 2:
+                read, places = inputs.T
+            else:
+                read, order = inputs, self.orders[max(0, inputs[0] - VOCABULARY)]
+                places = positions(order, 4)
+            assert (read[1:] == targets[:-1]).all()
+            known, before = [slice(None)] * 4, 1.0
+            for step, (place, token) in enumerate(zip(places, targets, strict=True)):
+                known[place] = token - 1
+                after = self.table[tuple(known)].sum()
+                losses[row, step] = -np.log(after / before)
+                before = after
+        return torch.from_numpy(losses)
+
+
+@given(seed=st.integers(0, 10_000), held_out=st.integers(2, 25))
+@settings(max_examples=10, deadline=None)
+def test_an_exact_model_loses_the_same_in_every_order(tmp_path_factory, seed, held_out):
+    random = np.random.default_rng(seed)
+    table = random.dirichlet(np.full((VOCABULARY - 1) ** 4, 0.3)).clip(1e-12).reshape([VOCABULARY - 1] * 4)
+    table /= table.sum()
+    tokens = random.integers(1, VOCABULARY, size=4 * held_out + 9)
+    file = token_file(tmp_path_factory.mktemp("data") / "t.h5", tokens)
+    truth = -np.log(table[tuple((tokens[-4 * held_out :].reshape(-1, 4) - 1).T)])
+    for orders in [(order,) for order in ORDERS] + [("forward", "backward", "random:3")]:
+        model = AnyOrderModel(table, orders)
+        _, windows = split(file, 4, 2, held_out, 1, Reading.of(orders, VOCABULARY))
+        for one in windows:
+            losses = held_out_losses(model, one, 7, torch.device("cpu"), progress=False)
+            assert losses.sum(axis=1) == pytest.approx(truth, abs=1e-9), orders
+
+
+class BlindModel(nn.Module):
+    """What it loses on a token is the token's alone."""
+
+    def losses(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        return torch.sqrt(targets_BT.double())
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_a_model_that_ignores_its_input_loses_the_same_token_by_token(tmp_path, order):
+    tokens = np.random.default_rng(0).integers(1, VOCABULARY, size=400)
+    _, windows = split(token_file(tmp_path / "t.h5", tokens), 4, 2, 90, 1, Reading((order,)))
+    losses = held_out_losses(BlindModel(), windows, 7, torch.device("cpu"), progress=False)
+    assert np.array_equal(losses, np.sqrt(tokens[-360:].reshape(90, 4)))

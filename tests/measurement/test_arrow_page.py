@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from torch import nn
 
-from modules.data.orders import READ_BACKWARD, READ_FORWARD
+from modules.data.orders import READ_BACKWARD, READ_FORWARD, Reading, positions
 from modules.measurement import arrow_page, token_classes
 from modules.measurement.text_losses import central_windows, text_losses
+from modules.system.errors import UserError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -127,6 +128,21 @@ def test_text_losses_are_aligned_and_each_direction_sees_its_side(n, context):
     away_from_ends = (ids >= context) & (ids < n - context)
     assert (np.minimum(seen_before, seen_after)[away_from_ends] >= window // 4 - 1).all()
     assert seen_before[0] == 0 and seen_after[-1] == 0
+
+
+def test_losses_of_a_text_in_any_order():
+    ids = np.arange(10, 40)
+    for reading in (
+        Reading(("even_odd",)),
+        Reading(((2, 0, 3, 1, 4, 5),)),
+        Reading.of(("forward", "ends_in"), 7).one(0),
+    ):
+        losses = text_losses(CountingModel(), ids, 6, reading, bos_id=7)
+        assert np.array_equal(losses // 1000, ids)
+        starts, chosen, offset = central_windows(30, 6)
+        assert np.array_equal(losses % 1000, np.argsort(positions(reading.orders[0], 6))[offset])
+    with pytest.raises(UserError, match="a text of 5 tokens: expected at least the context's 6"):
+        text_losses(CountingModel(), ids[:5], 6, listed, bos_id=7)
 
 
 @given(n=st.integers(1, 300), context=st.integers(1, 50))
