@@ -1,7 +1,7 @@
-"""Text file to .h5: ours against `tokenizers.encode_batch`, in one run, on one core and on all.
+"""Text file to .h5: ours against `tokenizers.encode_batch`, in one run, on all cores.
 
-    python benchmarks/bench_tokenize.py --mb 200
-    python benchmarks/bench_tokenize.py --mb 2000 --peer_mb 200      # the peer on the first 200 MB only
+    python benchmarks/bench_tokenize.py                              # 6 MB and 200 MB, the peer on all of it
+    python benchmarks/bench_tokenize.py --mb 2000 4000 --peer_mb 200   # the peer on the first 200 MB only
 
 The corpus is the docstrings of the installed packages, repeated to the size asked for with a share of the letters
 replaced at random, afresh in each repetition: words like those of the tokenizer's training, and a steady supply of ones
@@ -11,29 +11,26 @@ Both sides have one.
 The peer is what people do: read the text, give it to `encode_batch` in batches with all its threads, write the ids as
 uint16. It gets items of some 2,000 characters, at which it is fastest (--peer_characters 150 are lines, 100000 large
 blocks), cut where ours would cut, so that the ids must be the same; batches of 4 MB bound its memory. Both sides are
-timed from the start of a fresh process to the last byte written. Memory is the sum of the resident sets of the process
-and all below it, sampled 20 times a second (pages that processes share count for each).
+timed from the start of a fresh process to the last byte written, imports and loading included. Memory is the sum of the
+resident sets of the process and all below it, sampled 20 times a second.
 """
 
 import argparse
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from modules.corpora.docstrings import write_docstring_corpus
-from modules.tok_utils import make_h5, tokenize_folder
-from modules.tok_utils.cuts import BEFORE_SPACE
-from modules.tokenizer import get_tokenizer
+from modules.tokenizer import get_tokenizer  # noqa: E402
 
 PEER_BATCH = 1 << 22
 NEXT_SPACE = re.compile(r"(?<=\S)(?=\s)")
@@ -41,7 +38,7 @@ NEXT_SPACE = re.compile(r"(?<=\S)(?=\s)")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb", type=int, default=200, help="size of the corpus in MB (default %(default)s)")
+    parser.add_argument("--mb", type=int, nargs="+", default=[6, 200], help="sizes of the corpus in MB (default 6 200)")
     parser.add_argument("--peer_mb", type=int, help="give the peer only the first so many MB (default: all)")
     parser.add_argument(
         "--peer_characters", type=int, default=2000, help="length of the peer's items (default %(default)s)"
@@ -57,71 +54,64 @@ def main() -> None:
     )
     parser.add_argument("--tokenizer_path", type=Path, default=ROOT / "modules" / "tokenizers" / "en_tokenizer")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)  # what a child process is to do
-    parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--cores", type=int, nargs="+", help="numbers of cores (default: all)")
+    parser.add_argument("--keep", action="store_true", help="leave the corpora, ids and .h5 there")
     args = parser.parse_args()
-    text = args.folder / f"corpus_{args.mb}_{args.noise:g}" / "corpus.txt"
     if args.side == "ours":
-        ours(text, args.tokenizer_path, args.cores)
+        ours(text_of(args, args.mb[0]), args.tokenizer_path, args.cores[0])
     elif args.side == "peer":
-        peer(
-            text, args.tokenizer_path, args.folder / "peer.ids", (args.peer_mb or args.mb) * 10**6, args.peer_characters
-        )
+        size = min(args.peer_mb or args.mb[0], args.mb[0]) * 10**6
+        peer(text_of(args, args.mb[0]), args.tokenizer_path, args.folder / "peer.ids", size, args.peer_characters)
     else:
-        compare(args, text)
+        print(
+            "| MB | cores | side | on MB | s | MB/s | ratio | MB/CPU s | ratio | peak memory, MB | make_h5, MB/s of ids | load |\n"
+            + "|---" * 12
+            + "|"
+        )
+        for megabytes in args.mb:
+            compare(args, megabytes)
 
 
-def compare(args: argparse.Namespace, text: Path) -> None:
-    """Make the corpus, run both sides in processes of their own, compare their ids, print the table."""
+def text_of(args: argparse.Namespace, megabytes: int) -> Path:
+    return args.folder / f"corpus_{megabytes}_{args.noise:g}" / "corpus.txt"
+
+
+def compare(args: argparse.Namespace, megabytes: int) -> None:
+    """Make the corpus, run both sides in processes of their own, compare their ids, print rows of the table."""
+    text = text_of(args, megabytes)
     if not text.exists():
-        make_corpus(text, args.mb * 10**6, args.noise)
-    all_cores = len(os.sched_getaffinity(0))
-    peer_mb = args.peer_mb or args.mb
-    print(
-        f"{text.stat().st_size / 1e6:.0f} MB of text, {args.noise:.1%} of its letters random, tokenizer {args.tokenizer_path.name}, {all_cores} cores, load {os.getloadavg()[0]:.1f}"
-    )
-    print(
-        "| cores | side | MB | s | MB/s | ratio | MB/CPU s | ratio | peak memory, MB | largest process, MB | make_h5, MB/s of ids |\n"
-        + "|---" * 11
-        + "|"
-    )
-    for cores in sorted({1, all_cores}):
+        make_corpus(text, megabytes * 10**6, args.noise)
+    for cores in args.cores or [len(os.sched_getaffinity(0))]:
         rates = {}
-        for side, megabytes in (("peer", peer_mb), ("ours", args.mb)):
-            seconds, cpu_seconds, peak, largest, said = run(args, side, cores)
-            rates[side] = megabytes / seconds, megabytes / cpu_seconds
-            ratios = [
-                f"{our / their:.1f}" if side == "ours" else ""
-                for our, their in zip(rates[side], rates["peer"], strict=True)
-            ]
+        for side, given in (("peer", min(args.peer_mb or megabytes, megabytes)), ("ours", megabytes)):
+            load = os.getloadavg()[0]
+            seconds, cpu_seconds, peak, said = run(args, side, megabytes, cores)
+            rates[side] = given / seconds, given / cpu_seconds
+            wall, cpu = (our / their for our, their in zip(rates[side], rates["peer"], strict=True))
             print(
-                f"| {cores} | {side} | {megabytes} | {seconds:.1f} | {rates[side][0]:.2f} | {ratios[0]} | {rates[side][1]:.2f} | {ratios[1]} | "
-                f"{peak / 1e6:.0f} | {largest / 1e6:.0f} | {said} |",
+                f"| {megabytes} | {cores} | {side} | {given} | {seconds:.2f} | {rates[side][0]:.1f} | {wall:.1f} | "
+                f"{rates[side][1]:.1f} | {cpu:.1f} | {peak / 1e6:.0f} | {said} | {load:.1f} |",
                 flush=True,
             )
-        print(f"  ids identical: {same_ids(args.folder / 'peer.ids', text.parent / 'out' / 'corpus.h5'):,}")
+        count = same_ids(args.folder / "peer.ids", text.parent / "out" / "corpus.h5")
+        print(f"  {megabytes} MB: {count:,} ids compared, identical", file=sys.stderr)
+    if not args.keep:
+        shutil.rmtree(text.parent)
+        (args.folder / "peer.ids").unlink()
 
 
-def run(args: argparse.Namespace, side: str, cores: int) -> tuple[float, float, int, int, str]:
-    """Seconds, CPU seconds, peak memory of the process tree, peak of its largest process, and what the child
-    printed."""
-    command = [
-        sys.executable,
-        __file__,
-        "--mb",
-        str(args.mb),
-        "--folder",
-        str(args.folder),
-        "--tokenizer_path",
-        str(args.tokenizer_path),
-        "--noise",
-        str(args.noise),
-        "--peer_characters",
-        str(args.peer_characters),
-        "--side",
-        side,
-        "--cores",
-        str(cores),
-    ] + (["--peer_mb", str(args.peer_mb)] if args.peer_mb else [])
+def run(args: argparse.Namespace, side: str, megabytes: int, cores: int) -> tuple[float, float, int, str]:
+    """Seconds, CPU seconds, peak memory of the process tree, and what the child printed."""
+    options = {
+        "--mb": megabytes,
+        "--folder": args.folder,
+        "--tokenizer_path": args.tokenizer_path,
+        "--noise": args.noise,
+        "--peer_characters": args.peer_characters,
+        "--side": side,
+        "--cores": cores,
+    } | ({"--peer_mb": args.peer_mb} if args.peer_mb else {})
+    command = [sys.executable, __file__] + [str(word) for pair in options.items() for word in pair]
     chosen = sorted(os.sched_getaffinity(0))[:cores]
     began, cpu_before = time.monotonic(), cpu_of_children()
     process = subprocess.Popen(
@@ -132,15 +122,14 @@ def run(args: argparse.Namespace, side: str, cores: int) -> tuple[float, float, 
         preexec_fn=lambda: os.sched_setaffinity(0, chosen),  # noqa: PLW1509 (no threads here)
         env=os.environ | {"RAYON_NUM_THREADS": str(cores)},
     )
-    peak = largest = 0
+    peak = 0
     while process.poll() is None:
-        sizes = resident_sizes(process.pid)
-        peak, largest = max(peak, sum(sizes)), max([largest, *sizes])
+        peak = max(peak, sum(resident_sizes(process.pid)))
         time.sleep(0.05)
     seconds = time.monotonic() - began
     if process.returncode:
         raise SystemExit(f"{side} on {cores} cores failed")
-    return seconds, cpu_of_children() - cpu_before, peak, largest, process.stdout.read().strip()
+    return seconds, cpu_of_children() - cpu_before, peak, process.stdout.read().strip()
 
 
 def cpu_of_children() -> float:
@@ -164,6 +153,8 @@ def resident_sizes(pid: int) -> list[int]:
 def ours(text: Path, tokenizer_path: Path, cores: int) -> None:
     for path in text.parent.glob("corpus_tokens/*"):
         path.unlink()
+    from modules.tok_utils import make_h5, tokenize_folder  # here and not above: their start-up is ours alone
+
     chunks = tokenize_folder(text, tokenizer_path, num_workers=cores)
     began = time.monotonic()
     h5_path = make_h5(chunks, text.parent / "out", get_tokenizer(tokenizer_path))
@@ -188,6 +179,8 @@ def peer(text: Path, tokenizer_path: Path, out: Path, size: int, characters: int
 def items_of(text: str, characters: int) -> list[str]:
     """Cut a text into items of some `characters`, before white space; the rest, in which there is no such place, comes
     last."""
+    from modules.tok_utils.cuts import BEFORE_SPACE
+
     items, start = [], 0
     while len(text) - start > characters:
         cut = BEFORE_SPACE.search(text, start + 1, start + characters) or NEXT_SPACE.search(text, start + characters)
@@ -200,6 +193,8 @@ def items_of(text: str, characters: int) -> list[str]:
 
 def same_ids(peer_ids: Path, h5_path: Path) -> int:
     """Compare the peer's ids with the same number of ours; the number. Ends the program where they differ."""
+    import h5py
+
     theirs = np.memmap(peer_ids, dtype=np.uint16, mode="r")
     with h5py.File(h5_path) as file:
         for start in range(0, len(theirs), 1 << 24):
@@ -214,6 +209,8 @@ def make_corpus(text: Path, size: int, noise: float) -> None:
     text.parent.mkdir(parents=True, exist_ok=True)
     prose = text.parent.parent / "docstrings.txt"
     if not prose.exists():
+        from modules.corpora.docstrings import write_docstring_corpus
+
         write_docstring_corpus(str(prose), 40.0, None)
     base = np.frombuffer(prose.read_bytes(), dtype=np.uint8)
     letters = np.flatnonzero((base >= ord("a")) & (base <= ord("z")))

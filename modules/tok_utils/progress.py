@@ -64,7 +64,8 @@ class Progress:
     def skip(self, piece: Piece) -> None:
         """A piece done in an earlier run: counts as done, not as speed."""
         self._skipped += piece.stop - piece.start
-        self._bar.initial += piece.stop - piece.start
+        if not self._bar.disable:  # else it has no such count
+            self._bar.initial += piece.stop - piece.start
         self._bar.update(piece.stop - piece.start)
 
     def count(self, piece: Piece, tokens: int) -> None:

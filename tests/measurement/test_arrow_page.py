@@ -142,7 +142,7 @@ def test_losses_of_a_text_in_any_order():
         starts, chosen, offset = central_windows(30, 6)
         assert np.array_equal(losses % 1000, np.argsort(positions(reading.orders[0], 6))[offset])
     with pytest.raises(UserError, match="a text of 5 tokens: expected at least the context's 6"):
-        text_losses(CountingModel(), ids[:5], 6, listed, bos_id=7)
+        text_losses(CountingModel(), ids[:5], 6, Reading(((2, 0, 3, 1, 4, 5),)), bos_id=7)
 
 
 @given(n=st.integers(1, 300), context=st.integers(1, 50))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from modules.tok_utils import make_h5, tokenize_folder
+from tests.processes import children_of
 from tests.tok_texts import sample_text, trained
 
 ROOT = Path(__file__).resolve().parents[2]
