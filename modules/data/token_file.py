@@ -44,6 +44,8 @@ class Attributes(Schema):
     tokens_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
     texts: str | None = None
     symmetric: bool | None = None
+    reading: str | None = None
+    symbols: str | None = None
     reversed_of: str | None = None
     attributes_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
 
@@ -84,7 +86,8 @@ class TokenFile:
     tokens: 1-D array-like of token ids, a memory map or an h5py dataset. text_bytes: size of the tokenized text in
     UTF-8 bytes, for bits per byte. tokens_crc32: CRC-32 of all ids, little-endian, as make_h5 wrote it. texts: what it
     was made from. symmetric: whether its tokenizer has no direction (tok_utils/symmetric.py). reversed_of: the
-    fingerprint of the dataset of which this is the reversed control.
+    fingerprint of the dataset of which this is the reversed control. reading: how its texts were read, where not as by
+    default (tok_utils/readers.py). symbols: which (tok_utils/symbols.py), where its tokenizer was not learned.
     """
 
     path: str
@@ -97,6 +100,8 @@ class TokenFile:
     texts: tuple[Text, ...] = ()
     symmetric: bool = False
     reversed_of: str | None = None
+    reading: str | None = None
+    symbols: str | None = None
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The stretches of `length` tokens that begin at `starts` [B], as int64 [B, length]."""
@@ -248,6 +253,8 @@ def open_tokens(path: str | os.PathLike) -> TokenFile:
         texts_of(said.texts, path),
         bool(said.symmetric),
         said.reversed_of,
+        said.reading,
+        said.symbols,
     )
     if said.attributes_crc32 is not None:
         if said.model_dump(exclude_none=True) != attributes_of(

@@ -13,5 +13,6 @@ reverses a text, `symmetric.py` has the tokenizer to which the direction is all 
 from modules.tok_utils.chunks import tokenize_folder
 from modules.tok_utils.create_custom_tokenizer import create_tokenizer
 from modules.tok_utils.h5 import make_h5
+from modules.tok_utils.readers import Reading
 
-__all__ = ["create_tokenizer", "make_h5", "tokenize_folder"]
+__all__ = ["Reading", "create_tokenizer", "make_h5", "tokenize_folder"]

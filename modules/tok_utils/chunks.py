@@ -25,7 +25,8 @@ from modules.tok_utils.encoder import why_not_fast
 from modules.tok_utils.inspection import check_kept, taken_texts
 from modules.tok_utils.job import MANIFEST, Chunk, Job, chunks_folder_of, remove_leftovers
 from modules.tok_utils.progress import Progress, say, wait_for
-from modules.tok_utils.text_source import find_texts, not_utf8
+from modules.tok_utils.readers import Reading
+from modules.tok_utils.text_source import PLAIN, find_texts, not_utf8
 from modules.tok_utils.worker import Encoded, NotUtf8, Worker
 from modules.tokenizer import get_tokenizer
 
@@ -40,6 +41,7 @@ def tokenize_folder(
     errors: str = "strict",
     out_h5_folder: str | os.PathLike | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    reading: Reading = PLAIN,
 ) -> Path:
     """Tokenize every text in `folder` (or one text, given its path) into .pt chunks beside it; started again, it goes
     on where it stopped.
@@ -47,12 +49,13 @@ def tokenize_folder(
     The ids are those of each whole text, in the order of the files' names, nothing between. Texts are only read.
 
     Args:
-        folder: folder with .txt, .txt.gz, .txt.xz or .txt.zst files, or the path of one.
+        folder: folder with texts (`readers.py` says of which names), or the path of one.
         tokenizer_path: tokenizer folder.
         num_workers: processes that encode, at most four a core; all cores by default.
         errors: "strict" refuses text that is not UTF-8 and says where; "replace" turns what is not into U+FFFD.
         out_h5_folder: where the .h5 will be made, if its disk is to be checked for room as well.
         chunk_bytes: bytes of text a chunk; part of the chunks' identity.
+        reading: how the files become text (`readers.py`); part of it too.
 
     Returns the folder with the chunks, for `make_h5`.
 
@@ -68,18 +71,20 @@ def tokenize_folder(
     if errors not in ("strict", "replace"):
         raise UserError(f'errors: expected "strict" or "replace", found {errors!r}')
     process = this_process()
-    texts = taken_texts(Path(folder)) if process.rank == 0 else find_texts(folder)
+    texts = taken_texts(Path(folder), reading) if process.rank == 0 else find_texts(folder)
     toki = get_tokenizer(tokenizer_path)
     chunks_folder = chunks_folder_of(folder, texts)
-    if Job(chunks_folder, texts, toki, errors, chunk_bytes).finished():
+    if Job(chunks_folder, texts, toki, errors, chunk_bytes, reading).finished():
         return chunks_folder
     workers = _number_of_workers(num_workers, process)
     if process.rank:
-        _make_chunks(Job(chunks_folder, texts, toki, errors, chunk_bytes), workers, process, False, out_h5_folder)
+        _make_chunks(
+            Job(chunks_folder, texts, toki, errors, chunk_bytes, reading), workers, process, False, out_h5_folder
+        )
     else:
-        check_kept(texts, toki)
+        check_kept(texts, toki, reading)
         with alone(chunks_folder) as held:  # against other commands; the other processes of this one share the work
-            job = Job(chunks_folder, texts, toki, errors, chunk_bytes)
+            job = Job(chunks_folder, texts, toki, errors, chunk_bytes, reading)
             if not job.finished():  # by the command that was waited for
                 _make_chunks(job, workers, process, held, out_h5_folder)
     return chunks_folder
@@ -105,7 +110,7 @@ def _make_chunks(job: Job, workers: int, process: Process, held: bool, out_h5_fo
     pool = [Worker(toki.folder, fast=not reason, errors=job.errors) for _ in range(workers)]  # they get ready meanwhile
     try:
         if process.rank == 0:
-            check_space(job.texts, toki, folder, out_h5_folder)
+            check_space(job.texts, toki, folder, out_h5_folder, job.reading)
             job.begin()
             if held and process.world_size == 1:  # else another process may be writing one
                 remove_leftovers(folder, "chunk_*.pt")

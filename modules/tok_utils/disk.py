@@ -7,17 +7,22 @@ from pathlib import Path
 from modules.system.errors import UserError
 from modules.tok_utils.encoder import id_dtype
 from modules.tok_utils.progress import say
-from modules.tok_utils.text_source import TextSource, spread_samples
+from modules.tok_utils.readers import Reading
+from modules.tok_utils.text_source import PLAIN, TextSource, spread_samples
 from modules.tokenizer import Tokenizer
 
 MARGIN = 1.1  # on what the samples say
 
 
 def check_space(
-    texts: list[Path], toki: Tokenizer, chunks_folder: Path, out_h5_folder: str | os.PathLike | None = None
+    texts: list[Path],
+    toki: Tokenizer,
+    chunks_folder: Path,
+    out_h5_folder: str | os.PathLike | None = None,
+    reading: Reading = PLAIN,
 ) -> None:
     """Say how much room the chunks and the .h5 will take. Raises UserError where their disks have less left."""
-    need = sum(_bytes_of_ids(text, toki) for text in texts)
+    need = sum(_bytes_of_ids(text, toki, reading) for text in texts)
     have = sum(chunk.stat().st_size for chunk in chunks_folder.glob("chunk_*.pt"))
     say(
         f"room needed, about: {readable(max(0, need - have))} in {chunks_folder}{' (more than there is)' if have else ''}, "
@@ -61,11 +66,11 @@ def readable(size: float) -> str:
     return f"{size:.3g} {unit}"
 
 
-def _bytes_of_ids(text: Path, toki: Tokenizer) -> int:
+def _bytes_of_ids(text: Path, toki: Tokenizer, reading: Reading) -> int:
     """An estimate of the bytes that the ids of a text will take, from samples of it."""
-    samples = spread_samples(text)
+    samples = spread_samples(text, reading)
     ids = sum(len(toki.encode(sample)) for sample in samples)
-    with TextSource(text) as source:
+    with TextSource(text, reading) as source:
         size = source.estimated_size()
     return int(
         MARGIN

@@ -24,6 +24,7 @@ from modules.system.processes import this_process
 from modules.tok_utils.disk import readable, require
 from modules.tok_utils.encoder import id_dtype
 from modules.tok_utils.job import MANIFEST, Manifest, Row, read_chunk, read_manifest, remove_leftovers
+from modules.tok_utils.symbols import symbols_of
 from modules.tok_utils.symmetric import why_not_symmetric
 from modules.tokenizer import Tokenizer
 
@@ -91,6 +92,8 @@ def _write(
         tokens_crc32=tokens_crc32,
         texts=json.dumps(texts),
         symmetric=why_not_symmetric(toki) is None,
+        reading=manifest.reading,
+        symbols=symbols_of(toki),
         reversed_of=reversed_of,
     )
     try:

@@ -37,8 +37,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from modules.system.console import tell
 from modules.system.errors import UserError
-from modules.tok_utils.encoder import BYTE_OF_CHARACTER
-from modules.tokenizer import BOS_TOKEN, Tokenizer, merge_pairs
+from modules.tok_utils.symbols import symbols_of, why_directed
+from modules.tokenizer import BOS_TOKEN, BYTE_OF_CHARACTER, Tokenizer, merge_pairs
 
 SHARED_BLANK = r"(?<=\S) (?= *\S)"  # the first of the blanks between two non-spaces, which is written twice
 DOUBLED_BLANK = r"(?<=\S) (?= +\S)"  # the first of two or more, which the decoder takes off
@@ -108,7 +108,9 @@ def shares_blanks(toki: Tokenizer) -> bool:
 
 def why_not_symmetric(toki: Tokenizer) -> str | None:
     """What about a tokenizer gives it a direction; None where nothing does: what the head of this file says of split
-    and merges holds."""
+    and merges holds, or it is one of symbols (`symbols.py`) that have none."""
+    if (symbols := symbols_of(toki)) is not None:
+        return why_directed(symbols)
     if not shares_blanks(toki):
         return "it does not split the text alike from both ends"
     if toki.definition["model"].get("dropout"):
@@ -138,20 +140,26 @@ def mirror_of(toki: Tokenizer) -> Tokenizer:
             'Make one with create_tokenizer(..., split="symmetric")'
         )
     special = {token["content"] for token in toki.definition.get("added_tokens") or ()}
-    model = toki.definition["model"]
-    vocab = {token if token in special else _mirrored(token): i for token, i in model["vocab"].items()}
+    model, of_symbols = toki.definition["model"], symbols_of(toki) is not None
+    vocab = {
+        token if token in special else token[::-1] if of_symbols else _mirrored(token): i
+        for token, i in model["vocab"].items()
+    }
     # The bytes of a character stay in their order.
     merges = [
         [left, right] if None in (_text(left), _text(right)) else [_mirrored(right), _mirrored(left)]
         for left, right in merge_pairs(toki.definition)
     ]
-    definition = toki.definition | {"model": model | {"vocab": vocab, "merges": merges}}
+    model = model | {"vocab": vocab} | ({"merges": merges} if "merges" in model else {})
+    definition = toki.definition | {"model": model}
     return Tokenizer(toki.folder, definition, tokenizers.Tokenizer.from_str(json.dumps(definition)))
 
 
 def torn_ids(toki: Tokenizer) -> np.ndarray:
     """Which ids stand for a part of a character, bool [vocab_size]: without them a text reverses exactly."""
     torn = np.zeros(toki.vocab_size, dtype=bool)
+    if symbols_of(toki) in ("characters", "words"):
+        return torn
     for token, i in toki.backend.get_vocab(with_added_tokens=False).items():
         torn[i] = _text(token) is None
     return torn

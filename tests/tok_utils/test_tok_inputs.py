@@ -28,7 +28,7 @@ from modules.measurement import measure
 from modules.system.errors import UserError
 from modules.system.locks import alone
 from modules.tok_utils import create_tokenizer, inspection, make_h5, tokenize_folder
-from modules.tok_utils.create_custom_tokenizer import LONGEST_RUN, without_long_runs
+from modules.tok_utils.bpe_training import LONGEST_RUN, without_long_runs
 from modules.tok_utils.h5 import joined_crc32
 from modules.tok_utils.inspection import check_is_text, check_kept, taken_texts
 from modules.tokenizer import get_tokenizer
