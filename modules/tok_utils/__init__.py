@@ -4,7 +4,8 @@
     tokenize_folder    text -> chunks of ids (.pt)     chunks.py; worker.py, encoder.py and word_cache.py do the encoding
     make_h5            chunks -> one .h5               h5.py
 
-`text_source.py` reads the text (compressed or not), `cuts.py` says where it may be cut, `job.py` which chunks are
+`readers.py` and `text_source.py` read the text (plain, compressed, JSON lines, Parquet, FASTA), `symbols.py` has what may stand
+in place of learned tokens, `ids.py` takes ids that are there already, `cuts.py` says where it may be cut, `job.py` which chunks are
 there; `inspection.py` looks at the texts before the work, `limits.py` at numbers; `locks.py` keeps commands off each
 other's work; `disk.py` sees to room on the disk, `processes.py` and `progress.py` to what their names say. `reverse.py`
 reverses a text, `symmetric.py` has the tokenizer to which the direction is all the same.
@@ -13,6 +14,5 @@ reverses a text, `symmetric.py` has the tokenizer to which the direction is all 
 from modules.tok_utils.chunks import tokenize_folder
 from modules.tok_utils.create_custom_tokenizer import create_tokenizer
 from modules.tok_utils.h5 import make_h5
-from modules.tok_utils.readers import Reading
 
-__all__ = ["Reading", "create_tokenizer", "make_h5", "tokenize_folder"]
+__all__ = ["create_tokenizer", "make_h5", "tokenize_folder"]

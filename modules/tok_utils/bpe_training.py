@@ -143,10 +143,11 @@ def _write_files(pieces: Iterator[str], folder: Path, files: contextlib.ExitStac
             if out is None:
                 path = files.enter_context(scratch_file(folder))
                 paths.append(str(path))
-                out = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed below)
+                out = open(path, "wb", buffering=1 << 16)  # noqa: SIM115 (closed below)
                 files.callback(out.close)
-            out.write(item.replace("\n", VERTICAL_TAB) + "\n" * (not item[-1:].isspace()))
-            if item[-1:].isspace():
+            ends_in_space = item[-1:].isspace()
+            out.write((item.replace("\n", VERTICAL_TAB) + "\n" * (not ends_in_space)).encode("utf-8"))
+            if ends_in_space:
                 out.close()
                 out = None
     if out is not None:

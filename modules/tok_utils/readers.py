@@ -35,9 +35,7 @@ KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet
 )
 # Not taken from a folder: `.json` is what people keep settings in, and Parquet has its compression inside.
 NOT_IN_FOLDERS = (".json", *(".parquet" + compression for compression in COMPRESSIONS))
-NAMES = (
-    ".txt, .jsonl, .parquet, .fa, .fasta, .fna or .faa, or one of .txt, .json, .jsonl and FASTA's with .gz, .xz or .zst"
-)
+NAMES = ".txt, .jsonl, .fa, .fasta, .fna, .faa, plain or with .gz, .xz, .zst, or .parquet"
 # What stands between two documents, unless it is said; a line of FASTA is a document, so a line end is enough.
 SEPARATORS = {"json": "\n\n", "parquet": "\n\n", "fasta": "\n"}
 FASTA_N = ("keep", "split")

@@ -16,11 +16,15 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tokenize_to_h5
 from modules.corpora.reverse import reverse_text
+from modules.data.token_file import open_tokens
+from modules.measurement import control
 from modules.system.errors import UserError
-from modules.tok_utils import Reading, create_tokenizer, make_h5, tokenize_folder
+from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
 from modules.tok_utils import readers as readers_module
 from modules.tok_utils.inspection import check_is_text, taken_texts
+from modules.tok_utils.readers import Reading
 from modules.tok_utils.text_source import TextSource, find_texts, spread_samples
 from modules.tokenizer import get_tokenizer
 from tests.tok_texts import hard_text, sample_text
@@ -270,9 +274,7 @@ def test_shards_of_three_kinds_from_files_to_h5(tmp_path):
     reading = Reading(text_field="body", document_separator="\n----\n")
     toki = get_tokenizer(create_tokenizer(folder, tmp_path, "toki", 500, reading=reading))
     chunks = tokenize_folder(folder, toki.folder, num_workers=1, reading=reading, chunk_bytes=3000)
-    token_file = __import__("modules.data.token_file", fromlist=["open_tokens"]).open_tokens(
-        make_h5(chunks, tmp_path, toki)
-    )
+    token_file = open_tokens(make_h5(chunks, tmp_path, toki))
     joined = ["\n----\n".join(texts[pair : pair + 2]) for pair in (0, 2, 4)]
     assert token_file.tokens[:].tolist() == [i for text in joined for i in toki.encode(text)]
     assert token_file.text_bytes == sum(len(text.encode()) for text in joined)
@@ -292,3 +294,36 @@ def test_the_reversed_text_of_documents(tmp_path):
     (tmp_path / "t.fa").write_text(">a\nACG\nTT\n>b\nGGA\n")
     reverse_text(tmp_path / "t.fa", tmp_path / "dna.txt")
     assert whole(tmp_path / "dna.txt", Reading(document_separator="\n")) == (b"AGG\nTTGCA", [0, 4])
+
+
+def test_the_control_of_documents_has_them_reversed_in_order_and_content(tmp_path):
+    texts = [sample_text(800, seed) + "\n\n" for seed in range(4)]  # what joins documents is in them too
+    (tmp_path / "texts").mkdir()
+    for number in range(2):
+        lines = [json.dumps({"body": text}) + "\n" for text in texts[2 * number :][:2]]
+        (tmp_path / "texts" / f"{number}.jsonl").write_text("".join(lines))
+    reading = Reading(text_field="body", document_separator="<>")
+    toki = get_tokenizer(create_tokenizer(tmp_path / "texts", tmp_path, "toki", 400, reading=reading))
+    chunks = tokenize_folder(tmp_path / "texts", toki.folder, num_workers=1, reading=reading)
+    made = control.control_of(open_tokens(make_h5(chunks, tmp_path, toki)), tmp_path)
+    own = tmp_path / "texts_reversed"
+    reading = Reading.of_identity(open_tokens(made).reading)
+    found = [whole(text, reading, 1000) for text in find_texts(own / "texts_reversed")]
+    turned = [text[::-1] for text in reversed(texts)]
+    assert found == [expected_of(turned[:2], "><"), expected_of(turned[2:], "><")]
+    toki = get_tokenizer(own / "tokenizer")
+    assert open_tokens(made).tokens[:].tolist() == [i for text, _ in found for i in toki.encode(text.decode())]
+
+
+def test_the_script_takes_how_a_text_is_read(tmp_path, monkeypatch, capsys):
+    (tmp_path / "games").mkdir()
+    (tmp_path / "games" / "g.txt").write_text("e4 e5 Nf3\nd4 d5\n" * 9)
+    argv = (
+        f"x --txt_path {tmp_path}/games --out_h5_folder {tmp_path} --tokenizer_folder {tmp_path} --tokenizer_name words"
+    )
+    monkeypatch.setattr(sys, "argv", [*argv.split(), "--symbols", "words", "--document_separator", "\\n"])
+    tokenize_to_h5.main("", "", "", "")
+    token_file = open_tokens(tmp_path / "g.h5")
+    assert token_file.symbols == "words" and len(token_file.tokens) == 45 and token_file.vocab_size == 7
+    assert Reading.of_identity(token_file.reading) == Reading(document_separator="\n")
+    assert token_file.symmetric and "5 of 7 ids used" in capsys.readouterr().out

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from modules.data.token_file import open_tokens
 from modules.measurement import control
 from modules.system.errors import UserError
-from modules.tok_utils import Reading, create_custom_tokenizer, create_tokenizer, make_h5, tokenize_folder
+from modules.tok_utils import create_custom_tokenizer, create_tokenizer, make_h5, tokenize_folder
 from modules.tok_utils.cuts import pieces
+from modules.tok_utils.readers import Reading
 from modules.tok_utils.symbols import symbols_of, train
 from modules.tok_utils.symmetric import mirror_of, torn_ids, why_not_symmetric
 from modules.tokenizer import get_tokenizer
