@@ -89,7 +89,7 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
     parser.add_argument(
         "--bos_id",
         type=int,
-        help="of --ids the one to stand before every window, such as that of <|endoftext|> (default: one more is added)",
+        help="of --ids the one to stand before every window, such as <|endoftext|> (default: one more is added)",
     )
     args = parser.parse_args()
     if args.ids:

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_train_tokenizer.py --mb 200
 
-The corpus is that of bench_tokenize.py: docstrings with a share of the letters replaced at random, so that distinct words
-never cease. The peer is what people do: the file's lines, in lists of a megabyte, go to `train_from_iterator`, on all cores.
-Both sides are timed from the start of a fresh process to the tokenizer on the disk; memory is the peak of the process's
-resident set.
+The corpus is that of bench_tokenize.py: docstrings with a share of the letters replaced at random, so that distinct
+words never cease. The peer is what people do: the file's lines, in lists of a megabyte, go to `train_from_iterator`, on
+all cores. Both sides are timed from the start of a fresh process to the tokenizer on the disk; memory is the peak of
+the process's resident set.
 """
 
 import argparse

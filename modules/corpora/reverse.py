@@ -4,9 +4,9 @@ By character (a Unicode code point), as in the paper, or by grapheme cluster (wh
 `regex`'s `\X`), so that a combining accent stays on its letter, an emoji made of several code points stays one, and
 \r\n stays \r\n.
 
-A text that is documents (JSON lines, Parquet, FASTA) is reversed as it is tokenized, joined. What stands between documents
-then tells where they begin as well as it did before; where the documents may hold the like of it, write JSON lines, a
-document each: reversed in order and content.
+A text that is documents (JSON lines, Parquet, FASTA) is reversed as it is tokenized, joined. What stands between
+documents then tells where they begin as well as it did before; where the documents may hold the like of it, write JSON
+lines, a document each: reversed in order and content.
 
 Reversal keeps the number of bytes. So the text is read forward, a block at a time (compressed texts can be read in no
 other way), and each reversed block goes to its place counted from the end of the output: memory is that of a block, and
@@ -38,14 +38,14 @@ def reverse_text(
     block_bytes: int = BLOCK_BYTES,
     reading: Reading = PLAIN,
 ) -> Path:
-    """Write the text `txt_path`, read as `reading` says, reversed to `out_path`, an uncompressed text; a document a line
-    where that is a .jsonl and the text is documents.
+    """Write the text `txt_path`, read as `reading` says, reversed to `out_path`, an uncompressed text; a document a
+    line where that is a .jsonl and the text is documents.
 
     By character, or by grapheme cluster if `graphemes`. A cluster longer than `block_bytes` is cut. A document that
     becomes a line is held in memory.
 
-    Returns the path of the new text. Raises UserError where the text is missing, empty or not UTF-8, and for a .jsonl of a
-    text that is not divided.
+    Returns the path of the new text. Raises UserError where the text is missing, empty or not UTF-8, and for a .jsonl
+    of a text that is not divided.
     """
     txt_path, out_path = Path(txt_path), Path(out_path)
     if txt_path.is_dir():

@@ -57,8 +57,8 @@ def control_of(token_file: TokenFile, folder: Path) -> Path:
         return made
     if this_process().launched:
         raise UserError(
-            f"{made}: the control is not there yet, and is made by one process: start measure_arrow.py once without torchrun, or leave it "
-            "out with --no_control"
+            f"{made}: the control is not there yet, and is made by one process: "
+            "start measure_arrow.py once without torchrun, or leave it out with --no_control"
         )
     console.tell(f"{token_file.path}: its control, the text reversed, is made in {own}", sys.stderr)
     texts, reading = own / name, Reading.of_identity(token_file.reading)

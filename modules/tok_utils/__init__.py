@@ -1,14 +1,14 @@
 """From text to a dataset, in three steps that can each be repeated or resumed:
 
     create_tokenizer   text -> tokenizer folder       create_custom_tokenizer.py
-    tokenize_folder    text -> chunks of ids (.pt)     chunks.py; worker.py, encoder.py and word_cache.py do the encoding
-    make_h5            chunks -> one .h5               h5.py
+    tokenize_folder    text -> chunks of ids (.pt)     chunks.py; worker.py, encoder.py and word_cache.py do the
+    encoding make_h5            chunks -> one .h5               h5.py
 
-`readers.py` and `text_source.py` read the text (plain, compressed, JSON lines, Parquet, FASTA), `symbols.py` has what may stand
-in place of learned tokens, `ids.py` takes ids that are there already, `cuts.py` says where it may be cut, `job.py` which chunks are
-there; `inspection.py` looks at the texts before the work, `limits.py` at numbers; `locks.py` keeps commands off each
-other's work; `disk.py` sees to room on the disk, `processes.py` and `progress.py` to what their names say. `reverse.py`
-reverses a text, `symmetric.py` has the tokenizer to which the direction is all the same.
+`readers.py` and `text_source.py` read the text (plain, compressed, JSON lines, Parquet, FASTA), `symbols.py` has what
+may stand in place of learned tokens, `ids.py` takes ids that are there already, `cuts.py` says where it may be cut,
+`job.py` which chunks are there; `inspection.py` looks at the texts before the work, `limits.py` at numbers; `locks.py`
+keeps commands off each other's work; `disk.py` sees to room on the disk, `processes.py` and `progress.py` to what their
+names say. `reverse.py` reverses a text, `symmetric.py` has the tokenizer to which the direction is all the same.
 """
 
 from modules.tok_utils.chunks import tokenize_folder

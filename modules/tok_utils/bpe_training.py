@@ -1,14 +1,14 @@
-r"""Byte-level BPE with GPT-2's split, trained on texts: the merges of the `tokenizers` library, by `gigabpe` where it can.
+r"""Byte-level BPE with GPT-2's split: the merges of the `tokenizers` library, trained by `gigabpe` where it can.
 
-`gigabpe` gives the same merges some ten times as fast, but reads files, and splits them at every line end, as no word of
-GPT-2's pattern does ("\n\n" is one). So it gets the texts in files of their own, in which a vertical tab stands for every
-line end: to the pattern one white space is like another, and as the two are neighbours among the bytes, even ties fall
-alike. Line ends are then free to stand between the items of the feed. An item that ends in white space would take the line
-end into its last word; there another file begins. What it cannot have is a text with vertical tabs.
+`gigabpe` gives the same merges some ten times as fast, but it reads files, and cuts them at every line end, also in
+words that hold several ("\n\n"). So it gets the texts in files of their own, in which a vertical tab stands for every
+line end: to GPT-2's pattern one white space is like another, and as the two are neighbours among the bytes, even ties
+fall alike. Line ends are then free to stand between the items of the feed. An item that ends in white space would take
+the line end into its last word; there another file begins. What it cannot have is a text with vertical tabs.
 
-`tokenizers` pre-tokenizes an item of its feed in one thread, and is faster with lines than with a whole text (3.7 and 2.5 MB
-a CPU second), so texts go in as lines, cut where the pattern cannot see across (before a line break that follows a
-non-space): the tokenizer is the one that the whole text in one piece would give.
+`tokenizers` pre-tokenizes an item of its feed in one thread, and is faster with lines than with a whole text (3.7 and
+2.5 MB a CPU second), so texts go in as lines, cut where the pattern cannot see across (before a line break that follows
+a non-space): the tokenizer is the one that the whole text in one piece would give.
 
 A run of letters, digits, signs or blanks longer than LONGEST_RUN (a text without blanks is one) goes in as several: the
 time that merging takes grows with the text times the length of its words, and for one word of 20 MB it would not end.

@@ -1,7 +1,7 @@
 """Train a tokenizer on a text: `create_tokenizer`.
 
-`bpe_training.py` trains GPT-2's kind, `symmetric.py` one without a direction; `symbols.py` takes the text's own symbols and
-trains nothing. What is here is how they are fed, and how the result is saved.
+`bpe_training.py` trains GPT-2's kind, `symmetric.py` one without a direction; `symbols.py` takes the text's own symbols
+and trains nothing. What is here is how they are fed, and how the result is saved.
 
 The counts of distinct words stay in memory, some 100 bytes each: for texts of tens of GB train on a sample
 (`sample_bytes`), taken evenly from the whole text and the same each time.
@@ -117,7 +117,8 @@ def _is_there(folder: Path, vocab_size: int, wanted: str) -> bool:
     if found != wanted:
         option = "split" if wanted in SPLITS else "symbols"
         raise UserError(
-            f"{folder}: there is a tokenizer already, and not one of {option}={wanted!r}: delete it or take another name"
+            f"{folder}: there is a tokenizer already, and not one of {option}={wanted!r}: "
+            "delete it or take another name"
         )
     say(f"{folder}: using the tokenizer that is there ({existing} ids); delete it to train anew")
     return True

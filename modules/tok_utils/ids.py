@@ -1,8 +1,9 @@
 """Tokens that people have already, to an .h5: `ids_to_h5`.
 
-A `.npy` holds a row of integers, a `.bin` nothing but the ids, one after another, little-endian (nanoGPT's are uint16). They
-are read a block at a time, compared with the vocabulary, and written as `make_h5` writes those of a text. What text they
-stand for is not known, so the file has no `text_bytes`, and there are no bits per byte; no tokenizer is named in it.
+A `.npy` holds a row of integers, a `.bin` nothing but the ids, one after another, little-endian (nanoGPT's are uint16).
+They are read a block at a time, compared with the vocabulary, and written as `make_h5` writes those of a text. What
+text they stand for is not known, so the file has no `text_bytes`, and there are no bits per byte; no tokenizer is named
+in it.
 """
 
 import os
@@ -57,8 +58,8 @@ def ids_to_h5(
         if int(block.max()) >= vocab_size or int(block.min()) < 0:
             at = int(np.flatnonzero((block < 0) | (block >= vocab_size))[0])
             raise UserError(
-                f"{ids_path}: expected ids of 0 to {vocab_size - 1:,}, found {int(block[at]):,} at position {start + at:,}; "
-                "give the --vocab_size of the tokenizer that made them, and for a .bin the right --id_type"
+                f"{ids_path}: expected ids of 0 to {vocab_size - 1:,}, found {int(block[at]):,} at position "
+                f"{start + at:,}; give the --vocab_size of the tokenizer that made them, and for a .bin the right --id_type"
             )
         tokens_crc32 = zlib.crc32(np.ascontiguousarray(block, dtype=dtype), tokens_crc32)
     require(path.parent, len(ids) * dtype.itemsize)

@@ -91,8 +91,8 @@ def left_out(path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def check_is_text(path: Path, reading: Reading = PLAIN) -> None:
-    """Raises UserError where a file, or what is compressed in it, begins as nothing does that its name may stand for, or
-    where the first of its documents is none."""
+    """Raises UserError where a file, or what is compressed in it, begins as nothing does that its name may stand for,
+    or where the first of its documents is none."""
     kind, compression = kind_and_compression(path.name)
     head = raw_head(path, HEAD_BYTES)
     inside = "inside its compression " if compression else ""

@@ -1,13 +1,13 @@
 r"""What is in a file: text, or documents one after another, whatever it is packed in.
 
-A name says what it is: `.txt` is text; `.jsonl` (and `.json`) has a JSON object a line, `.parquet` a row a document; `.fa`,
-`.fasta`, `.fna` and `.faa` are FASTA, whose headers start documents. All but Parquet may be compressed as well (.gz, .xz,
-.zst). Everything is read forward, a part at a time, in memory that grows with the longest line of JSON, or a row group's
-column of Parquet, and with nothing else.
+A name says what it is: `.txt` is text; `.jsonl` (and `.json`) has a JSON object a line, `.parquet` a row a document;
+`.fa`, `.fasta`, `.fna` and `.faa` are FASTA, whose headers start documents. All but Parquet may be compressed as well
+(.gz, .xz, .zst). Everything is read forward, a part at a time, in memory that grows with the longest line of JSON, or a
+row group's column of Parquet, and with nothing else.
 
-Of FASTA the letters of the sequences are the text: headers, line ends and blanks are none, and small letters (soft-masked
-repeats) are written large. N, a base that is not known, is a letter like the others; `fasta_n="split"` leaves runs of it out
-and begins a document behind each, so that no context reaches across a gap.
+Of FASTA the letters of the sequences are the text: headers, line ends and blanks are none, and small letters
+(soft-masked repeats) are written large. N, a base that is not known, is a letter like the others; `fasta_n="split"`
+leaves runs of it out and begins a document behind each, so that no context reaches across a gap.
 """
 
 import dataclasses
@@ -50,8 +50,8 @@ class Reading:
     """How files become text; what decides it beside the files themselves.
 
     text_field: which field of a JSON object, or column of a Parquet file, is the document.
-    document_separator: what is put between documents; of a plain text, what stands between them (CC100: "\\n\\n"). None: a
-        blank line, a line end for FASTA, and a plain text is not divided.
+    document_separator: what is put between documents; of a plain text, what stands between them (CC100: "\\n\\n").
+        None: a blank line, a line end for FASTA, and a plain text is not divided.
     fasta_n: "keep" or "split", see the head of this file.
 
     Raises UserError for anything else.
@@ -133,8 +133,8 @@ def _uncompressed(name: str) -> tuple[str, str]:
 
 
 def json_parts(stream: BinaryIO, path: Path, field: str) -> Iterator[Part]:
-    """The field `field` of each line's object. UserError, with the line's number, where a line has none, or none that is
-    a string.
+    """The field `field` of each line's object. UserError, with the line's number, where a line has none, or none that
+    is a string.
 
     What is no Unicode in it (bytes that are not UTF-8, lone surrogates) stays bytes that are not UTF-8, for the encoder
     to refuse or replace.
@@ -231,9 +231,9 @@ def fasta_parts(stream: BinaryIO, path: Path, n: str) -> Iterator[Part]:
                     f"{path}: expected FASTA, which begins with a header line (>name), found {_start(rows)}"
                 )
             if strange := letters.translate(None, FASTA_LETTERS):
-                where = rows.upper().find(strange[:1])
+                ends = rows.count(b"\n", 0, rows.upper().find(strange[:1]))
                 raise UserError(
-                    f"{path}, line {line + rows.count(bytes([10]), 0, where):,}: expected the letters of a sequence, found {_start(strange[:1])}"
+                    f"{path}, line {line + ends:,}: expected the letters of a sequence, found {_start(strange[:1])}"
                 )
             for part in _between_n(letters) if n == "split" else filter(None, [letters]):
                 if part:

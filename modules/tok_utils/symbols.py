@@ -1,4 +1,4 @@
-r"""Symbols in place of learned tokens, for DNA, proteins, music, moves of a game: what a text is written in is its vocabulary.
+r"""Symbols in place of learned tokens, for DNA, proteins, music, moves of a game: a text's vocabulary is its own.
 
 - `characters`: every character (code point) is a token, line ends too.
 - `bytes`: every byte of the UTF-8 text is one.
@@ -10,9 +10,9 @@ Ids go to the text's symbols in order of their frequency, as far as the vocabula
 letter by letter; other symbols beyond it, and those that the text did not have, become `<unk>`, all one. Each kind is a
 tokenizer of the Hugging Face kind without merges, so that it opens in `transformers` and gives the same ids there.
 
-`characters`, `bytes` and `words` have no direction: the reversed text's tokens are the reversed tokens (`symmetric.py`). With
-`bytes` this is the text reversed by byte: the bytes of a character beyond ASCII stand in their order otherwise. k-mers have
-one: where the letters are no multiple of k, those of the reversed text begin elsewhere.
+`characters`, `bytes` and `words` have no direction: the reversed text's tokens are the reversed tokens
+(`symmetric.py`). With `bytes` this is the text reversed by byte: the bytes of a character beyond ASCII stand in their
+order otherwise. k-mers have one: where the letters are no multiple of k, those of the reversed text begin elsewhere.
 """
 
 import json
@@ -81,7 +81,8 @@ def train(pieces: Iterable[str], symbols: str, vocab_size: int) -> Backend:
     becomes = "are written letter by letter" if k > 1 and len(letters) <= room else f"become {UNKNOWN}"
     total = (counts if counts else letters).total()
     if lost:
-        what += f"; {len(lost):,} of them, {lost.total() / total:.2%} of its symbols, have no id among {vocab_size:,} and {becomes}"
+        share = f"{lost.total() / total:.2%} of its symbols"
+        what += f"; {len(lost):,} of them, {share}, have no id among {vocab_size:,} and {becomes}"
     tell(what, sys.stderr)
     return _backend(symbols, {symbol: i for i, symbol in enumerate([UNKNOWN, *chosen])})
 
@@ -111,7 +112,8 @@ def why_directed(symbols: str) -> str | None:
 
 
 def last_cut(data: bytes, symbols: str) -> int:
-    """The last position in `data`, a text's bytes from a cut or its start, at which it may be cut; 0 where there is none.
+    """The last position in `data`, a text's bytes from a cut or its start, at which it may be cut; 0 where there is
+    none.
 
     Symbols of one character may be cut anywhere, k-mers between two.
     """
@@ -140,8 +142,8 @@ def _by_frequency(counts: Counter) -> list[tuple[str, int]]:
 
 
 def _backend(symbols: str, vocab: dict[str, int]) -> Backend:
-    """The library's tokenizer. BOS comes behind the symbols and is none of the model's, which would find it written in a
-    text."""
+    """The library's tokenizer. BOS comes behind the symbols and is none of the model's, which would find it written in
+    a text."""
     if symbols == "bytes":
         backend = bpe_training.bytes_only()
     elif symbols == "words":

@@ -3,16 +3,17 @@ r"""A tokenizer without a direction: the tokens of a reversed text are the rever
 GPT-2's kind has a direction: a blank belongs to the word behind it, contractions hang on the word before them, and of
 three equal tokens the leftmost two merge. Here, reversing by character (code point, as `reverse.py` does):
 
-- A blank between two non-spaces is shared: it is written twice, once for either side, so "a b" is `a ` and ` b`. n blanks between
-  non-spaces become n + 1 and the decoder takes one off again, so nothing is lost, whatever the text holds.
-- A piece is a maximal run of letters and marks, of digits, or of other characters, together with the blank on either side of it if there
-  is one; or what white space is left. Between two non-spaces there are now no blanks or at least two, so none is
-  claimed twice, and the pieces of the reversed text are the reversed pieces.
-- A piece that is in the vocabulary is one token (`ignore_merges`). In others the bytes of each character join, and then come the merges
-  in their order. No merge joins two equal tokens, each token has one merge, and it stands behind the merges that make
-  its parts. So when a merge has its turn all its places are there, none overlap, and all are joined before another
-  merge has its turn: left and right play no part. Hence the tokenizer with every token and merge mirrored, ids kept,
-  has the mirrored tokens: `mirror_of`.
+- A blank between two non-spaces is shared: it is written twice, once for either side, so "a b" is `a ` and ` b`. n
+  blanks between non-spaces become n + 1 and the decoder takes one off again, so nothing is lost, whatever the text
+  holds.
+- A piece is a maximal run of letters and marks, of digits, or of other characters, together with the blank on either
+  side of it if there is one; or what white space is left. Between two non-spaces there are now no blanks or at least
+  two, so none is claimed twice, and the pieces of the reversed text are the reversed pieces.
+- A piece that is in the vocabulary is one token (`ignore_merges`). In others the bytes of each character join, and then
+  come the merges in their order. No merge joins two equal tokens, each token has one merge, and it stands behind the
+  merges that make its parts. So when a merge has its turn all its places are there, none overlap, and all are joined
+  before another merge has its turn: left and right play no part. Hence the tokenizer with every token and merge
+  mirrored, ids kept, has the mirrored tokens: `mirror_of`.
 
 So the control experiment is exact: the ids of the reversed text under `mirror_of(toki)` are the ids of the text from
 its end to its start. The exception are characters too rare to get an id. They are written as their bytes, which stand
@@ -77,8 +78,8 @@ def train(texts: Iterable[list[str]], vocab_size: int) -> tokenizers.Tokenizer:
     if apart:
         some = ", ".join(map(repr, [*apart][:5])) + (", ..." if len(apart) > 5 else "")
         tell(
-            f"{len(apart)} rare characters ({some}) got no id: at their {sum(apart.values())} places the tokens do not turn round "
-            "with the text",
+            f"{len(apart)} rare characters ({some}) got no id: at their {sum(apart.values())} places "
+            "the tokens do not turn round with the text",
             sys.stderr,
         )
     backend = _backend(

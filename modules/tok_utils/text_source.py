@@ -81,8 +81,8 @@ class TextSource:
     """One text, opened for reading: `read(start, stop)` gives its bytes (decompressed, documents joined),
     `release(position)` forgets what lies before, `document_starts` tells where documents begin.
 
-    `size` is the number of bytes of the text; None for one that is not plain until its end has been read. `is_plain`: the
-    file's bytes are the text's. `has_documents`: it is divided into documents.
+    `size` is the number of bytes of the text; None for one that is not plain until its end has been read. `is_plain`:
+    the file's bytes are the text's. `has_documents`: it is divided into documents.
     """
 
     def __init__(self, path: Path, reading: Reading = PLAIN):
@@ -96,7 +96,11 @@ class TextSource:
         self._separator = (reading.separator_of(kind) or "").encode("utf-8")
         self._divided_here = kind == "text"  # documents are where separators are found
         self._buffer, self._base, self._starts = bytearray(), 0, []
-        if kind == "fasta" and reading.fasta_n == "split" and ".faa" in path.name.lower():
+        if (
+            kind == "fasta"
+            and reading.fasta_n == "split"
+            and path.name.lower().removesuffix(compression).endswith(".faa")
+        ):
             raise UserError(f"{path}: fasta_n: in proteins N is an amino acid: leave it at keep")
         self._file = open(path, "rb")  # noqa: SIM115 (closed in __exit__)
         self._parquet = None
@@ -156,8 +160,8 @@ class TextSource:
         return np.array(found, dtype=np.uint64)
 
     def estimated_size(self) -> int:
-        """The text's size in bytes; for one that is not plain, judged from the ratio in the part read so far (READ_BYTES
-        at least)."""
+        """The text's size in bytes; for one that is not plain, judged from the ratio in the part read so far
+        (READ_BYTES at least)."""
         if self.size is None:
             self.read(self._base, self._base + READ_BYTES)
         if self.size is not None:

@@ -1,4 +1,5 @@
-"""Ids that are there already become an .h5: the same ids, a vocabulary that is stated, a start token that is named or added."""
+"""Ids that are there already become an .h5: the same ids, a vocabulary that is stated, a start token that is named or
+added."""
 
 import subprocess
 import sys

@@ -25,7 +25,7 @@ from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
 from modules.tok_utils import readers as readers_module
 from modules.tok_utils.inspection import check_is_text, taken_texts
 from modules.tok_utils.readers import Reading
-from modules.tok_utils.text_source import TextSource, find_texts, spread_samples
+from modules.tok_utils.text_source import PLAIN, TextSource, find_texts, spread_samples
 from modules.tokenizer import get_tokenizer
 from tests.tok_texts import hard_text, sample_text
 
@@ -35,12 +35,12 @@ separators = st.none() | st.sampled_from(["\n\n", "\n", " | ", "é", "aa"])
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def whole(path, reading=Reading(), step=7, readahead=0):
-    """A text read as the code that encodes reads it: forward, `step` bytes at a time, released behind; its document starts."""
+def whole(path, reading=PLAIN, step=7):
+    """A text read as the code that encodes reads it: forward, `step` bytes at a time, released behind; its document
+    starts."""
     text, starts, position = b"", [], 0
     with TextSource(path, reading) as source:
         while data := source.read(position, position + step):
-            source.read(position, position + step + readahead)
             starts += source.document_starts(position, position + len(data)).tolist()
             text, position = text + data, position + len(data)
             source.release(position)
@@ -263,7 +263,8 @@ def test_what_is_no_unicode_is_refused_or_replaced_as_in_a_plain_text(tmp_path):
 
 
 def test_shards_of_three_kinds_from_files_to_h5(tmp_path):
-    """The text of the .h5 is that of the documents, in the order of the files' names; how it was read is part of what it is."""
+    """The text of the .h5 is that of the documents, in the order of the files' names; how it was read is part of what
+    it is."""
     folder, texts = tmp_path / "shards", [sample_text(4000, seed) for seed in range(6)]
     folder.mkdir()
     pyarrow.parquet.write_table(pyarrow.table({"body": texts[:2]}), folder / "a.parquet")

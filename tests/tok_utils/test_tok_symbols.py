@@ -1,4 +1,5 @@
-"""Symbols in place of tokens: by their definition, exact through cuts and files, and without a direction where they say so."""
+"""Symbols in place of tokens: by their definition, exact through cuts and files, and without a direction where they say
+so."""
 
 import random
 import re
