@@ -58,8 +58,8 @@ def ids_to_h5(
         if int(block.max()) >= vocab_size or int(block.min()) < 0:
             at = int(np.flatnonzero((block < 0) | (block >= vocab_size))[0])
             raise UserError(
-                f"{ids_path}: expected ids of 0 to {vocab_size - 1:,}, found {int(block[at]):,} at position "
-                f"{start + at:,}; give the --vocab_size of the tokenizer that made them, and for a .bin the right --id_type"
+                f"{ids_path}: expected ids of 0 to {vocab_size - 1:,}, found {int(block[at]):,} at "
+                f"position {start + at:,}; give the --vocab_size of their tokenizer, and for a .bin the right --id_type"
             )
         tokens_crc32 = zlib.crc32(np.ascontiguousarray(block, dtype=dtype), tokens_crc32)
     require(path.parent, len(ids) * dtype.itemsize)

@@ -17,6 +17,7 @@ LISTED = 20  # texts, and things left out, that are named one by one
 HEAD_BYTES = 1 << 16  # of a text that are looked at
 MOST_NULS = 0.02  # of these bytes; of Latin letters in UTF-16 half are
 MOST_UNKNOWN = 0.01  # of a sample's tokens; with more, a tokenizer is not one for this text
+MOST_UNKNOWN_WORDS = 0.5  # the same of a tokenizer of whole words, which leaves the rare ones out
 SAMPLED_TEXTS = 50  # of a folder, evenly: encoding a sample takes a tenth of a second
 SHOWN_CHARACTERS = 30
 PARQUET = b"PAR1"
@@ -142,7 +143,8 @@ def check_kept(texts: list[Path], toki: Tokenizer, reading: Reading = PLAIN) -> 
                     sys.stderr,
                 )
                 lost_space = True
-    if unknown > MOST_UNKNOWN * tokens:
+    words = toki.definition["model"].get("type") == "WordLevel"
+    if unknown > (MOST_UNKNOWN_WORDS if words else MOST_UNKNOWN) * tokens:
         raise UserError(
             f"{texts[0].parent}: of a sample {unknown / tokens:.1%} of the tokens are unknown to {toki.folder}: "
             "take a tokenizer that was trained on such text"

@@ -14,6 +14,7 @@ from modules.measurement import control
 from modules.system.errors import UserError
 from modules.tok_utils import create_custom_tokenizer, create_tokenizer, make_h5, tokenize_folder
 from modules.tok_utils.cuts import pieces
+from modules.tok_utils.inspection import check_kept
 from modules.tok_utils.readers import Reading
 from modules.tok_utils.symbols import symbols_of, train
 from modules.tok_utils.symmetric import mirror_of, torn_ids, why_not_symmetric
@@ -144,6 +145,16 @@ def test_what_has_no_room_is_said_and_becomes_unknown_or_letters(tmp_path, capfd
     characters = made(tmp_path / "t.txt", tmp_path, "characters")
     assert "characters: the text has 5" in capfd.readouterr().err and characters.vocab_size == 7
     assert characters.encode("AxC") == [characters.encode("A")[0], characters.unk_id, characters.encode("C")[0]]
+
+
+def test_rare_words_may_be_unknown_and_most_may_not(tmp_path, capfd):
+    (tmp_path / "t.txt").write_text("one two three four five " * 20)
+    words = made(tmp_path / "t.txt", tmp_path, "words", vocab_size=5)
+    check_kept([tmp_path / "t.txt"], words)
+    assert "of a sample 40.00% of the tokens are unknown" in capfd.readouterr().err
+    (tmp_path / "t.txt").write_text("un deux trois quatre five " * 20)
+    with pytest.raises(UserError, match="take a tokenizer that was trained on such text"):
+        check_kept([tmp_path / "t.txt"], words)
 
 
 def test_dna_from_fasta_to_h5_and_its_control(tmp_path, monkeypatch):
