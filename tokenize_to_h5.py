@@ -2,7 +2,7 @@
 
 Edit the four names at the end of this file and run `python tokenize_to_h5.py`, or give them as flags. Run again after
 an interruption, it goes on from where it was. On several machines with a shared folder: `torchrun ...
-tokenize_to_h5.py`.
+tokenize_to_h5.py`. Ids that are there already become an .h5 with `--ids`.
 """
 
 import argparse
@@ -16,19 +16,21 @@ from modules.system.errors import UserError, one_line_errors
 def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_name: str) -> None:
     """The four arguments are defaults: flags of the same names go before them."""
     from modules import tokenizer  # imports in which Ctrl-C is one line as well
-    from modules.cli import Parser, path
+    from modules.cli import Parser, add_reading_arguments, path, reading_of
     from modules.system.processes import this_process
     from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
     from modules.tok_utils.chunks import ENCODERS
     from modules.tok_utils.create_custom_tokenizer import SPLITS
     from modules.tok_utils.h5 import summary
+    from modules.tok_utils.ids import ID_TYPES, ids_to_h5
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--txt_path",
         type=path,
         default=txt_path or None,
-        help="text to tokenize: .txt, .txt.gz, .txt.xz, .txt.zst, or a folder of them",
+        help="text to tokenize: .txt, .jsonl (also .json.gz), .parquet, .fa (.fasta, .fna, .faa), or a folder of them; "
+        "all but .parquet also with .gz, .xz or .zst",
     )
     parser.add_argument(
         "--out_h5_folder", type=path, default=out_h5_folder or None, help="folder that will contain the .h5"
@@ -42,7 +44,7 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         help="name of the tokenizer; one that is there already is used as it is",
     )
     parser.add_argument(
-        "--vocab_size", type=int, default=50257, help="number of ids of a new tokenizer (default: %(default)s)"
+        "--vocab_size", type=int, help="number of ids of a new tokenizer (default: 50257), or of that of --ids"
     )
     parser.add_argument(
         "--sample_bytes",
@@ -53,9 +55,15 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         "--split",
         choices=SPLITS,
         default="gpt2",
-        help="how a new tokenizer splits a text: gpt2, or symmetric: the tokens of the reversed text are the reversed tokens "
-        "(default: %(default)s)",
+        help="how a new tokenizer splits a text: gpt2, or symmetric: the tokens of the reversed text are the "
+        "reversed tokens (default: %(default)s)",
     )
+    parser.add_argument(
+        "--symbols",
+        help="no learned tokens, but the text's symbols: characters, bytes, words (between white space), or kmers:6 "
+        "(six letters at a time, or another number)",
+    )
+    add_reading_arguments(parser)
     parser.add_argument(
         "--num_workers", type=int, help="threads that encode, at most four a core (default: one a core)"
     )
@@ -79,7 +87,24 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         help="make nothing: read these .h5 through, and compare all their tokens with the "
         "checksum and the vocabulary that they carry (files of up to 128 MB are checked whenever they are opened)",
     )
+    parser.add_argument(
+        "--ids", type=path, metavar="FILE", help="no text: ids in a .npy, or in a .bin such as nanoGPT's, become an .h5"
+    )
+    parser.add_argument(
+        "--id_type", choices=ID_TYPES, default="uint16", help="how ids are stored in a .bin (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bos_id",
+        type=int,
+        help="of --ids the one to stand before every window, such as <|endoftext|> (default: one more is added)",
+    )
     args = parser.parse_args()
+    if args.ids:
+        for name in ("vocab_size", "out_h5_folder"):
+            if not getattr(args, name):
+                raise UserError(f"--ids: give --{name} as well")
+        tell(ids_to_h5(args.ids, args.out_h5_folder, args.vocab_size, args.bos_id, args.id_type))
+        return
     if args.check:
         from modules.data.token_file import check_file
 
@@ -92,14 +117,17 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
                 f"{name} is empty: edit the four names at the end of {os.path.basename(__file__)}, or give --{name}"
             )
 
+    reading = reading_of(args)
     tokenizer_path = create_tokenizer(
         args.txt_path,
         args.tokenizer_folder,
         tokenizer_name=args.tokenizer_name,
-        vocab_size=args.vocab_size,
+        vocab_size=50257 if args.vocab_size is None else args.vocab_size,
         sample_bytes=args.sample_bytes,
         errors=args.errors,
         split=args.split,
+        symbols=args.symbols,
+        reading=reading,
     )
     chunks = tokenize_folder(
         args.txt_path,
@@ -108,6 +136,7 @@ def main(txt_path: str, out_h5_folder: str, tokenizer_folder: str, tokenizer_nam
         errors=args.errors,
         out_h5_folder=args.out_h5_folder,
         encoder=args.encoder,
+        reading=reading,
     )
     toki = tokenizer.get_tokenizer(m_path=tokenizer_path)
     h5_path = make_h5(chunks, args.out_h5_folder, toki)

@@ -7,12 +7,16 @@ and status 2.
 import argparse
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from modules.config import MAX_SEED, MAX_STEPS, WHY_64_BITS, WHY_STEPS, Config, expanded, load_config
 from modules.system.children import end_with_launcher
 from modules.system.errors import UserError
 from modules.system.processes import available_cores
 from modules.system.schema import shown
+
+if TYPE_CHECKING:
+    from modules.tok_utils.readers import Reading
 
 
 class Parser(argparse.ArgumentParser):
@@ -163,3 +167,33 @@ def train_on_one_device(model: str, description: str) -> None:
     end_with_launcher()
     args = training_parser(description).parse_args()
     raise SystemExit(train_from_arguments(args, config_of(args, model)))
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say how files become text; `reading_of` has what they say."""
+    from modules.tok_utils.readers import FASTA_N  # training scripts need not wait for these
+
+    parser.add_argument(
+        "--text_field", default="text", help="field of JSON lines, or column of Parquet, with the text (%(default)s)"
+    )
+    parser.add_argument(
+        "--document_separator",
+        help=r"what is put between documents, and in a .txt stands between them; \n and \t are a line end and a tab "
+        "(default: a blank line, a line end for FASTA; a .txt is not divided)",
+    )
+    parser.add_argument(
+        "--fasta_n",
+        choices=FASTA_N,
+        default="keep",
+        help="N in FASTA: a symbol like others, or left out, with a new document behind (default: %(default)s)",
+    )
+
+
+def reading_of(args: argparse.Namespace) -> "Reading":
+    """How files become text, as the arguments say."""
+    from modules.tok_utils.readers import Reading
+
+    separator = args.document_separator
+    if separator is not None:
+        separator = separator.replace("\\n", "\n").replace("\\t", "\t")
+    return Reading(args.text_field, separator, args.fasta_n)

@@ -54,6 +54,12 @@ BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece names the toke
 Id = Annotated[int, Field(ge=0, lt=MOST_IDS)]
 
 
+def _an_id_each(vocab: dict[str, int]) -> dict[str, int]:
+    if len(set(vocab.values())) < len(vocab):
+        raise ValueError("two tokens have the same id")
+    return vocab
+
+
 class BpeModel(Schema):
     """ "model" of a tokenizer.json."""
 
@@ -67,12 +73,7 @@ class BpeModel(Schema):
     byte_fallback: bool | None = None
     ignore_merges: bool | None = None
 
-    @field_validator("vocab")
-    @classmethod
-    def _an_id_each(cls, vocab: dict[str, int]) -> dict[str, int]:
-        if len(set(vocab.values())) < len(vocab):
-            raise ValueError("two tokens have the same id")
-        return vocab
+    _ids = field_validator("vocab")(_an_id_each)
 
     @field_validator("merges")
     @classmethod
@@ -98,6 +99,16 @@ class BpeModel(Schema):
         return self
 
 
+class WordLevelModel(Schema):
+    """The same of a tokenizer of whole words (tok_utils/symbols.py)."""
+
+    type: Literal["WordLevel"]
+    vocab: Annotated[dict[str, Id], Field(min_length=1)]
+    unk_token: str
+
+    _ids = field_validator("vocab")(_an_id_each)
+
+
 class AddedToken(Schema):
     """An entry of "added_tokens"."""
 
@@ -114,6 +125,12 @@ class Definition(Schema):
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
     decoder: dict[str, Any] | None = None
+
+
+class WordsDefinition(Definition):
+    """The same of a tokenizer of whole words."""
+
+    model: WordLevelModel
 
 
 class NamedToken(Schema):
@@ -260,13 +277,12 @@ class Tokenizer:
         not change it. Nulls and defaults count as absent, merges as strings equal merges as pairs. What only decodes,
         pads or truncates is left out.
         """
-        large = {
-            "vocab": self.definition["model"]["vocab"],
-            "merges": merge_pairs(self.definition),
-        }  # no defaults in them
-        model = {key: value for key, value in self.definition["model"].items() if key not in large}
+        model = self.definition["model"]
+        large = {"vocab": model["vocab"]}  # no defaults in them
+        if "merges" in model:
+            large["merges"] = merge_pairs(self.definition)
         parts = _without_defaults(
-            {"model": model}
+            {"model": {key: value for key, value in model.items() if key not in large}}
             | {key: self.definition.get(key) for key in ("normalizer", "pre_tokenizer", "added_tokens")}
         )
         parts["model"] |= large
@@ -299,10 +315,11 @@ def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:
         )
     definition = _read_json(path)
     model = definition.get("model") if isinstance(definition, dict) else None
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:
+    words = isinstance(model, dict) and model.get("type") == "WordLevel"
+    if not words and (not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model):
         found = model.get("type", "a model without merges") if isinstance(model, dict) else "no model"
         raise UserError(f"{path}: expected a BPE tokenizer, found {shown(found)}")
-    checked(Definition, definition, str(path))
+    checked(WordsDefinition if words else Definition, definition, str(path))
     dropout = model.get("dropout")
     if dropout:
         definition["model"] = {key: value for key, value in model.items() if key != "dropout"}
@@ -332,7 +349,8 @@ def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:
 
 def merge_pairs(definition: dict) -> list[list[str]]:
     """The merges of a tokenizer.json in order of rank, as pairs whichever way they are written."""
-    return [merge.split(" ", 1) if isinstance(merge, str) else list(merge) for merge in definition["model"]["merges"]]
+    merges = definition["model"].get("merges", ())  # a tokenizer of words has none
+    return [merge.split(" ", 1) if isinstance(merge, str) else list(merge) for merge in merges]
 
 
 def _folder_config(folder: Path) -> FolderConfig:
@@ -356,6 +374,10 @@ def _spelling(definition: dict) -> Callable[[str], bytes] | str:
     kinds = {step.get("type") for step in steps}
     if "ByteLevel" in kinds:
         return _byte_level
+    if kinds == {"Fuse"}:
+        return lambda token: token.encode("utf-8")
+    if kinds == {"WhitespaceSplit"} and definition["model"].get("type") == "WordLevel":
+        return lambda token: b" " + token.encode("utf-8")  # the library puts blanks between them
     replaced = [
         (step.get("replacement", SENTENCEPIECE_BLANK), " ") for step in steps if step.get("type") == "Metaspace"
     ]

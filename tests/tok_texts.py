@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from modules.tok_utils.create_custom_tokenizer import untrained
+from modules.tok_utils.bpe_training import untrained
 from modules.tok_utils.text_source import TextInMemory
 from modules.tokenizer import Tokenizer, get_tokenizer
 

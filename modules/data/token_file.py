@@ -45,6 +45,8 @@ class Attributes(Schema):
     tokens_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
     texts: str | None = None
     symmetric: bool | None = None
+    reading: str | None = None
+    symbols: str | None = None
     reversed_of: str | None = None
     documents_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
     attributes_crc32: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
@@ -87,7 +89,8 @@ class TokenFile:
     UTF-8 bytes, for bits per byte. tokens_crc32: CRC-32 of all ids, little-endian, as make_h5 wrote it. texts: what it
     was made from. symmetric: whether its tokenizer has no direction (tok_utils/symmetric.py). reversed_of: the
     fingerprint of the dataset of which this is the reversed control. documents: the tokens with which documents begin,
-    uint64, ascending, the first 0; None where the texts are not divided.
+    uint64, ascending, the first 0; None where the texts are not divided. reading: how its texts were read, where not as
+    by default (tok_utils/readers.py). symbols: which (tok_utils/symbols.py), where its tokenizer was not learned.
     """
 
     path: str
@@ -101,6 +104,8 @@ class TokenFile:
     symmetric: bool = False
     reversed_of: str | None = None
     documents: np.ndarray | None = None
+    reading: str | None = None
+    symbols: str | None = None
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The stretches of `length` tokens that begin at `starts` [B], as int64 [B, length]."""
@@ -255,6 +260,8 @@ def open_tokens(path: str | os.PathLike) -> TokenFile:
         bool(said.symmetric),
         said.reversed_of,
         documents,
+        said.reading,
+        said.symbols,
     )
     if said.attributes_crc32 is not None:
         if said.model_dump(exclude_none=True) != attributes_of(

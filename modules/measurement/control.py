@@ -15,13 +15,14 @@ from pathlib import Path
 
 from modules.config import Config
 from modules.corpora.reverse import reverse_text
-from modules.data.token_file import TokenFile, open_tokens
+from modules.data.token_file import Text, TokenFile, open_tokens
 from modules.measurement.pairing import base_name
 from modules.system import console
 from modules.system.errors import UserError
 from modules.system.names import file_name
 from modules.system.processes import this_process
 from modules.tok_utils import create_tokenizer, make_h5, tokenize_folder
+from modules.tok_utils.readers import Reading, kind_and_compression
 from modules.tok_utils.text_source import fingerprint
 from modules.tokenizer import get_tokenizer
 
@@ -60,14 +61,25 @@ def control_of(token_file: TokenFile, folder: Path) -> Path:
             "torchrun, or leave it out with --no_control"
         )
     console.tell(f"{token_file.path}: its control, the text reversed, is made in {own}", sys.stderr)
-    texts = own / name
-    if len(token_file.texts) == 1:
-        reverse_text(token_file.texts[0].path, texts / f"{name}.txt")
-    else:
-        for number, text in enumerate(reversed(token_file.texts)):  # the last text comes first
-            reverse_text(text.path, texts / f"{number:06d}.txt")
-    tokenizer = create_tokenizer(texts, own, "tokenizer", vocab_size=token_file.vocab_size)
-    return make_h5(tokenize_folder(texts, tokenizer), own, get_tokenizer(tokenizer), reversed_of=token_file.fingerprint)
+    texts, reading = own / name, Reading.of_identity(token_file.reading)
+    turned = _reading_of_reversed(reading, token_file.texts)
+    for number, text in enumerate(reversed(token_file.texts)):  # the last text comes first
+        suffix = ".jsonl" if kind_and_compression(text.path)[0] in ("json", "parquet") else ".txt"
+        stem = name if len(token_file.texts) == 1 else f"{number:06d}"
+        reverse_text(text.path, texts / f"{stem}{suffix}", reading=reading)
+    tokenizer = create_tokenizer(
+        texts, own, "tokenizer", vocab_size=token_file.vocab_size, symbols=token_file.symbols, reading=turned
+    )
+    chunks = tokenize_folder(texts, tokenizer, reading=turned)
+    return make_h5(chunks, own, get_tokenizer(tokenizer), reversed_of=token_file.fingerprint)
+
+
+def _reading_of_reversed(reading: Reading, texts: tuple[Text, ...]) -> Reading:
+    """How the reversed texts are to be read: JSON lines of ours, or texts in which what stood between documents is
+    reversed too."""
+    kinds = {kind_and_compression(text.path)[0] for text in texts}
+    separator = reading.separator_of("fasta") if kinds == {"fasta"} else reading.document_separator
+    return Reading(document_separator=separator and separator[::-1])
 
 
 def control_run(run: Config, data: Path) -> Config:

@@ -85,6 +85,20 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
                 temporary.unlink()
 
 
+@contextlib.contextmanager
+def scratch_file(folder: Path) -> Iterator[Path]:
+    """Yield the path of an empty file in `folder` that is removed when the block ends; of a killed process, by
+    `sweep`."""
+    path = folder / _temporary_name("scratch")
+    with _naming(path, path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _status(path: Path) -> os.stat_result | None:
     """What `path` is, links followed; None where there is nothing. UserError where it is a folder."""
     try:

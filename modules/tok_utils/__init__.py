@@ -4,11 +4,11 @@
     tokenize_folder    text -> chunks of ids (.pt)     chunks.py; encoder.py does the encoding
     make_h5            chunks -> one .h5               h5.py
 
-`text_source.py` reads the text (compressed or not), `cuts.py` says where it may be cut, `job.py` which chunks are
-there, `pt_file.py` how they are written; `inspection.py` looks at the texts before the work, `limits.py` at numbers;
-`locks.py` keeps commands off each other's work; `disk.py` sees to room on the disk, `processes.py` and `progress.py` to
-what their names say. `reverse.py` reverses a text, `symmetric.py` has the tokenizer to which the direction is all the
-same.
+`readers.py` and `text_source.py` read the text (plain, compressed, JSON lines, Parquet, FASTA), `symbols.py` has what
+may stand in place of learned tokens, `ids.py` takes ids that are there already, `cuts.py` says where a text may be cut,
+`job.py` which chunks are there, `pt_file.py` how they are written; `inspection.py` looks at the texts before the work,
+`disk.py` sees to room on the disk, `progress.py` to the bar. `symmetric.py` has the tokenizer to which the direction is
+all the same.
 """
 
 from modules.tok_utils.chunks import tokenize_folder

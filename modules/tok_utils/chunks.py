@@ -26,7 +26,8 @@ from modules.tok_utils.encoder import Differs, Encoded, Encoder, NotUtf8, fast_t
 from modules.tok_utils.inspection import check_kept, taken_texts
 from modules.tok_utils.job import Chunk, Job, chunks_folder_of
 from modules.tok_utils.progress import Progress, say
-from modules.tok_utils.text_source import find_texts, not_utf8
+from modules.tok_utils.readers import Reading
+from modules.tok_utils.text_source import PLAIN, find_texts, not_utf8
 from modules.tokenizer import Tokenizer, get_tokenizer
 
 CHUNK_BYTES = 4 << 20
@@ -41,6 +42,7 @@ def tokenize_folder(
     out_h5_folder: str | os.PathLike | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     encoder: str = "gigatoken",
+    reading: Reading = PLAIN,
 ) -> Path:
     """Tokenize every text in `folder` (or one text, given its path) into .pt chunks beside it; started again, it goes
     on where it stopped.
@@ -48,7 +50,7 @@ def tokenize_folder(
     The ids are those of each whole text, in the order of the files' names, nothing between. Texts are only read.
 
     Args:
-        folder: folder with .txt, .txt.gz, .txt.xz or .txt.zst files, or the path of one.
+        folder: folder with texts (`readers.py` says of which names), or the path of one.
         tokenizer_path: tokenizer folder.
         num_workers: threads that encode, at most four a core; all cores by default.
         errors: "strict" refuses text that is not UTF-8 and says where; "replace" turns what is not into U+FFFD.
@@ -56,6 +58,7 @@ def tokenize_folder(
         chunk_bytes: bytes of text a chunk; part of the chunks' identity.
         encoder: the library that encodes, "gigatoken" or "tokenizers". The ids are the same; tokenizers encodes as well
             where gigatoken does not know the tokenizer.
+        reading: how the files become text (`readers.py`); part of the chunks' identity.
 
     Returns the folder with the chunks, for `make_h5`.
 
@@ -72,12 +75,12 @@ def tokenize_folder(
         if value not in known:
             raise UserError(f'{name}: expected "{known[0]}" or "{known[1]}", found {value!r}')
     process = this_process()
-    texts = taken_texts(Path(folder)) if process.rank == 0 else find_texts(folder)
+    texts = taken_texts(Path(folder), reading) if process.rank == 0 else find_texts(folder)
     toki = get_tokenizer(tokenizer_path)
     chunks_folder = chunks_folder_of(folder, texts)
 
     def job() -> Job:
-        return Job(chunks_folder, texts, toki, errors, chunk_bytes)
+        return Job(chunks_folder, texts, toki, errors, chunk_bytes, reading)
 
     if process.world_size == 1 and job().finished():
         return chunks_folder
@@ -88,8 +91,8 @@ def tokenize_folder(
         if process.rank == 0:
             mine = job()
             if not mine.finished():  # by the command that was waited for
-                check_kept(texts, toki, encoders[0])
-                check_space(texts, encoders[0], chunks_folder, out_h5_folder)
+                check_kept(texts, toki, reading, encoders[0])
+                check_space(texts, encoders[0], chunks_folder, out_h5_folder, reading)
                 mine.begin()
         meet(process, "begun")
         if process.rank:

@@ -16,6 +16,8 @@ pattern has no look-behind and matching resumes at the end of each piece.
   then letters: (1). A greedy run ends at the same place whether another class or nothing follows, and whether a
   contraction matches depends on letters, none of which stand after a cut next to a letter: (2).
 
+Symbols that are no words (`symbols.py`) need none of this: a text is cut between any two.
+
 A tokenizer that shares a blank between the words on either side (`symmetric.py`) is cut before other white space only
 (BEFORE_BREAK), and between classes. Its pieces end there too, and as no blank stands at such a cut, none that is shared
 loses a side.
@@ -33,6 +35,7 @@ from typing import NamedTuple
 
 import regex
 
+from modules.tok_utils.symbols import last_cut, symbols_of
 from modules.tok_utils.symmetric import shares_blanks
 from modules.tok_utils.text_source import TextInMemory, TextSource
 from modules.tokenizer import Tokenizer
@@ -82,7 +85,13 @@ def _next_cut(source: TextSource | TextInMemory, start: int, piece_bytes: int, t
     """The end of the piece that starts at `start`, and whether it is forced: the last safe cut within reach, or the end
     of the text."""
     end = start + piece_bytes
+    symbols = symbols_of(toki)
     while source.read(end, end + 1):
+        if symbols not in (None, "words"):
+            if cut := last_cut(source.read(start, end), symbols):
+                return start + cut, False
+            end += min(piece_bytes, STEP)
+            continue
         for reach in (NEAR, LONGEST_RUN + NEAR):
             first = max(start, end - reach)
             window = source.read(first, end + 1)

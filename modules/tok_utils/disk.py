@@ -7,16 +7,21 @@ from pathlib import Path
 from modules.system.errors import UserError
 from modules.tok_utils.encoder import Encoder
 from modules.tok_utils.progress import readable, say
-from modules.tok_utils.text_source import TextSource, spread_samples
+from modules.tok_utils.readers import Reading
+from modules.tok_utils.text_source import PLAIN, TextSource, spread_samples
 
 MARGIN = 1.1  # on what the samples say
 
 
 def check_space(
-    texts: list[Path], encoder: Encoder, chunks_folder: Path, out_h5_folder: str | os.PathLike | None = None
+    texts: list[Path],
+    encoder: Encoder,
+    chunks_folder: Path,
+    out_h5_folder: str | os.PathLike | None = None,
+    reading: Reading = PLAIN,
 ) -> None:
     """Say how much room the chunks and the .h5 will take. Raises UserError where their disks have less left."""
-    need = sum(_bytes_of_ids(text, encoder) for text in texts)
+    need = sum(_bytes_of_ids(text, encoder, reading) for text in texts)
     have = sum(chunk.stat().st_size for chunk in chunks_folder.glob("chunk_*.pt"))
     say(
         f"room needed, about: {readable(max(0, need - have))} in {chunks_folder}{' (more than there is)' if have else ''}, "
@@ -49,10 +54,10 @@ def existing_parent(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _bytes_of_ids(text: Path, encoder: Encoder) -> int:
+def _bytes_of_ids(text: Path, encoder: Encoder, reading: Reading) -> int:
     """An estimate of the bytes that the ids of a text will take, from samples of it."""
-    samples = [sample.encode("utf-8") for sample in spread_samples(text)]
+    samples = [sample.encode("utf-8") for sample in spread_samples(text, reading)]
     ids = sum(encoder.encode(sample).nbytes for sample in samples)
-    with TextSource(text) as source:
+    with TextSource(text, reading) as source:
         size = source.estimated_size()
     return int(MARGIN * size * ids / max(1, sum(map(len, samples))))

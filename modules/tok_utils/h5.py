@@ -25,6 +25,7 @@ from modules.tok_utils.disk import require
 from modules.tok_utils.encoder import id_dtype
 from modules.tok_utils.job import MANIFEST, Manifest, Row, read_chunk, read_manifest
 from modules.tok_utils.progress import readable
+from modules.tok_utils.symbols import symbols_of
 from modules.tok_utils.symmetric import why_not_symmetric
 from modules.tokenizer import Tokenizer
 
@@ -92,6 +93,8 @@ def _write(
         tokens_crc32=tokens_crc32,
         texts=json.dumps(texts),
         symmetric=why_not_symmetric(toki) is None,
+        reading=manifest.reading,
+        symbols=symbols_of(toki),
         reversed_of=reversed_of,
         documents_crc32=None if documents is None else zlib.crc32(documents),
     )

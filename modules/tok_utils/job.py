@@ -28,7 +28,8 @@ from modules.system.schema import Schema, checked
 from modules.tok_utils.cuts import Piece, pieces
 from modules.tok_utils.encoder import Encoded
 from modules.tok_utils.pt_file import Tensor, read_pt, write_pt
-from modules.tok_utils.text_source import SUFFIXES, TextSource, fingerprint, text_name
+from modules.tok_utils.readers import Reading, kind_and_compression, text_name
+from modules.tok_utils.text_source import PLAIN, TextSource, fingerprint
 from modules.tokenizer import MOST_IDS, Tokenizer
 
 MANIFEST = "manifest.json"
@@ -81,13 +82,15 @@ class Manifest(Schema):
     mtime_ns: list[int]
     vocab_size: Annotated[int, Field(ge=1, le=MOST_IDS)]
     bos_id: Count
+    reading: str | None = None
     identity: str
     chunks: list[Row] | None
 
     @property
     def header(self) -> dict:
         """What the chunks' identity is made of."""
-        return self.model_dump(include={"format", "texts", "tokenizer_fingerprint", "chunk_bytes"})
+        said = self.model_dump(include={"format", "texts", "tokenizer_fingerprint", "chunk_bytes", "reading"})
+        return {name: value for name, value in said.items() if value is not None}
 
     @model_validator(mode="after")
     def _is_consistent(self):
@@ -164,8 +167,8 @@ def check_they_meet(texts: list[Text], rows: list[Row]) -> None:
 
 
 def _may_end(text: Text, position: int) -> bool:
-    """Whether a text can end at a position: of a compressed one only the text itself tells."""
-    return position > 0 and (text.name.lower().endswith(SUFFIXES[1:]) or position == text.file_bytes)
+    """Whether a text can end at a position: of one that is not plain only the text itself tells."""
+    return position > 0 and (kind_and_compression(text.name) != ("text", "") or position == text.file_bytes)
 
 
 class Chunk(NamedTuple):
@@ -179,8 +182,11 @@ class Chunk(NamedTuple):
 class Job:
     """What the chunks in a folder are of, and which are there."""
 
-    def __init__(self, folder: Path, texts: list[Path], toki: Tokenizer, errors: str, chunk_bytes: int):
+    def __init__(
+        self, folder: Path, texts: list[Path], toki: Tokenizer, errors: str, chunk_bytes: int, reading: Reading = PLAIN
+    ):
         """Raises UserError where the folder holds the chunks of something else."""
+        self.reading = reading
         self.folder, self.texts, self.toki, self.errors, self.chunk_bytes = folder, texts, toki, errors, chunk_bytes
         self.header = {
             "format": FORMAT,
@@ -191,6 +197,8 @@ class Job:
             "tokenizer_fingerprint": toki.fingerprint,
             "chunk_bytes": chunk_bytes,
         }
+        if reading.identity is not None:
+            self.header["reading"] = reading.identity
         self.identity = identity_of(self.header)
         self.times = [text.stat().st_mtime_ns for text in texts]
         self.manifest = read_manifest(folder)
@@ -205,8 +213,9 @@ class Job:
             ("texts", "another text, or of this text before it was changed"),
             ("tokenizer_fingerprint", "another tokenizer"),
             ("chunk_bytes", f"{manifest.chunk_bytes} bytes of text each, not {self.chunk_bytes}"),
+            ("reading", "this text read in another way (--text_field, --document_separator, --fasta_n)"),
         ):
-            if manifest.header[name] != self.header[name]:
+            if manifest.header.get(name) != self.header.get(name):
                 raise UserError(f"{self.folder} holds chunks of {what}: {advice}, or put back what they were made from")
         if manifest.errors == "replace" and self.errors == "strict":
             raise UserError(f"{self.folder} holds chunks made with errors=replace: go on so, or {advice}")
@@ -223,7 +232,7 @@ class Job:
         """All chunks in order, each with its text opened at its place."""
         number = 0
         for index, text in enumerate(self.texts):
-            with TextSource(text) as source:
+            with TextSource(text, self.reading) as source:
                 for piece in pieces(source, self.chunk_bytes, self.toki):
                     yield Chunk(number, index, piece), source
                     number += 1

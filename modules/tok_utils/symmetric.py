@@ -3,16 +3,17 @@ r"""A tokenizer without a direction: the tokens of a reversed text are the rever
 GPT-2's kind has a direction: a blank belongs to the word behind it, contractions hang on the word before them, and of
 three equal tokens the leftmost two merge. Here, reversing by character (code point, as `reverse.py` does):
 
-- A blank between two non-spaces is shared: it is written twice, once for either side, so "a b" is `a ` and ` b`. n blanks between
-  non-spaces become n + 1 and the decoder takes one off again, so nothing is lost, whatever the text holds.
-- A piece is a maximal run of letters and marks, of digits, or of other characters, together with the blank on either side of it if there
-  is one; or what white space is left. Between two non-spaces there are now no blanks or at least two, so none is
-  claimed twice, and the pieces of the reversed text are the reversed pieces.
-- A piece that is in the vocabulary is one token (`ignore_merges`). In others the bytes of each character join, and then come the merges
-  in their order. No merge joins two equal tokens, each token has one merge, and it stands behind the merges that make
-  its parts. So when a merge has its turn all its places are there, none overlap, and all are joined before another
-  merge has its turn: left and right play no part. Hence the tokenizer with every token and merge mirrored, ids kept,
-  has the mirrored tokens: `mirror_of`.
+- A blank between two non-spaces is shared: it is written twice, once for either side, so "a b" is `a ` and ` b`. n
+  blanks between non-spaces become n + 1 and the decoder takes one off again, so nothing is lost, whatever the text
+  holds.
+- A piece is a maximal run of letters and marks, of digits, or of other characters, together with the blank on either
+  side of it if there is one; or what white space is left. Between two non-spaces there are now no blanks or at least
+  two, so none is claimed twice, and the pieces of the reversed text are the reversed pieces.
+- A piece that is in the vocabulary is one token (`ignore_merges`). In others the bytes of each character join, and then
+  come the merges in their order. No merge joins two equal tokens, each token has one merge, and it stands behind the
+  merges that make its parts. So when a merge has its turn all its places are there, none overlap, and all are joined
+  before another merge has its turn: left and right play no part. Hence the tokenizer with every token and merge
+  mirrored, ids kept, has the mirrored tokens: `mirror_of`.
 
 So the control experiment is exact: the ids of the reversed text under `mirror_of(toki)` are the ids of the text from
 its end to its start. The exception are characters too rare to get an id. They are written as their bytes, which stand
@@ -37,6 +38,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from modules.system.console import tell
 from modules.system.errors import UserError
+from modules.tok_utils.symbols import symbols_of, why_directed
 from modules.tokenizer import BOS_TOKEN, BYTE_OF_CHARACTER, Tokenizer, merge_pairs
 
 SHARED_BLANK = r"(?<=\S) (?= *\S)"  # the first of the blanks between two non-spaces, which is written twice
@@ -76,8 +78,8 @@ def train(texts: Iterable[list[str]], vocab_size: int) -> tokenizers.Tokenizer:
     if apart:
         some = ", ".join(map(repr, [*apart][:5])) + (", ..." if len(apart) > 5 else "")
         tell(
-            f"{len(apart)} rare characters ({some}) got no id: at their {sum(apart.values())} places the tokens do not turn round "
-            "with the text",
+            f"{len(apart)} rare characters ({some}) got no id: at their {sum(apart.values())} places "
+            "the tokens do not turn round with the text",
             sys.stderr,
         )
     backend = _backend(
@@ -107,7 +109,9 @@ def shares_blanks(toki: Tokenizer) -> bool:
 
 def why_not_symmetric(toki: Tokenizer) -> str | None:
     """What about a tokenizer gives it a direction; None where nothing does: what the head of this file says of split
-    and merges holds."""
+    and merges holds, or it is one of symbols (`symbols.py`) that have none."""
+    if (symbols := symbols_of(toki)) is not None:
+        return why_directed(symbols)
     if not shares_blanks(toki):
         return "it does not split the text alike from both ends"
     if toki.definition["model"].get("dropout"):
@@ -137,20 +141,26 @@ def mirror_of(toki: Tokenizer) -> Tokenizer:
             'Make one with create_tokenizer(..., split="symmetric")'
         )
     special = {token["content"] for token in toki.definition.get("added_tokens") or ()}
-    model = toki.definition["model"]
-    vocab = {token if token in special else _mirrored(token): i for token, i in model["vocab"].items()}
+    model, of_symbols = toki.definition["model"], symbols_of(toki) is not None
+    vocab = {
+        token if token in special else token[::-1] if of_symbols else _mirrored(token): i
+        for token, i in model["vocab"].items()
+    }
     # The bytes of a character stay in their order.
     merges = [
         [left, right] if None in (_text(left), _text(right)) else [_mirrored(right), _mirrored(left)]
         for left, right in merge_pairs(toki.definition)
     ]
-    definition = toki.definition | {"model": model | {"vocab": vocab, "merges": merges}}
+    model = model | {"vocab": vocab} | ({"merges": merges} if "merges" in model else {})
+    definition = toki.definition | {"model": model}
     return Tokenizer(toki.folder, definition, tokenizers.Tokenizer.from_str(json.dumps(definition)))
 
 
 def torn_ids(toki: Tokenizer) -> np.ndarray:
     """Which ids stand for a part of a character, bool [vocab_size]: without them a text reverses exactly."""
     torn = np.zeros(toki.vocab_size, dtype=bool)
+    if symbols_of(toki) in ("characters", "words"):
+        return torn
     for token, i in toki.backend.get_vocab(with_added_tokens=False).items():
         torn[i] = _text(token) is None
     return torn

@@ -28,9 +28,10 @@ from modules.measurement import measure
 from modules.system.errors import UserError
 from modules.system.locks import alone
 from modules.tok_utils import create_tokenizer, inspection, make_h5, tokenize_folder
-from modules.tok_utils.create_custom_tokenizer import LONGEST_RUN, without_long_runs
+from modules.tok_utils.bpe_training import LONGEST_RUN, without_long_runs
 from modules.tok_utils.h5 import joined_crc32
 from modules.tok_utils.inspection import check_is_text, check_kept, taken_texts
+from modules.tok_utils.readers import NAMES
 from modules.tokenizer import get_tokenizer
 from tests.tok_texts import library_tokenizer, llama2_like, sample_text, trained
 from tests.toy import ROOT
@@ -63,9 +64,9 @@ def test_what_is_taken_and_what_is_left_out_is_said_with_sizes_and_reasons(tmp_p
         f"text: {tmp_path / 'a.txt'}, 2.28 kB",
         f"text: {tmp_path / 'd.Txt.GZ'}, {(tmp_path / 'd.Txt.GZ').stat().st_size} B",
         f"text: {tmp_path / 'linked.txt'}, 2.28 kB",
-        f"left out: {tmp_path / 'c.md'} (its name does not end in one of .txt, .txt.gz, .txt.xz, .txt.zst)",
+        f"left out: {tmp_path / 'c.md'} (its name does not end in {NAMES})",
         f"left out: {tmp_path / 'gone.txt'} (a link to nothing)",
-        f"left out: {tmp_path / 'notes'} (its name does not end in one of .txt, .txt.gz, .txt.xz, .txt.zst)",
+        f"left out: {tmp_path / 'notes'} (its name does not end in {NAMES})",
         f"left out: {tmp_path / 'pipe.txt'} (not a regular file)",
         f"left out: {tmp_path / 'sub'} (a folder: texts in it are not looked for)",
     ]

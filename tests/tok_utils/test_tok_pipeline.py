@@ -196,8 +196,8 @@ def test_chunks_are_what_torch_would_have_written_and_need_no_torch(tmp_path, to
 class InLines(TextSource):
     """Every line of a text is a document, but for those of texts named plain."""
 
-    def __init__(self, path: Path):
-        super().__init__(path)
+    def __init__(self, path: Path, *reading):
+        super().__init__(path, *reading)
         self.has_documents = "plain" not in path.name
 
     def document_starts(self, start: int, stop: int) -> np.ndarray:
