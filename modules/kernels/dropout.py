@@ -57,8 +57,8 @@ class _DropoutFunction(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, outer):
-        return _dropped(outer, ctx.p, ctx.seed), None, None
+    def backward(ctx, grad_output):
+        return _dropped(grad_output, ctx.p, ctx.seed), None, None
 
 
 def _dropped(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modules.config import Config, GPTParams, load_config
+from modules.config import Config, load_config
 from modules.data.token_file import open_tokens
 from modules.measurement.arrow_page import write_arrow_page
 from modules.measurement.comparison import (
@@ -38,6 +38,7 @@ from modules.measurement.noise import next_seeds
 from modules.measurement.report import checks_in_words, held_out_in_words, marked_for_longer_contexts, write_report
 from modules.measurement.text_losses import text_losses
 from modules.measurement.token_classes import pieces_of
+from modules.models import GPTParams
 from modules.system.console import bar, tell
 from modules.system.errors import UserError
 from modules.system.names import as_file_systems_see, distinct, file_name

@@ -5,15 +5,47 @@ With the same weights it gives the logits of `transformers`' GPT2LMHeadModel.
 Shapes: B batch, T time, D width.
 """
 
+from typing import Annotated, Self
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from modules.fields import Context, Ids, Layers, ModelParams, Probability, Width, up_to
 from modules.kernels.attention import causal_attention
 from modules.kernels.dropout import Dropout
 from modules.kernels.linear import Linear
 from modules.models.language_model import LanguageModel
+
+
+class GPTParams(ModelParams):
+    """A GPT's `model_params` in a config."""
+
+    vocab_size: Ids = Field(description="vocabulary size")
+    n_layers: Layers = Field(description="number of transformer blocks")
+    n_heads: Width = Field(description="number of attention heads")
+    embed_dim: Width = Field(description="width of the residual stream")
+    attn_length: Context = Field(description="context: tokens in a window")
+    mlp_ratio: Annotated[float, up_to(1000, "the usual is 4")] = Field(
+        4.0, gt=0, description="hidden width of the MLP over `embed_dim`"
+    )
+    dropout: Probability = Field(0.1, description="dropout inside the blocks")
+    embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
+
+    @property
+    def context(self) -> int:
+        """Tokens in a window."""
+        return self.attn_length
+
+    @model_validator(mode="after")
+    def heads_share_the_width(self) -> Self:
+        if self.embed_dim % self.n_heads:
+            raise ValueError(f"expected embed_dim divisible by n_heads, found {self.embed_dim} and {self.n_heads}")
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"expected embed_dim * mlp_ratio of at least 1, found {self.embed_dim} * {self.mlp_ratio}")
+        return self
 
 
 class Attention(nn.Module):
@@ -69,6 +101,9 @@ class GPT(LanguageModel):
         arithmetic for memory that no longer grows with n_layers x attn_length.
     """
 
+    Params = GPTParams
+    compile_pays = True
+
     def __init__(
         self,
         vocab_size: int,
@@ -96,6 +131,9 @@ class GPT(LanguageModel):
             for linear in (block.attention.out, block.mlp.out):  # what adds to x: smaller the more blocks add (GPT-2)
                 nn.init.normal_(linear.weight, std=0.02 / (2 * n_layers) ** 0.5)
                 nn.init.zeros_(linear.bias)
+
+    def parts(self) -> list[nn.Module]:
+        return list(self.blocks)
 
     def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Hidden vectors [B, T, D] for tokens [B, T], T up to `attn_length`."""

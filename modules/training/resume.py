@@ -19,7 +19,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.config import RUN_NAME, Config, parse_config
+from modules.config import HELD_OUT, RUN_NAME, Config, parse_config
 from modules.data.token_file import TokenFile
 from modules.system.errors import UserError
 from modules.system.files import replacing
@@ -28,7 +28,7 @@ from modules.training import checkpoint
 from modules.training.history import Stage
 from modules.training.sharded import export_sharded, sharded_facts, whole_sharded
 
-HELD_OUT = "held-out tokens"
+DATA = "the data's fingerprint"
 
 
 @dataclass(frozen=True)
@@ -101,27 +101,10 @@ def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Fi
     """Refuse a state that the run of `config` cannot have left: another model, order of reading or of windows, data or
     held-out part."""
     there = parse_config(found["config"], found["run"], source=str(source_of(found, files)))
-    context = config.model_params.context
-
-    def identity(of: Config, held_out_tokens: int, data: str) -> dict[str, object]:
-        return {
-            "model": of.model,
-            **{f"model_params.{key}": value for key, value in of.model_params.model_dump().items()},
-            "training_params.backwards": of.training_params.backwards,
-            "training_params.seed": of.training_params.seed,
-            "training_params.stride": of.stride,
-            "training_params.batch_size x aggregate": of.step_windows,
-            HELD_OUT: held_out_tokens,
-            "the data's fingerprint": data,
-        }
-
-    before = identity(there, found["held_out_tokens"], found["dataset"]["fingerprint"])
-    data = (
-        before["the data's fingerprint"]
-        if token_file.matches(before["the data's fingerprint"])
-        else token_file.fingerprint
-    )
-    now = identity(config, config.held_out_windows * context, data)
+    held_out_tokens, data = found["held_out_tokens"], found["dataset"]["fingerprint"]
+    # Held-out windows by the state: earlier versions counted them in another way.
+    before = there.identity() | {HELD_OUT: held_out_tokens // there.model_params.context, DATA: data}
+    now = config.identity() | {DATA: data if token_file.matches(data) else token_file.fingerprint}
     different = [
         f"{name} {before.get(name)} there and {now.get(name)} in the config"
         for name in {**before, **now}
@@ -129,21 +112,24 @@ def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Fi
     ]
     if different:
         keep = (
-            f"set training_params.held_out_tokens to {before[HELD_OUT]} to keep what this run holds out, "
+            f"set training_params.held_out_tokens to {held_out_tokens} to keep what this run holds out, "
             if before[HELD_OUT] != now[HELD_OUT]
             else ""
         )
         raise UserError(
-            f"{source_of(found, files)}: a state of another run: {'; '.join(different)}; {keep}train under another name (--run_name), "
-            "or move the state away"
+            f"{source_of(found, files)}: a state of another run: {'; '.join(different)}; {keep}train under another "
+            "name (--run_name), or move the state away"
         )
 
 
-def schedule_of(found: dict, config: Config, cooldown: int | None, accept_changes: bool, files: Files) -> Config:
+def schedule_of(
+    found: dict, config: Config, arithmetic: str, cooldown: int | None, accept_changes: bool, files: Files
+) -> Config:
     """`config` with the cool-down that is asked for, or that the state is in; what else has changed since the state is
     refused or accepted.
 
-    A cool-down that lies ahead may come, go or move. Raises UserError for another learning rate, schedule, optimizer or
+    arithmetic: in which the run would go on (history.py). A cool-down that lies ahead may come, go or move. Raises
+    UserError for another learning rate, schedule, optimizer or
     precision unless `accept_changes`, and for a cool-down that another one would have to undo.
     """
     stage, step, source = stages_of(found)[-1], found["step"], source_of(found, files)
@@ -153,17 +139,15 @@ def schedule_of(found: dict, config: Config, cooldown: int | None, accept_change
     if cooldown:
         if cooling and length != cooldown:
             raise UserError(
-                f"{source}: cools down from step {start:,} to {start + length:,} already: --cooldown {length} ends it; to go on at the full "
-                f"rate or with another cool-down, {full_rate(files, start)}"
+                f"{source}: cools down from step {start:,} to {start + length:,} already: --cooldown {length} ends it; "
+                f"to go on at the full rate or with another cool-down, {full_rate(files, start)}"
             )
         config = config.with_optim(cooldown_start=start if cooling else step, cooldown_steps=cooldown)
     elif cooling and config.optim_params.cooldown_start is None:
         config = config.with_optim(cooldown_start=start, cooldown_steps=length)
 
-    here, there = (
-        params.model_dump() | {"precision": precision}
-        for params, precision in ((config.optim_params, wanted_precision(config, stage)), (optim, stage.precision))
-    )
+    here = config.settings() | {"precision": arithmetic}
+    there = optim.model_dump() | {"precision": stage.arithmetic}
     if not cooling and (config.optim_params.cooldown_start is None or config.optim_params.cooldown_start >= step):
         for params in (here, there):  # no step has been affected by it
             del params["cooldown_start"], params["cooldown_steps"]
@@ -174,8 +158,8 @@ def schedule_of(found: dict, config: Config, cooldown: int | None, accept_change
     ]
     if different and not accept_changes:
         raise UserError(
-            f"{source}: was trained with other settings: {'; '.join(different)}; put them back, train under another name (--run_name), or "
-            f"go on with them from step {step:,} by --accept_changes, which the state records"
+            f"{source}: was trained with other settings: {'; '.join(different)}; put them back, train under another "
+            f"name (--run_name), or go on with them from step {step:,} by --accept_changes, which the state records"
         )
     return config
 

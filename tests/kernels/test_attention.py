@@ -34,12 +34,11 @@ def random_qkv(windows: int, tokens: int, heads: int, channels: int, dtype=torch
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("cache_bytes", [1, 100_000, 6 << 20])
-def test_products_give_the_numbers_and_gradients_of_torchs_attention(shape, cache_bytes, monkeypatch):
+def test_products_give_the_numbers_and_gradients_of_torchs_attention(shape, cache_bytes):
     """Whether windows and queries go through one by one or all at once."""
-    monkeypatch.setattr(attention, "CPU_CACHE_BYTES", cache_bytes)
     qkv, heads = random_qkv(*shape), shape[2]
     for found, expected in zip(
-        results(qkv, lambda x: causal_attention(x, heads, NOTHING_DROPPED)),
+        results(qkv, lambda x: causal_attention(x, heads, NOTHING_DROPPED, cache_bytes)),
         results(qkv, lambda x: causal_attention(x, heads)),
         strict=True,
     ):
@@ -67,11 +66,9 @@ def test_what_is_measured_has_scores_in_fp32():
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 2, 5), (2, 140, 3, 4)])
-def test_with_dropout_they_are_the_formula_with_the_same_choices(shape, monkeypatch):
+def test_with_dropout_they_are_the_formula_with_the_same_choices(shape):
     windows, tokens, heads, channels = shape
-    monkeypatch.setattr(
-        attention, "CPU_CACHE_BYTES", heads * tokens * tokens * 8
-    )  # one window at a time in either call below
+    cache_bytes = heads * tokens * tokens * 8  # one window at a time in either call below
     p = 0.3
     # Scores of zero make every weight 1 / (position + 1), and the unit vectors as values show the weights: which were
     # kept, that is.

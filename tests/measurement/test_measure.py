@@ -292,7 +292,7 @@ def changed(path: Path, to: Path, change) -> Path:
         (lambda state: state.update(step=29), "steps trained (30 and 29)"),
         (lambda state: state["config"]["training_params"].update(seed=7), "training_params.seed (0 and 7)"),
         (lambda state: state.update(held_out_tokens=48 * LINE), "held-out windows (32 and 48)"),
-        (lambda state: state["config"]["training_params"].update(batch_size=8), "windows a step (16 and 8)"),
+        (lambda state: state["config"]["training_params"].update(batch_size=8), "batch_size x aggregate (16 and 8)"),
         (lambda state: state["dataset"].update(fingerprint="another"), "data ("),
         (lambda state: state["dataset"].update(tokenizer_fingerprint="another"), "tokenizer ("),
         (lambda state: state["config"]["model_params"].update(n_heads=1), "model_params.n_heads (2 and 1)"),

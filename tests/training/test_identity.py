@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from modules.config import GPTParams, OptimParams, TrainingParams, load_config
+from modules.config import OptimParams, TrainingParams, load_config
+from modules.models import GPTParams
 from modules.data.token_file import open_tokens
 from modules.measurement.comparison import held_out_windows, pair_up, read_run
 from modules.system.errors import UserError
@@ -115,8 +116,8 @@ def test_a_key_edited_between_two_halves(halves, tmp_path, key):
         named = {
             "training_params.batch_size": "batch_size x aggregate",
             "training_params.aggregate": "batch_size x aggregate",
-            "training_params.valid_steps": "held-out tokens",
-            "training_params.held_out_tokens": "held-out tokens",
+            "training_params.valid_steps": "held-out windows",
+            "training_params.held_out_tokens": "held-out windows",
             "training_params.precision": "precision",
         }
         dotted = key.replace("__", ".")
