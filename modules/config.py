@@ -23,7 +23,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
@@ -361,9 +361,9 @@ def params_of(data: Any) -> type[ModelParams]:
     return RecurrentParams if recurrent else GPTParams
 
 
-def models_with(params: type[ModelParams]) -> list[str]:
+def models_with(params: type[ModelParams], written: Callable[[str], str] = str) -> list[str]:
     """The names of the models whose `model_params` are these."""
-    return [name for name, model in MODELS.items() if model.Params is params]
+    return [written(name) for name, model in MODELS.items() if model.Params is params]
 
 
 def mark_of(field: FieldInfo) -> Decides | None:
@@ -429,7 +429,7 @@ def nearest_key(keys: list[str], params: type[ModelParams]) -> str:
     valid = section_fields(keys, params)
     others = [cls for model in MODELS.values() if keys[-1] in (cls := model.Params).model_fields]
     if others and keys[:-1] == ["model_params"]:
-        having, given = (" or ".join(models_with(cls)).upper() for cls in (others[0], params))
+        having, given = (" or ".join(models_with(cls, str.upper)) for cls in (others[0], params))
         return f"only a {having} has it, and the other keys make this a {given}"
     for candidates in (valid, all_keys()):
         if near := difflib.get_close_matches(keys[-1], candidates, n=1):
@@ -449,7 +449,7 @@ def key_table() -> str:
     """All keys as a Markdown table: key, default, meaning."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
     sections: dict[str, type[Section]] = {
-        f"model_params ({', '.join(models_with(params)).upper()})": params
+        f"model_params ({', '.join(models_with(params, str.upper))})": params
         for params in (model.Params for model in MODELS.values())
     }
     sections |= {"training_params": TrainingParams, "optim_params": OptimParams}

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from modules.data.windows import Windows
+from modules.kernels.precision import fp32_products
 from modules.system.console import bar
 
 CPU_TOKENS = 4096  # at once, however large the batch: a CPU is not faster with more, and needs the memory
@@ -35,7 +36,7 @@ def held_out_losses(
 
     Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
     the model reads, so forward and backward results subtract token by token.
-    Dropout is off; the model is left in the mode in which it came.
+    Dropout is off, and fp32 is fp32 (a GPU's TF32 is left to training); the model is left in the mode in which it came.
 
     Raises Interrupted when `interrupted()` says so, asked before each batch.
     """
@@ -46,7 +47,7 @@ def held_out_losses(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), autocast_for(device, precision)():
+        with torch.no_grad(), fp32_products(tf32=False), autocast_for(device, precision)():
             for start in bar(
                 range(0, len(indices), batch_size),
                 desc="held-out",
@@ -74,7 +75,8 @@ def sub_window_losses(model, windows: Windows, length: int, batch_size: int, dev
     """
     if windows.length % length or windows.stride != windows.length:
         raise ValueError(
-            f"expected windows end to end that parts of {length} divide, found length {windows.length}, stride {windows.stride}"
+            f"expected windows end to end that parts of {length} divide, found length {windows.length}, "
+            f"stride {windows.stride}"
         )
     parts = replace(windows, count=len(windows) * windows.length // length, length=length, stride=length)
     return (

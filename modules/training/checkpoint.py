@@ -145,7 +145,8 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, sou
     moments = (state.get("optimizer") or {}).get("state")
     if not isinstance(moments, dict):
         raise UserError(
-            f"{source}: has no optimizer: it can be evaluated, but not be trained on; start anew under another name (--run_name)"
+            f"{source}: has no optimizer: it can be evaluated, but not be trained on; start anew under another name "
+            "(--run_name)"
         )
     for moment in ("exp_avg", "exp_avg_sq"):
         of_each = {name: entry.get(moment) if isinstance(entry, dict) else entry for name, entry in moments.items()}

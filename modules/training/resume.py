@@ -25,7 +25,7 @@ from modules.system.errors import UserError
 from modules.system.files import replacing
 from modules.system.names import check_name
 from modules.training import checkpoint
-from modules.training.history import Stage
+from modules.training.history import Stage, stage_of
 from modules.training.sharded import export_sharded, sharded_facts, whole_sharded
 
 DATA = "the data's fingerprint"
@@ -93,7 +93,8 @@ def way_out(state: Path) -> str:
     for backup in checkpoint.backups_of(state):
         with contextlib.suppress(UserError):
             step = checkpoint.load_state(backup)["step"]
-            return f"the newest whole backup is of step {step:,}: to go on from it, replace the state by a copy of {backup}"
+            found = f"the newest whole backup is of step {step:,}"
+            return f"{found}: to go on from it, replace the state by a copy of {backup}"
     return "there is no whole backup; to start anew, move the state away"
 
 
@@ -123,12 +124,12 @@ def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Fi
 
 
 def schedule_of(
-    found: dict, config: Config, arithmetic: str, cooldown: int | None, accept_changes: bool, files: Files
+    found: dict, config: Config, tf32: bool, cooldown: int | None, accept_changes: bool, files: Files
 ) -> Config:
     """`config` with the cool-down that is asked for, or that the state is in; what else has changed since the state is
     refused or accepted.
 
-    arithmetic: in which the run would go on (history.py). A cool-down that lies ahead may come, go or move. Raises
+    tf32: whether the run would go on with fp32 in TF32. A cool-down that lies ahead may come, go or move. Raises
     UserError for another learning rate, schedule, optimizer or
     precision unless `accept_changes`, and for a cool-down that another one would have to undo.
     """
@@ -146,8 +147,9 @@ def schedule_of(
     elif cooling and config.optim_params.cooldown_start is None:
         config = config.with_optim(cooldown_start=start, cooldown_steps=length)
 
-    here = config.settings() | {"precision": arithmetic}
-    there = optim.model_dump() | {"precision": stage.arithmetic}
+    now = stage_of(config, wanted_precision(config, stage), tf32, step)
+    here = config.settings() | {"precision": now.arithmetic(stage)}
+    there = optim.model_dump() | {"precision": stage.arithmetic(now)}
     if not cooling and (config.optim_params.cooldown_start is None or config.optim_params.cooldown_start >= step):
         for params in (here, there):  # no step has been affected by it
             del params["cooldown_start"], params["cooldown_steps"]

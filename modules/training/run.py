@@ -1,6 +1,7 @@
 """A run from its config to its last state: builds what trains, from the state that is there, and trains it."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +10,16 @@ import torch
 from modules.config import Config
 from modules.data.token_file import TokenFile, open_tokens
 from modules.data.windows import Windows, split
-from modules.models import build_model
+from modules.kernels.precision import has_tf32
+from modules.models import LanguageModel, build_model
 from modules.models.evaluate import autocast_for
 from modules.system import console
 from modules.system.errors import UserError
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.training import checkpoint
-from modules.training.batches import training_batches
-from modules.training.devices import allow_tf32, compile_model, keep_freed_memory, pick_compile, pick_precision
-from modules.training.history import continued
+from modules.training.batches import pieces_of_a_batch, training_batches
+from modules.training.devices import compiles, in_words, keep_freed_memory, pick_compile, pick_precision
+from modules.training.history import Stage, continued
 from modules.training.interruption import only_run, stopping_on_signals
 from modules.training.loop import Training
 from modules.training.memory import check_memory
@@ -81,7 +83,8 @@ def run(config: Config, request: Request, processes: Processes) -> int:
         found = find_state(files)
         if found is not None:
             check_same_run(found, config, data.token_file, files)
-            config = schedule_of(found, config, request.cooldown, request.accept_changes, files)
+            tf32 = has_tf32(processes.device)
+            config = schedule_of(found, config, tf32, request.cooldown, request.accept_changes, files)
         elif request.cooldown:
             config = config.with_optim(cooldown_start=0, cooldown_steps=request.cooldown)
         step = found["step"] if found else 0
@@ -99,14 +102,16 @@ def run(config: Config, request: Request, processes: Processes) -> int:
                 draw_loss(config, files)
             tell(processes, f"{config.name}: nothing to do, {what_is_done(config, step, last_step, files)}")
             return 0
-        training = prepare(config, data, processes, found, files.state)
-        tell(processes, introduction(training, last_step))
         try:
+            training = prepare(config, data, processes, stages_of(found) if found else (), step)
+            if found is not None:
+                restore(training, found, files.state)
+            tell(processes, introduction(training, last_step))
             finished = record(training, last_step, files, request.project, data.tokenizer, stop)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{processes.device} is out of memory ({console.reason(error)}); a smaller batch_size with a larger aggregate, or "
-                "checkpoint_activations, needs less"
+                f"{processes.device} is out of memory ({console.reason(error)}); a smaller batch_size with a larger "
+                "aggregate, or checkpoint_activations, needs less"
             ) from None
         saved = sharded_path(files.state) if config.training_params.parallel == "fsdp" else files.state
         kept = f"saved in {saved}; the same command goes on from there" if saved.exists() else "nothing to save yet"
@@ -137,57 +142,60 @@ def data_of(config: Config, tokenizer_path: str | None, processes: Processes) ->
     return Data(token_file, windows, held_out, tokenizer)
 
 
-def prepare(
-    config: Config, data: Data, processes: Processes, found: dict | None = None, source: Path | None = None
-) -> Training:
-    """Build all that trains, in the state `found`, which was read from `source`. Raises UserError where config, state
-    and hardware do not fit."""
-    params, model_params = config.training_params, config.model_params
-    stages = stages_of(found) if found else []
-    precision = (
-        wanted_precision(config, stages[-1])
-        if found
-        else pick_precision(params.precision, processes.device, model_params.embed_dim)
-    )
-    allow_tf32(processes.device)
-    keep_freed_memory(processes.device)
+def prepare(config: Config, data: Data, processes: Processes, stages: Sequence[Stage] = (), step: int = 0) -> Training:
+    """Build all that trains, with new weights, for a run that is at `step` after these stages. Raises UserError where
+    config and hardware do not fit."""
+    params, device = config.training_params, processes.device
+    precision = wanted_precision(config, stages[-1]) if stages else pick_precision(config, device)
+    keep_freed_memory(device)
     check_memory(config, processes)
-    model = build_model(config.model, params.seed, **model_params.model_dump()).to(processes.device)
-    if params.checkpoint_activations:
-        if config.model != "gpt":
-            raise UserError(
-                f"{config.name}: training_params.checkpoint_activations: expected false for a {config.model}, which has no blocks to recompute"
-            )
-        model.checkpoint_activations = True
-    compiled = pick_compile(params.compile, processes.device, config.model)
+    pieces = pieces_of_a_batch(config, processes)
+    model = new_model(config, device)
+    compiled = pick_compile(params.compile, device, model.compile_pays)
     if compiled:
-        with contextlib.closing(training_batches(data.windows, config, processes, 0)) as batches:
-            compiled = compile_model(model, *next(batches), autocast_for(processes.device, precision))
+        with contextlib.closing(training_batches(data.windows, config, processes, 0, pieces)) as batches:
+            compiled = compiles(model, *next(batches), autocast_for(device, precision))
+        if not compiled:
+            model = new_model(config, device)
     loss_of, local_gradients = shared_loss(model, params.parallel, precision, processes)
     optim = config.optim_params
-    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-    step = found["step"] if found else 0
-    training = Training(
-        config,
-        processes,
-        continued(stages, step, config, precision),
-        compiled,
-        data.windows,
-        data.held_out,
-        model,
-        optimizer,
-        loss_of,
-        local_gradients,
-        step,
+    return Training(
+        config=config,
+        processes=processes,
+        stages=continued(stages, step, config, precision, has_tf32(device)),
+        compiled=compiled,
+        windows=data.windows,
+        held_out=data.held_out,
+        pieces=pieces,
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True),
+        loss_of=loss_of,
+        local_gradients=local_gradients,
+        step=step,
     )
-    if found is not None:
-        if "folder" in found:
-            restore_sharded(model, optimizer, found["folder"])
-        else:
-            checkpoint.restore(model, optimizer, found, str(source))
-        training.validated, training.early_stages_unknown = found["validated"], found["early_stages_unknown"]
-        training.unlogged = list(found["unlogged"].to(processes.device))
-    return training
+
+
+def new_model(config: Config, device: torch.device) -> LanguageModel:
+    """The model of this config as it begins. UserError where it cannot be trained as the config says."""
+    params = config.training_params
+    model = build_model(config.model, params.seed, **config.model_params.model_dump())
+    if params.checkpoint_activations and not model.parts():
+        raise UserError(
+            f"{config.name}: training_params.checkpoint_activations: expected false for a {config.model}, "
+            "which has no blocks to recompute"
+        )
+    model.checkpoint_activations = params.checkpoint_activations
+    return model.to(device)
+
+
+def restore(training: Training, found: dict, source: Path) -> None:
+    """Put the state `found`, read from `source`, into what was built. Raises UserError where it does not fit."""
+    if "folder" in found:
+        restore_sharded(training.model, training.optimizer, found["folder"])
+    else:
+        checkpoint.restore(training.model, training.optimizer, found, str(source))
+    training.validated, training.early_stages_unknown = found["validated"], found["early_stages_unknown"]
+    training.unlogged = list(found["unlogged"].to(training.processes.device))
 
 
 def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tokenizer:
@@ -197,8 +205,8 @@ def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tok
     token_file.check_tokenizer(tokenizer)
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{path}: not the tokenizer of {token_file.path}: it has {tokenizer.vocab_size:,} ids, and the config's vocab_size is {vocab_size:,}; "
-            "give the one that tokenized it, or leave -t out"
+            f"{path}: not the tokenizer of {token_file.path}: it has {tokenizer.vocab_size:,} ids, and the config's "
+            f"vocab_size is {vocab_size:,}; give the one that tokenized it, or leave -t out"
         )
     return tokenizer
 
@@ -225,15 +233,11 @@ def introduction(training: Training, last_step: int) -> str:
     """One line on what is about to be trained, and how."""
     config, processes = training.config, training.processes
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
-    device = (
-        torch.cuda.get_device_name(processes.device)
-        if processes.device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
     many = f" x {processes.count} ({config.training_params.parallel})" if processes.count > 1 else ""
     return (
-        f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.direction}, steps {training.step:,} to {last_step:,} of "
-        f"{training.step_tokens:,} tokens, {training.precision}{', compiled' if training.compiled else ''}, on {device}{many}"
+        f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.direction}, steps "
+        f"{training.step:,} to {last_step:,} of {training.step_tokens:,} tokens, {training.precision}"
+        f"{', compiled' if training.compiled else ''}, on {in_words(processes.device)}{many}"
     )
 
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from modules.kernels import attention
 from modules.kernels.attention import causal_attention
 
 NOTHING_DROPPED = 1e-9  # takes the way of dropout; 16 bits never decide for so rare a thing
@@ -76,7 +75,7 @@ def test_with_dropout_they_are_the_formula_with_the_same_choices(shape):
     shown[:, :, 2] = torch.eye(tokens, dtype=torch.float64)[:, None]
     torch.manual_seed(3)
     weights = (
-        causal_attention(shown.flatten(2).requires_grad_(), heads, p)
+        causal_attention(shown.flatten(2).requires_grad_(), heads, p, cache_bytes)
         .detach()
         .unflatten(-1, (heads, tokens))
         .transpose(1, 2)
@@ -96,7 +95,7 @@ def test_with_dropout_they_are_the_formula_with_the_same_choices(shape):
 
     def by_products(qkv: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(3)
-        return causal_attention(qkv, heads, p)
+        return causal_attention(qkv, heads, p, cache_bytes)
 
     qkv = random_qkv(*shape)
     for found, expected in zip(results(qkv, by_products), results(qkv, formula), strict=True):

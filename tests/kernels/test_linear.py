@@ -49,6 +49,7 @@ def test_in_bf16_the_numbers_and_dtypes_are_those_of_torchs_layer(in_features, o
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_without_onednn_the_numbers_are_the_same():
     ours, _ = ours_and_torchs(16, 48, True)
     x, outer = torch.randn(2, 6, 16), torch.randn(2, 6, 48)

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules.kernels import cross_entropy as loss_module
 from modules.kernels.cross_entropy import mean_loss, token_losses
 from modules.models import build_model
 

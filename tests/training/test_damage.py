@@ -45,8 +45,8 @@ from modules.tokenizer import BOS_TOKEN, get_tokenizer
 from modules.training import checkpoint
 from modules.training.metrics import Metrics, read_metrics
 from modules.training.parallel import Processes
-from modules.training.resume import check_same_run, files_of, find_state, schedule_of
-from modules.training.run import data_of, prepare
+from modules.training.resume import check_same_run, files_of, find_state, schedule_of, stages_of
+from modules.training.run import data_of, prepare, restore
 from tests.faults import copied, digest, outcome, train, write_toy
 from tests.tok_texts import sample_text, trained
 
@@ -339,8 +339,9 @@ def used_state(folder: Path) -> dict:
     if found is None:
         raise AssertionError("no state was found")
     check_same_run(found, config, data.token_file, files)
-    config = schedule_of(found, config, None, False, files)
-    training = prepare(config, data, HERE, found, files.state)
+    config = schedule_of(found, config, False, None, False, files)
+    training = prepare(config, data, HERE, stages_of(found), found["step"])
+    restore(training, found, files.state)
     return {
         "tensors": digest(checkpoint.snapshot(training.model, training.optimizer)),
         "step": training.step,

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from modules.config import OptimParams, TrainingParams, load_config
-from modules.models import GPTParams
 from modules.data.token_file import open_tokens
 from modules.measurement.comparison import held_out_windows, pair_up, read_run
+from modules.models import GPTParams
 from modules.system.errors import UserError
 from modules.training import history
 from modules.training.checkpoint import backups_of, load_state, save_state
@@ -228,12 +228,14 @@ def test_a_cool_down_goes_on_without_being_asked_for_again(tmp_path):
         return training.step
 
     from modules.training.recording import record
-    from modules.training.resume import files_of
-    from modules.training.run import prepare
+    from modules.training.resume import files_of, stages_of
+    from modules.training.run import prepare, restore
 
     data, found = data_of(config, None, HERE), load_state(state_path(tmp_path, "half"))
     files = files_of(config, PROJECT)
-    training = prepare(config.with_optim(cooldown_start=10, cooldown_steps=8), data, HERE, found, files.state)
+    cooling = config.with_optim(cooldown_start=10, cooldown_steps=8)
+    training = prepare(cooling, data, HERE, stages_of(found), found["step"])
+    restore(training, found, files.state)
     assert not record(training, 18, files, PROJECT, None, stopping)
     assert load_state(files.state)["step"] == 14
     assert same_bits(train(tmp_path, "half", training_params__steps_to_train=10), whole)
