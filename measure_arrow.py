@@ -105,7 +105,7 @@ def parse_arguments() -> argparse.Namespace:
         "--jobs",
         type=processes_here,
         default=1,
-        help="train so many runs side by side, in processes that share the CPU's cores, each on a GPU of its own in turn",
+        help="train so many runs side by side, in processes that share the CPU's cores, each on the next of the GPUs",
     )
     arguments = parser.parse_args()
     if sum(map(bool, (arguments.configs, arguments.states, arguments.losses))) != 1:
@@ -140,7 +140,8 @@ def measured(arguments: argparse.Namespace) -> int:
         return 0
     if this_process().launched and (arguments.jobs > 1 or arguments.until):
         raise UserError(
-            "--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work itself"
+            "--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work "
+            "itself"
         )
     states, seeds, device = arguments.states, arguments.seeds, pick_device(arguments.device)
     while True:

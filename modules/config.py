@@ -29,6 +29,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from modules.fields import (
     IDENTITY,
@@ -134,6 +135,13 @@ class OptimParams(Section):
         None, description="step at which that fall starts"
     )
 
+    @property
+    def cooldown(self) -> tuple[int, int] | None:
+        """The step at which the fall to zero starts, and its length; None where there is none."""
+        if self.cooldown_start is None or self.cooldown_steps is None:
+            return None
+        return self.cooldown_start, self.cooldown_steps
+
     @model_validator(mode="after")
     def rates_in_order(self) -> Self:
         for key in ("lr_init", "lr_min"):
@@ -161,6 +169,13 @@ class Config(Section, Generic[P]):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def trained_model(self) -> str:
+        """The kind of model, once a script has said it (`with_model`)."""
+        if self.model is None:
+            raise ValueError(f"{self.name}: which model it trains has not been said")
+        return self.model
 
     @property
     def stride(self) -> int:
@@ -402,7 +417,7 @@ def shown_digits(digits: str) -> str:
     return digits if len(digits) <= 20 else f"{digits[:10]}... ({len(digits):,} digits)"
 
 
-def describe(problem: dict, params: type[ModelParams]) -> str:
+def describe(problem: ErrorDetails, params: type[ModelParams]) -> str:
     """One of pydantic's errors in our words: key, expected, found, and for an unknown key the nearest valid one."""
     keys = [str(part) for part in problem["loc"]]
     where = (
@@ -413,7 +428,7 @@ def describe(problem: dict, params: type[ModelParams]) -> str:
     if problem["type"] == "missing":
         return f"{where}required and missing ({section_fields(keys, params)[keys[-1]].description})"
     if problem["type"] == "value_error":
-        return f"{where}{problem['ctx']['error']}"
+        return f"{where}{problem.get('ctx', {})['error']}"
     return f"{where}expected {expected(problem)}, found {shown(problem['input'])}"
 
 

@@ -46,7 +46,7 @@ class Choices:
 
 def new_seed() -> int:
     """A seed by torch's generator."""
-    return torch.randint(2**63 - 1, ()).item()
+    return int(torch.randint(2**63 - 1, ()))
 
 
 class _DropoutFunction(torch.autograd.Function):

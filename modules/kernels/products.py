@@ -36,7 +36,7 @@ def for_onednn(tensor: torch.Tensor) -> bool:
     """Whether products of this tensor are faster in oneDNN."""
     return (
         HAS_ONEDNN
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and eager_on_cpu(tensor)
         and tensor.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")

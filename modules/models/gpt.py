@@ -120,11 +120,12 @@ class GPT(LanguageModel):
         self.checkpoint_activations = checkpoint_activations
         self.position = nn.Embedding(attn_length, embed_dim)
         self.dropout = Dropout(embd_dropout or 0.0)
-        self.blocks = nn.ModuleList(Block(embed_dim, n_heads, mlp_ratio, dropout) for _ in range(n_layers))
+        blocks = [Block(embed_dim, n_heads, mlp_ratio, dropout) for _ in range(n_layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(embed_dim)
 
         nn.init.normal_(self.position.weight, std=0.02)
-        for block in self.blocks:
+        for block in blocks:
             for linear in (block.attention.query_key_value, block.mlp.up):
                 nn.init.normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)

@@ -37,7 +37,7 @@ class Recurrent(LanguageModel):
     """
 
     Params = RecurrentParams
-    layers: type[nn.RNNBase]
+    layers: type[nn.GRU] | type[nn.LSTM]
 
     def __init__(
         self,

@@ -49,8 +49,8 @@ def integer_variable(name: str, default: int | None = None, most: int = 2**31 - 
     is missing."""
     text = os.environ.get(name, default)
     try:
-        value = int(text)
-    except (TypeError, ValueError):
+        value = int(str(text))
+    except ValueError:
         value = -1
     if not 0 <= value <= most:
         raise UserError(
@@ -64,7 +64,7 @@ def available_cores() -> int:
     """Cores this process may use: a container may allow fewer than the machine has, by name (affinity) or by time (a
     quota)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, cores_of_quota()))
+    return int(max(1, min(cores, cores_of_quota())))
 
 
 def cores_of_quota(root: Path = Path("/")) -> float:

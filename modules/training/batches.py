@@ -5,7 +5,7 @@ memory. A GPU gets it whole: there large products are what is fast, and a config
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -36,7 +36,7 @@ def pieces_of_a_batch(config: Config, processes: Processes, most_tokens: int | N
 
 def training_batches(
     windows: Windows, config: Config, processes: Processes, first_step: int, pieces: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
     """This process's parts of micro-batches (inputs, targets), [B, T] int64 on its device, from optimizer step
     `first_step` on, without end.
 
@@ -54,10 +54,10 @@ def training_batches(
                 yield from np.array_split(processes.share_of(micro_batch), pieces)
 
     def prepare() -> tuple[torch.Tensor, torch.Tensor]:
-        batch = windows.batch(next(parts))
-        return (
-            tuple(tensor.pin_memory() for tensor in batch) if on_gpu else batch
-        )  # pinned: copied while the GPU computes
+        inputs_BT, targets_BT = windows.batch(next(parts))
+        if on_gpu:  # pinned: copied while the GPU computes
+            return inputs_BT.pin_memory(), targets_BT.pin_memory()
+        return inputs_BT, targets_BT
 
     parts = in_order()
     with ThreadPoolExecutor(1, "batches") as thread:

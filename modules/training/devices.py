@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -43,7 +44,7 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device("cpu" if asked.type == "cpu" and not asked.index else f"{asked.type}:{asked.index or 0}")
     except (RuntimeError, ValueError):
         device = None
-    if str(device) not in there:  # others, such as "meta", torch may know but cannot train on here
+    if device is None or str(device) not in there:  # others, such as "meta", torch may know but cannot train on here
         reason = (
             ""
             if torch.cuda.is_available() or "cuda" not in name
@@ -59,8 +60,9 @@ def pick_device(name: str | None) -> torch.device:
 
 def first_device(accelerator: torch.device | None) -> torch.device:
     """What a machine with this accelerator trains on: the first GPU of NVIDIA's, AMD's or Apple's, or else the CPU."""
-    usable = accelerator is not None and accelerator.type in ("cuda", "mps")
-    return torch.device(accelerator.type, 0) if usable else torch.device("cpu")
+    if accelerator is not None and accelerator.type in ("cuda", "mps"):
+        return torch.device(accelerator.type, 0)
+    return torch.device("cpu")
 
 
 def gpu_of_its_own(slot: int, name: str | None, n_gpus: int) -> str | None:
@@ -76,8 +78,8 @@ def in_words(device: torch.device) -> str:
     return "Apple's GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
 
 
-def pick_precision(config: Config, device: torch.device) -> str:
-    """The precision of a new run: "fp32" or "bf16"."""
+def pick_precision(config: Config, device: torch.device) -> Literal["fp32", "bf16"]:
+    """The precision of a new run."""
     asked, width = config.training_params.precision, config.model_params.embed_dim
     if asked != "auto":
         return asked

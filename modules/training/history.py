@@ -16,6 +16,7 @@ from modules.config import Config, OptimParams
 from modules.system.schema import Schema
 from modules.training.schedule import lr_at
 
+Precision = Literal["fp32", "bf16"]
 NOT_OF_THE_SCHEDULE = ("weight_decay", "grad_clip")
 
 
@@ -28,7 +29,7 @@ class Stage(Schema):
 
     first_step: int = Field(ge=0)
     optim_params: OptimParams
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     tf32: bool | None = None
 
     def settings(self, beside: "Stage") -> dict[str, object]:
@@ -42,13 +43,15 @@ class Stage(Schema):
         return f"{self.precision} (TF32 products)" if self.tf32 and beside.tf32 is not None else self.precision
 
 
-def stage_of(config: Config, precision: str, tf32: bool, first_step: int = 0) -> Stage:
+def stage_of(config: Config, precision: Precision, tf32: bool, first_step: int = 0) -> Stage:
     """The stage in which a run trains from `first_step` on. tf32: whether its device multiplies fp32 in TF32."""
     tf32 = tf32 and precision == "fp32"
     return Stage(first_step=first_step, optim_params=config.optim_params, precision=precision, tf32=tf32)
 
 
-def continued(stages: Sequence[Stage], step: int, config: Config, precision: str, tf32: bool = False) -> list[Stage]:
+def continued(
+    stages: Sequence[Stage], step: int, config: Config, precision: Precision, tf32: bool = False
+) -> list[Stage]:
     """The stages of a run that goes on at `step` as `config` says: those that `step` has reached, and one more where
     something changes."""
     before = [stage for stage in stages if stage.first_step < step]

@@ -105,8 +105,8 @@ def is_held(lock: int, state: Path) -> bool:
         return filelock.lock_descriptor(lock, blocking=False)
     except OSError as error:
         tell(
-            f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno)}), so a second process "
-            "that trains this run at the same time would not be noticed; see to it that there is none",
+            f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno or 0)}), so a second "
+            "process that trains this run at the same time would not be noticed; see to it that there is none",
             sys.stderr,
         )
         return True

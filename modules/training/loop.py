@@ -11,7 +11,7 @@ not finite is found at the next log or save, and named with its step.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,7 +88,7 @@ def steps(training: Training, last_step: int, stop_asked: Callable[[], bool] = l
             yield loss
 
 
-def batches_of(training: Training) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches_of(training: Training) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
     """Its batches, from its next step on."""
     return training_batches(training.windows, training.config, training.processes, training.step, training.pieces)
 

@@ -23,13 +23,13 @@ GIB = 2**30
 
 
 def check_memory(config: Config, processes: Processes, there: float | None = None) -> None:
-    """Refuse a model whose weights, gradients and moments this machine does not hold. `config.model` must be set. Raises
-    UserError.
+    """Refuse a model whose weights, gradients and moments this machine does not hold: UserError. `config.model` must be
+    set.
 
     there: bytes of this machine; what it tells itself where it is None. What activations need comes on top, and depends
     on the batch: `--dry_run` measures it.
     """
-    parameters = count_parameters(config.model, **config.model_params.model_dump())
+    parameters = count_parameters(config.trained_model, **config.model_params.model_dump())
     shards = processes.count if config.training_params.parallel == "fsdp" else 1
     here = this_process().local_world_size
     trained = STATE_BYTES * parameters / shards

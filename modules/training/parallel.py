@@ -6,9 +6,9 @@ them: without dropout the number of devices changes the speed of a run and, but 
 With dropout each process makes random choices of its own, so that another number of them is like another seed: torch's
 fused attention draws by the place of a window in its own call, which no seed from outside makes the same.
 
-torch's own launcher (elastic_launch, 2.13) also passes signals on and waits, but forgets after one how the processes
-ended, so that a state that could not be saved would count as saved; and its second SIGINT is another SIGTERM, where ours
-ends all at once. For several machines torchrun is used as it is.
+torch's own launcher (elastic_launch, 2.13) also passes signals on and waits, but then forgets how the processes ended,
+so that a state that could not be saved would count as saved; and its second SIGINT is another SIGTERM, where ours ends
+all at once. For several machines torchrun is used as it is.
 
 Two ways to share a model (`training_params.parallel`): "ddp" keeps a whole copy on each
 device and averages gradients once a step; "fsdp" keeps a shard of weights, gradients and
@@ -240,16 +240,16 @@ def _fully_sharded(model: LanguageModel, precision: str) -> tuple[Callable, Call
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for part in model.parts():
         fully_shard(part, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+    sharded = fully_shard(model, mp_policy=policy)
     for method in ("loss", "losses", "generate"):  # `forward` is watched by itself
         register_fsdp_forward_method(model, method)
 
     @contextlib.contextmanager
     def local_gradients():
-        model.set_requires_gradient_sync(False)
+        sharded.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            model.set_requires_gradient_sync(True)
+            sharded.set_requires_gradient_sync(True)
 
     return model.loss, local_gradients

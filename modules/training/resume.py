@@ -25,7 +25,7 @@ from modules.system.errors import UserError
 from modules.system.files import replacing
 from modules.system.names import check_name
 from modules.training import checkpoint
-from modules.training.history import Stage, stage_of
+from modules.training.history import Precision, Stage, stage_of
 from modules.training.sharded import export_sharded, sharded_facts, whole_sharded
 
 DATA = "the data's fingerprint"
@@ -130,27 +130,27 @@ def schedule_of(
     refused or accepted.
 
     tf32: whether the run would go on with fp32 in TF32. A cool-down that lies ahead may come, go or move. Raises
-    UserError for another learning rate, schedule, optimizer or
-    precision unless `accept_changes`, and for a cool-down that another one would have to undo.
+    UserError for another learning rate, schedule, optimizer or precision unless `accept_changes`, and for a cool-down
+    that another one would have to undo.
     """
     stage, step, source = stages_of(found)[-1], found["step"], source_of(found, files)
     optim = stage.optim_params
-    start, length = optim.cooldown_start, optim.cooldown_steps
-    cooling = start is not None and start < step
+    cooling = optim.cooldown if optim.cooldown and optim.cooldown[0] < step else None
     if cooldown:
-        if cooling and length != cooldown:
+        if cooling and cooling[1] != cooldown:
+            start, length = cooling
             raise UserError(
                 f"{source}: cools down from step {start:,} to {start + length:,} already: --cooldown {length} ends it; "
                 f"to go on at the full rate or with another cool-down, {full_rate(files, start)}"
             )
-        config = config.with_optim(cooldown_start=start if cooling else step, cooldown_steps=cooldown)
-    elif cooling and config.optim_params.cooldown_start is None:
-        config = config.with_optim(cooldown_start=start, cooldown_steps=length)
+        config = config.with_optim(cooldown_start=cooling[0] if cooling else step, cooldown_steps=cooldown)
+    elif cooling and config.optim_params.cooldown is None:
+        config = config.with_optim(cooldown_start=cooling[0], cooldown_steps=cooling[1])
 
     now = stage_of(config, wanted_precision(config, stage), tf32, step)
     here = config.settings() | {"precision": now.arithmetic(stage)}
     there = optim.model_dump() | {"precision": stage.arithmetic(now)}
-    if not cooling and (config.optim_params.cooldown_start is None or config.optim_params.cooldown_start >= step):
+    if not cooling and (config.optim_params.cooldown is None or config.optim_params.cooldown[0] >= step):
         for params in (here, there):  # no step has been affected by it
             del params["cooldown_start"], params["cooldown_steps"]
     different = [
@@ -172,9 +172,10 @@ def full_rate(files: Files, step: int) -> str:
     return f"replace the state by a copy of {backup}" if backup.exists() else f"take a state of step {step:,} or before"
 
 
-def wanted_precision(config: Config, stage: Stage) -> str:
+def wanted_precision(config: Config, stage: Stage) -> Precision:
     """The precision in which a run goes on: what the config asks for, or as before."""
-    return stage.precision if config.training_params.precision == "auto" else config.training_params.precision
+    asked = config.training_params.precision
+    return stage.precision if asked == "auto" else asked
 
 
 def stages_of(found: dict) -> list[Stage]:

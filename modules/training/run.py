@@ -93,8 +93,8 @@ def run(config: Config, request: Request, processes: Processes) -> int:
             found is not None and step >= last_step and not checkpoint_owed(step, found["validated"], last_step, config)
         )
         if found is not None and processes.is_main:
-            if request.cooldown and not done:
-                keep_before_cooldown(found, config.optim_params.cooldown_start, files)
+            if request.cooldown and config.optim_params.cooldown and not done:
+                keep_before_cooldown(found, config.optim_params.cooldown[0], files)
             make_up(found, config, done, files)
         processes.wait_for_all()
         if done:
@@ -178,7 +178,7 @@ def prepare(config: Config, data: Data, processes: Processes, stages: Sequence[S
 def new_model(config: Config, device: torch.device) -> LanguageModel:
     """The model of this config as it begins. UserError where it cannot be trained as the config says."""
     params = config.training_params
-    model = build_model(config.model, params.seed, **config.model_params.model_dump())
+    model = build_model(config.trained_model, params.seed, **config.model_params.model_dump())
     if params.checkpoint_activations and not model.parts():
         raise UserError(
             f"{config.name}: training_params.checkpoint_activations: expected false for a {config.model}, "
@@ -214,18 +214,18 @@ def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tok
 def last_step_of(config: Config, n_windows: int, step: int = 0, more_steps: bool = False) -> int:
     """The optimizer step at which a run that is at `step` ends: its cool-down's, `steps_to_train`, or one epoch of its
     `n_windows`."""
-    if config.optim_params.cooldown_start is not None:
-        return config.optim_params.cooldown_start + config.optim_params.cooldown_steps
+    if config.optim_params.cooldown is not None:
+        return sum(config.optim_params.cooldown)
     return (config.training_params.steps_to_train or n_windows // config.step_windows) + (step if more_steps else 0)
 
 
 def what_is_done(config: Config, step: int, last_step: int, files: Files) -> str:
     """Why a run has nothing to do, and what would give it something."""
-    if config.optim_params.cooldown_start is None:
+    if config.optim_params.cooldown is None:
         return f"step {step:,} of {last_step:,} is done (-s trains that many more)"
     return (
         f"it is cooled down, its learning rate having fallen to zero at step {last_step:,}; "
-        f"to go on at the full rate, {full_rate(files, config.optim_params.cooldown_start)}"
+        f"to go on at the full rate, {full_rate(files, config.optim_params.cooldown[0])}"
     )
 
 

@@ -233,7 +233,7 @@ def new_folder(folder: Path) -> Path:
 def put_in_order(folder: Path) -> None:
     """End a save of `folder` that was killed, and remove what killed saves left. Call where no save is under way."""
     whole = whole_at(folder)
-    if whole not in (None, folder):
+    if whole is not None and whole != folder:
         os.replace(whole, folder)
     remove_leftovers(folder)
 
@@ -327,11 +327,11 @@ def restore_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: 
     try:
         with agreeing():
             check_headers(folder, sharded)
-            weights, moments = get_state_dict(
-                model, optimizer
-            )  # which gives the optimizer moments where it has none yet
+            # This gives the optimizer moments where it has none yet.
+            weights, moments = get_state_dict(model, optimizer)
             tensors = by_name(weights, moments)
-            check_fit(folder, sharded, tensors, moments["param_groups"])
+            param_groups: Any = moments["param_groups"]
+            check_fit(folder, sharded, tensors, param_groups)
     except Exception:
         if not begun:
             optimizer.state.clear()

@@ -1,4 +1,4 @@
-"""A model of one's own: a class and a line in MODELS, and a config trains it, resumes it, and is checked by its parameters."""
+"""A model of one's own: a class and a line in MODELS, and a config trains it and is checked by its parameters."""
 
 import json
 

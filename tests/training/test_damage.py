@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -600,8 +601,8 @@ class Table:
         expected = self.undamaged(kind, folder)
         for number in range(count):
             seed = f"{kind.name}, structure {number}"
-            # noqa: B023
-            self.trial(kind, expected, folder, lambda path: kind.restructure(path, random.Random(seed)), seed)
+            mutate = partial(lambda seed, path: kind.restructure(path, random.Random(seed)), seed)
+            self.trial(kind, expected, folder, mutate, seed)
 
     def undamaged(self, kind: Kind, folder: Path) -> object:
         with contextlib.redirect_stderr(io.StringIO()):
