@@ -470,4 +470,4 @@ def test_the_script_keeps_the_four_names_to_edit():
     code = (ROOT / "tokenize_to_h5.py").read_text()
     block = code[code.index("if __name__==") :] if "if __name__==" in code else code[code.index("if __name__ ==") :]
     for name in ("txt_path", "out_h5_folder", "tokenizer_folder", "tokenizer_name"):
-        assert f"    {name} = ''  # " in block
+        assert f'    {name} = ""  # ' in block
