@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from modules.fields import Context, Ids, Layers, ModelParams, Probability, Width, up_to
 from modules.kernels.attention import causal_attention
@@ -140,8 +139,5 @@ class GPT(LanguageModel):
         """Hidden vectors [B, T, D] for tokens [B, T], T up to `attn_length`."""
         x_BTD = self.dropout(self.embedding(tokens_BT) + self.position.weight[: tokens_BT.shape[1]])
         for block in self.blocks:
-            if self.checkpoint_activations and self.training:
-                x_BTD = checkpoint(block, x_BTD, use_reentrant=False)
-            else:
-                x_BTD = block(x_BTD)
+            x_BTD = self.through(block, x_BTD)
         return self.norm(x_BTD)

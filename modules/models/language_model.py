@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from modules.fields import ModelParams
 from modules.kernels.cross_entropy import loss_and_gradient, mean_loss, token_losses
@@ -48,8 +49,15 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def parts(self) -> list[nn.Module]:
-        """Its layers, where they can be compiled, sharded or computed once more one by one."""
+        """Its layers, where they can be compiled, sharded and computed once more one by one; `hidden` then calls them by
+        `through`."""
         return []
+
+    def through(self, part: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        """`part(*inputs)`, in training without its activations being kept where the config asks for that."""
+        if self.checkpoint_activations and self.training:
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
 
     def compile_parts(self) -> None:
         """Compile `parts` and the pointwise work of the loss; they are compiled when they are first used.

@@ -1,16 +1,18 @@
 """What a run resumes from: where its files are, which state is the newest whole one, and whether the config goes on
 with it.
 
-What decides a run's result is either part of its identity (model, order of reading and of windows, data, held-out part:
-another is refused) or may change by intent (learning rate, schedule, optimizer, precision: refused unless
-`--accept_changes`, and then recorded in the state). Whatever only says where or how fast a run goes may change freely.
+What decides a run's result is either part of its identity (another is refused) or a setting, which may change by intent
+(refused unless `--accept_changes`, and then recorded in the state); the config's fields say which (fields.py). Whatever
+only says where or how fast a run goes may change freely.
 
     <state_save_loc>/<project>/state/<run>.state      the state
                                state/<run>.sharded/   its shards, where the model is sharded
                                state/backups/         backups, with the step in their names
                                metrics/<run>.jsonl    every logged number
-                               metrics/<run>.png      the loss curve so far
+                               state/<run>.lock       held by the process that trains it
+                               metrics/<run>.png .svg the loss curve so far
                                validations/<run>/     the held-out loss of each window at each validation
+                               configs/, logs/        of runs that measure_arrow.py derived and trained side by side
 """
 
 import contextlib

@@ -13,8 +13,9 @@ from modules.models import MODELS, LanguageModel
 from modules.system.errors import UserError
 from modules.training.checkpoint import load_state
 from modules.training.dry_run import dry_run
+from modules.training.loop import steps
 from modules.training.parallel import Processes
-from modules.training.run import Request, run
+from modules.training.run import Request, data_of, prepare, run
 from tests.toy import PROJECT, config_dict, metrics_of, state_path, write_config
 
 HERE = Processes(0, 1, torch.device("cpu"))
@@ -46,7 +47,7 @@ class Means(LanguageModel):
     def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         x_BTD = self.embedding(tokens_BT).cumsum(1)
         for layer in self.layers:
-            x_BTD = x_BTD + layer(x_BTD)
+            x_BTD = x_BTD + self.through(layer, x_BTD)
         return nn.functional.normalize(x_BTD, dim=-1) * x_BTD.shape[-1] ** 0.5
 
 
@@ -73,6 +74,16 @@ def test_a_config_trains_it_and_goes_on(config, tmp_path, capsys):
     changed["model_params"]["n_layers"] = 3
     with pytest.raises(UserError, match=r"another run: model_params\.n_layers 2 there and 3 in the config"):
         run(parse_config(changed, "own"), Request(PROJECT), HERE)
+
+
+def test_its_parts_can_be_computed_once_more_to_the_same_bits(config):
+    states = []
+    for checkpointed in (False, True):
+        named = config.with_training(checkpoint_activations=checkpointed, steps_to_train=5).with_name(str(checkpointed))
+        training = prepare(named, data_of(named, None, HERE), HERE)
+        assert training.model.checkpoint_activations == checkpointed
+        states.append(list(steps(training, 5)))
+    assert torch.equal(torch.stack(states[0]), torch.stack(states[1]))
 
 
 def test_its_parameters_are_checked_as_others_are(config):

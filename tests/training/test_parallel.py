@@ -89,6 +89,36 @@ def test_a_signal_before_they_train_ends_all_at_once(tmp_path):
     process.communicate()
 
 
+@pytest.mark.parametrize(
+    "child, signals, status, told",
+    [
+        # The others are well; the one that writes could not.
+        (
+            """
+def handler(number, _frame):
+    if rank == 0: print("error: disk full", file=sys.stderr, flush=True)
+    os._exit(1 if rank == 0 else 128 + number)
+signal.signal(signal.SIGTERM, handler)
+""",
+            [signal.SIGTERM],
+            1,
+            "error: disk full",
+        ),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", [signal.SIGINT] * 2, 130, ""),
+    ],
+)
+def test_a_signal_lets_them_save_and_their_statuses_count(tmp_path, child, signals, status, told):
+    process = launcher(tmp_path, f"{child}\nos.write(1, b'up'); time.sleep(60)")
+    assert process.stdout.read(4) == "upup"
+    children = children_of(process.pid, at_least=2)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.5)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status and errors.strip() == told
+    assert not any(is_running(pid) for pid in children)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they ask between steps")
 def test_they_stop_when_their_launcher_is_killed(tmp_path):
     process = launcher(
