@@ -49,12 +49,12 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def parts(self) -> list[nn.Module]:
-        """Its layers, where they can be compiled, sharded and computed once more one by one; `hidden` then calls them by
-        `through`."""
+        """Its layers, where they can be compiled, sharded and computed once more one by one; `hidden` calls them by
+        `through` then."""
         return []
 
     def through(self, part: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-        """`part(*inputs)`, in training without its activations being kept where the config asks for that."""
+        """`part(*inputs)`; in training without keeping its activations, where the config asks for that."""
         if self.checkpoint_activations and self.training:
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
