@@ -105,7 +105,7 @@ def parse_arguments() -> argparse.Namespace:
         "--jobs",
         type=processes_here,
         default=1,
-        help="train so many runs side by side, in processes that share the CPU's cores",
+        help="train so many runs side by side, in processes that share the CPU's cores, each on the next of the GPUs",
     )
     arguments = parser.parse_args()
     if sum(map(bool, (arguments.configs, arguments.states, arguments.losses))) != 1:
@@ -172,7 +172,10 @@ def train(arguments: argparse.Namespace, seeds: int) -> tuple[int, list[Path]]:
     request = Request(arguments.project_name)
     runs = with_controls_of(planned_runs(arguments.configs, seeds), request.project, arguments.control)
     if arguments.jobs > 1:
-        status, is_main = train_side_by_side(runs, request, arguments.device, arguments.jobs), True
+        import torch
+
+        n_gpus = torch.cuda.device_count()
+        status, is_main = train_side_by_side(runs, request, arguments.device, arguments.jobs, n_gpus), True
     else:
         status, is_main = train_in_turn(runs, request, arguments.device)
     return status, [files_of(run, request.project).state for run in runs] if is_main else []

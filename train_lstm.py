@@ -9,7 +9,8 @@ def main() -> None:
 
     train_on_one_device(
         "lstm",
-        "Starts training of an LSTM on one device, given a JSON config file; run again, it goes on from its last state.",
+        "Starts training of an LSTM on one device, given a JSON config file; run again, it goes on from its last "
+        "state.",
     )
 
 

@@ -1,6 +1,6 @@
-"""Train one model on many devices:  python train_parallel.py config.json   (all GPUs here; torchrun for several machines)
+"""Train one model on many devices:  python train_parallel.py config.json   (all GPUs here; torchrun for more machines)
 
-Every process gets a part of each batch, so a config means the same run on any number of devices.
+Every process gets a part of each batch, so a config means the same windows in the same steps on any number of devices.
 """
 
 from modules.system.errors import one_line_errors
@@ -32,9 +32,9 @@ def main() -> None:
 
     if this_process().launched:  # by this script or by torchrun
         leave(train_from_arguments(args, config))
-    raise SystemExit(
-        launch(args.nproc or (max(1, torch.cuda.device_count()) if args.device in (None, "cuda") else 1), args.device)
-    )
+    n_gpus = torch.cuda.device_count()
+    default = max(1, n_gpus) if args.device in (None, "cuda") else 1
+    raise SystemExit(launch(args.nproc or default, args.device, n_gpus))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from modules.data.windows import split
 from modules.models import GPT, build_model  # noqa: E402
 from modules.models.evaluate import autocast_for  # noqa: E402
 from modules.training.batches import pieces_of_a_batch, training_batches  # noqa: E402
-from modules.training.loop import train_step  # noqa: E402
+from modules.training.loop import batches_of, train_step  # noqa: E402
 from modules.training.parallel import Processes  # noqa: E402
 from modules.training.run import data_of, prepare  # noqa: E402
 
@@ -131,8 +131,8 @@ class Ours:
     def __init__(self, task: Task, processes: Processes):
         self.training = prepare(task.config, data_of(task.config, None, processes), processes)
         self.model = self.training.model.train()
-        self.batches = training_batches(self.training.windows, task.config, processes, 0)
-        self.pieces = pieces_of_a_batch(task.config, processes)
+        self.batches = batches_of(self.training)
+        self.pieces = self.training.pieces
 
     def step(self) -> None:
         train_step(self.training, self.batches)
@@ -163,8 +163,9 @@ class Peer:
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, reading=READ_FORWARD)
-        self.batches = training_batches(windows, task.config, processes, 0)
+        self.batches = training_batches(windows, task.config, processes, 0, self.pieces)
         self.pieces = pieces_of_a_batch(task.config, processes)
+        self.batches = training_batches(windows, task.config, processes, 0, self.pieces)
 
     def plain_loss(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         logits_BTV = self.model(inputs_BT)

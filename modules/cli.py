@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from modules.config import MAX_SEED, MAX_STEPS, WHY_64_BITS, WHY_STEPS, Config, expanded, load_config
+from modules.fields import MAX_SEED, MAX_STEPS, WHY_64_BITS, WHY_STEPS, expanded
 from modules.system.children import end_with_launcher
 from modules.system.errors import UserError
 from modules.system.processes import available_cores
 from modules.system.schema import shown
 
 if TYPE_CHECKING:
+    from modules.config import Config
     from modules.tok_utils.readers import Reading
 
 
@@ -130,18 +131,19 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def config_of(args: argparse.Namespace, model: str | None) -> Config:
+def config_of(args: argparse.Namespace, model: str | None) -> "Config":
     """The config that the arguments name, for the script that trains `model` (None: for any, a GPT by default)."""
+    from modules.config import load_config  # and the models with it: seconds, which --help need not wait for
+
     config = load_config(args.file_location)
     config = config.with_model(model or config.model or "gpt")
     return config.with_name(args.run_name) if args.run_name is not None else config
 
 
-def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
+def train_from_arguments(args: argparse.Namespace, config: "Config") -> int:
     """Train, or show what would be trained; the exit status."""
-    from modules.training.dry_run import (
-        dry_run,
-    )  # seconds of imports, which --help, a mistake in the config and a launcher need not wait for
+    # Imports that a mistake in the config and a launcher need not wait for.
+    from modules.training.dry_run import dry_run
     from modules.training.parallel import joined
     from modules.training.run import Request, run
 
@@ -162,8 +164,11 @@ def train_from_arguments(args: argparse.Namespace, config: Config) -> int:
         )
 
 
-def train_on_one_device(model: str, description: str) -> None:
-    """The whole of train_script.py, train_gru.py and train_lstm.py, which wrap it in `one_line_errors`."""
+def train_on_one_device(model: str | None, description: str) -> None:
+    """The whole of train_script.py, train_gru.py and train_lstm.py, which wrap it in `one_line_errors`.
+
+    model: what the script trains; None for what the config names, a GPT where it names none.
+    """
     end_with_launcher()
     args = training_parser(description).parse_args()
     raise SystemExit(train_from_arguments(args, config_of(args, model)))

@@ -1,20 +1,15 @@
 """The JSON config of a run as typed, validated, frozen objects.
 
-`load_config(path)` is the only way in. A run of days must not die at its first
-save because of a misspelt key, nor silently train with a default that the user
-thought was overridden. So everything is checked before anything is built:
-unknown and repeated keys, types (strictly: 256.0, "256" and true are not
-integers), ranges, and the few rules between keys. The error is one line with the
-file, the dotted key, what was expected, what was found and the nearest valid key.
+`load_config(path)` reads a file, `parse_config` what a state recorded: there is no other way in. A run of days must not
+die at its first save because of a misspelt key, nor silently train with a default that the user thought was overridden.
+So everything is checked before anything is built: unknown and repeated keys, types (strictly: 256.0, "256" and true are
+not integers), ranges, and the few rules between keys. The error is one line with the file, the dotted key, what was
+expected, what was found and the nearest valid key.
 
-The fields below are the one place where keys, defaults and meanings are written;
-`python -m modules.config` prints them as the table in docs/config.md.
+The fields below, and those of each model's `Params`, are the one place where keys, defaults and meanings are written,
+and what each of them decides (fields.py); `python -m modules.config` prints them as the table in docs/config.md.
 Published configs leave keys out or give null for "the default", so null counts as
 absent for every key that has a default.
-
-Every number has bounds, each with its reason: within them nothing overflows, and the counts of a run (steps x windows,
-tokens) fit 64 bits. Whether the model fits the machine is another question, which `memory.py` answers before it is
-built.
 
 Paths stay in the config, and in states, as they were written: `~` and `$VARIABLE` mean something else on another
 machine. They are expanded where files are opened, by `expanded`.
@@ -27,138 +22,48 @@ import difflib
 import json
 import math
 import os
-import re
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PrivateAttr,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from modules.data.orders import BACKWARD, FORWARD, FRESH, Order, Reading, is_backward, orders_of
+from modules.fields import (
+    IDENTITY,
+    MAX_SEED,
+    MAX_STEP_TOKENS,
+    MAX_STEPS,
+    SETTING,
+    WHY_64_BITS,
+    WHY_STEPS,
+    Decides,
+    ModelParams,
+    OpenablePath,
+    Positive,
+    Rate,
+    Section,
+    Steps,
+    Windows,
+    expanded,
+    up_to,
+)
+from modules.models import MODELS, GPTParams, RecurrentParams
 from modules.system.console import tell
 from modules.system.errors import UserError
 from modules.system.names import check_name
 from modules.system.schema import SHOWN_ERRORS, SHOWN_LENGTH, expected, shown
 
 RUN_NAME = "the run's name (the config file's, or --run_name)"
-MAX_SEED = 2**63 - 1  # what torch.manual_seed takes
-MAX_STEPS = 10**11
-MAX_STEP_TOKENS = 2**26
 MAX_CONFIG_BYTES = 1 << 20
-
-
-def up_to(most: float, reason: str) -> AfterValidator:
-    """A bound that says why it is there."""
-
-    def check(value: float) -> float:
-        if value > most:
-            raise ValueError(
-                f"expected at most {most:{',' if isinstance(most, int) else 'g'}} ({reason}), found {shown(value)}"
-            )
-        return value
-
-    return AfterValidator(check)
-
-
-def openable(path: str) -> str:
-    """A path that the operating system can be asked for at all."""
-    if "\0" in path:
-        raise ValueError(f"expected a path, found {shown(path)}: a path has no NUL")
-    return path
-
-
-WHY_64_BITS = "a 64-bit integer"
-WHY_STEPS = "at a thousand steps a second, three years"
-WHY_FP32 = "weights are fp32 numbers, of at most 3.4e38"
-Positive = Annotated[int, Field(ge=1), up_to(2**63 - 1, WHY_64_BITS)]
-Ids = Annotated[int, Field(ge=2), up_to(2**31 - 1, "ids are stored in 32 bits")]
-Layers = Annotated[
-    int,
-    Field(ge=1),
-    up_to(10_000, "a layer takes time whatever its width, and the deepest published transformers have 1,000"),
-]
-Width = Annotated[int, Field(ge=1), up_to(2**20, "the widest published models have some 50,000")]
-Context = Annotated[int, Field(ge=2), up_to(2**24, "the longest published contexts are of ten million tokens")]
-Windows = Annotated[
-    int, Field(ge=1), up_to(MAX_STEP_TOKENS // 2, "with windows of two tokens, the largest step that is allowed")
-]
-Steps = Annotated[int, Field(ge=1), up_to(MAX_STEPS, WHY_STEPS)]
-Probability = Annotated[float, Field(ge=0, lt=1), up_to(0.999, "choices are made with 16 random bits")]
-Rate = Annotated[float, Field(ge=0), up_to(1e30, WHY_FP32)]
-OpenablePath = Annotated[str, Field(min_length=1), AfterValidator(openable)]
-
-
-class Section(BaseModel):
-    """What all parts of a config share: strict types, no unknown keys, no changes, null as "the default"."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def null_is_default(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        optional = {key for key, field in cls.model_fields.items() if not field.is_required()}
-        return {key: value for key, value in data.items() if value is not None or key not in optional}
-
-
-class GPTParams(Section):
-    vocab_size: Ids = Field(description="vocabulary size")
-    n_layers: Layers = Field(description="number of transformer blocks")
-    n_heads: Width = Field(description="number of attention heads")
-    embed_dim: Width = Field(description="width of the residual stream")
-    attn_length: Context = Field(description="context: tokens in a window")
-    mlp_ratio: Annotated[float, up_to(1000, "the usual is 4")] = Field(
-        4.0, gt=0, description="hidden width of the MLP over `embed_dim`"
-    )
-    dropout: Probability = Field(0.1, description="dropout inside the blocks")
-    embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
-    position: Literal["learned", "rope", "none"] = Field(
-        "learned", description="positions: learned embeddings, rotary ones, or none but causal attention"
-    )
-
-    @property
-    def context(self) -> int:
-        """Tokens in a window."""
-        return self.attn_length
-
-    @model_validator(mode="after")
-    def heads_share_the_width(self) -> Self:
-        if self.embed_dim % self.n_heads:
-            raise ValueError(f"expected embed_dim divisible by n_heads, found {self.embed_dim} and {self.n_heads}")
-        if int(self.embed_dim * self.mlp_ratio) < 1:
-            raise ValueError(f"expected embed_dim * mlp_ratio of at least 1, found {self.embed_dim} * {self.mlp_ratio}")
-        if self.position == "rope" and self.embed_dim // self.n_heads % 2:
-            raise ValueError(
-                "expected heads of even width for rotary positions, found "
-                f"embed_dim / n_heads = {self.embed_dim // self.n_heads}"
-            )
-        return self
-
-
-class RecurrentParams(Section):
-    vocab_size: Ids = Field(description="vocabulary size")
-    n_layers: Layers = Field(description="number of recurrent layers")
-    embed_dim: Width = Field(description="width of the embeddings and of the hidden state")
-    desired_attn_length: Context = Field(description="context: tokens in a window")
-    dropout: Probability = Field(0.0, description="dropout between the layers")
-    embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
-
-    @property
-    def context(self) -> int:
-        """Tokens in a window."""
-        return self.desired_attn_length
+HELD_OUT = "held-out windows"
+STEP_WINDOWS = Decides("identity", by="step_windows", name="training_params.batch_size x aggregate")
+STRIDE = Decides("identity", by="stride", name="training_params.stride")
+HELD_OUT_WINDOWS = Decides("identity", by="held_out_windows", name=HELD_OUT)
+ORDER = Decides("identity", by="order", name="training_params.order")
 
 
 THEIR_KEYS = {"permutation": "order", "save_loc": "state_save_loc", "val_batch_size": "valid_batch_size"}
@@ -168,30 +73,36 @@ class TrainingParams(Section):
     dataset_folder: OpenablePath = Field(
         description="path of the `.h5` to train on, relative to where the script is launched"
     )
-    batch_size: Windows = Field(description="windows in a micro-batch, over all devices together")
-    aggregate: Windows = Field(1, description="micro-batches in one optimizer step")
-    order: str | list | None = Field(
+    batch_size: Annotated[Windows, STEP_WINDOWS] = Field(
+        description="windows in a micro-batch, over all devices together"
+    )
+    aggregate: Annotated[Windows, STEP_WINDOWS] = Field(1, description="micro-batches in one optimizer step")
+    order: Annotated[str | list | None, ORDER] = Field(
         None, description="order of reading: a name, positions, or several (orders.md); null is what `backwards` says"
     )
-    backwards: bool = Field(False, description="whether the order is backward, as an older key says it")
+    backwards: Annotated[bool, ORDER] = Field(
+        False, description="whether the order is backward, as an older key says it"
+    )
     steps_to_train: Steps | None = Field(None, description="optimizer steps in total; null is one epoch")
     save_every: Positive = Field(3000, description="steps between saves of the training state, each with a validation")
     backup_every: Positive = Field(15000, description="steps between backups of the training state")
     step_log: Positive = Field(400, description="steps between logs of the training loss")
-    valid_steps: Positive = Field(1000, description="held-out windows, in steps' worth of windows")
-    held_out_tokens: Positive | None = Field(
+    valid_steps: Annotated[Positive, HELD_OUT_WINDOWS] = Field(
+        1000, description="held-out windows, in steps' worth of windows"
+    )
+    held_out_tokens: Annotated[Positive | None, HELD_OUT_WINDOWS] = Field(
         None, description="tokens held out at the end of the data, in place of `valid_steps`"
     )
     state_save_loc: OpenablePath = Field(
         "runs", description="folder of states and metrics, relative to where the script is launched"
     )
-    seed: Annotated[int, Field(ge=0), up_to(MAX_SEED, WHY_64_BITS)] = Field(
+    seed: Annotated[int, Field(ge=0), up_to(MAX_SEED, WHY_64_BITS), IDENTITY] = Field(
         0, description="of initial weights, dropout and the order of windows"
     )
-    stride: Positive | None = Field(
+    stride: Annotated[Positive | None, STRIDE] = Field(
         None, description="tokens between the starts of training windows; null is half the context"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Annotated[Literal["auto", "fp32", "bf16"], SETTING] = Field(
         "auto", description="auto is bf16 autocast where the hardware is faster with it"
     )
     compile: Literal["auto", True, False] = Field(
@@ -277,6 +188,13 @@ class OptimParams(Section):
         None, description="step at which that fall starts"
     )
 
+    @property
+    def cooldown(self) -> tuple[int, int] | None:
+        """The step at which the fall to zero starts, and its length; None where there is none."""
+        if self.cooldown_start is None or self.cooldown_steps is None:
+            return None
+        return self.cooldown_start, self.cooldown_steps
+
     @model_validator(mode="after")
     def rates_in_order(self) -> Self:
         for key in ("lr_init", "lr_min"):
@@ -287,26 +205,16 @@ class OptimParams(Section):
         return self
 
 
-def model_shape(params: Any) -> str:
-    """Which kind of `model_params` a user meant, "gpt" or "recurrent", even where the telling key is misspelt."""
-    keys = (
-        params if isinstance(params, dict) else getattr(type(params), "model_fields", ())
-    )  # the latter when it is written out
-    return "recurrent" if difflib.get_close_matches("desired_attn_length", keys, cutoff=0.8) else "gpt"
+P = TypeVar("P", bound=ModelParams)
 
 
-ModelParams = Annotated[
-    Annotated[GPTParams, Tag("gpt")] | Annotated[RecurrentParams, Tag("recurrent")], Discriminator(model_shape)
-]
-
-
-class Config(Section):
+class Config(Section, Generic[P]):
     """A run: what to train, on what, how. `name`, the stem of the file, is the run's name and not a key of the file."""
 
-    model_params: ModelParams = Field(description="the model; its keys tell a GPT from a recurrent model")
+    model_params: Annotated[P, IDENTITY] = Field(description="the model; its keys tell a GPT from a recurrent model")
     training_params: TrainingParams = Field(description="the data and the loop")
-    optim_params: OptimParams = Field(description="the optimizer and its schedule")
-    model: Literal["gpt", "gru", "lstm"] | None = Field(
+    optim_params: Annotated[OptimParams, SETTING] = Field(description="the optimizer and its schedule")
+    model: Annotated[str | None, IDENTITY] = Field(
         None, description="the kind of model; null is what the script trains"
     )
     _name: str = PrivateAttr("")
@@ -314,6 +222,13 @@ class Config(Section):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def trained_model(self) -> str:
+        """The kind of model, once a script has said it (`with_model`)."""
+        if self.model is None:
+            raise ValueError(f"{self.name}: which model it trains has not been said")
+        return self.model
 
     @property
     def stride(self) -> int:
@@ -377,8 +292,40 @@ class Config(Section):
     def model_arguments(self) -> dict[str, Any]:
         """What `build_model` takes beside the kind of model and the seed."""
         reading = self.reading
-        arguments = self.model_params.model_dump() | {"start_tokens": reading.start_tokens}
-        return arguments | ({"told_places": True} if reading.is_fresh else {})
+        beside = {"start_tokens": reading.start_tokens, "told_places": reading.is_fresh}
+        return self.model_params.model_dump() | {key: value for key, value in beside.items() if value}
+
+    def identity(self) -> dict[str, object]:
+        """What makes a run of this config the run that it is, its data aside, by the name under which a difference is
+        told."""
+        return {
+            mark.name or name: getattr(self, mark.by) if mark.by else value
+            for name, value, mark in self._marked()
+            if mark.what == "identity"
+        }
+
+    def settings(self) -> dict[str, object]:
+        """What may change on a run's way, where it is asked to: by key, without its section."""
+        return {name.rpartition(".")[2]: value for name, value, mark in self._marked() if mark.what == "setting"}
+
+    def _marked(self) -> Iterator[tuple[str, object, Decides]]:
+        """Each field that decides something: dotted name, value, mark. A marked section marks its fields."""
+        for name, field in type(self).model_fields.items():
+            section, of_all = getattr(self, name), mark_of(field)
+            if not isinstance(section, Section):
+                yield from [(name, section, of_all)] if of_all else []
+                continue
+            for key, own in type(section).model_fields.items():
+                if mark := of_all or mark_of(own):
+                    yield f"{name}.{key}", getattr(section, key), mark
+
+    @field_validator("model")
+    @classmethod
+    def model_is_known(cls, model: str | None) -> str | None:
+        if model is not None and model not in MODELS:
+            *most, last = map(repr, MODELS)
+            raise ValueError(f"expected {', '.join(most)} or {last}, found {shown(model)}")
+        return model
 
     @model_validator(mode="after")
     def steps_are_of_a_possible_size(self) -> Self:
@@ -397,13 +344,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def model_fits_its_params(self) -> Self:
-        is_gpt = isinstance(self.model_params, GPTParams)
-        if self.model is not None and is_gpt != (self.model == "gpt"):
-            expected = '"gpt"' if is_gpt else '"gru" or "lstm"'
-            raise ValueError(
-                f"expected model {expected} for model_params with "
-                f'{"attn_length" if is_gpt else "desired_attn_length"}, found "{self.model}"'
-            )
+        if self.model is not None and not isinstance(self.model_params, MODELS[self.model].Params):
+            having = " or ".join(f'"{name}"' for name in models_with(type(self.model_params)))
+            raise ValueError(f'expected model {having} for these model_params, found "{self.model}"')
         return self
 
     @model_validator(mode="after")
@@ -425,8 +368,8 @@ class Config(Section):
     def two_windows_are_held_out(self) -> Self:
         if self.held_out_windows < 2:
             raise ValueError(
-                f"expected at least two held-out windows of {self.model_params.context} tokens, found "
-                f"{self.held_out_windows}; set a larger training_params.held_out_tokens or valid_steps"
+                f"expected at least two held-out windows of {self.model_params.context} tokens, "
+                f"found {self.held_out_windows}; set a larger training_params.held_out_tokens or valid_steps"
             )
         return self
 
@@ -477,10 +420,8 @@ def load_config(path: str | os.PathLike) -> Config:
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, and be empty for a second reader
-            raise UserError(
-                f"{path}: expected a config file, found "
-                f"{'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}"
-            )
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            raise UserError(f"{path}: expected a config file, found {kind}")
         if found.st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{path}: expected a config file of some kB, found {found.st_size:,} bytes")
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -514,15 +455,38 @@ def load_config(path: str | os.PathLike) -> Config:
 def parse_config(data: Any, name: str, source: str | None = None) -> Config:
     """A Config from plain data, as in a file or in a state. UserError names `source` (by default `name`) and the keys
     at fault."""
+    params = params_of(data)
     try:
-        config = Config.model_validate(data)
+        config = Config[params].model_validate(data)
     except ValidationError as error:
         typos_first = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        problems = [describe(problem) for problem in typos_first[:SHOWN_ERRORS]]
+        problems = [describe(problem, params) for problem in typos_first[:SHOWN_ERRORS]]
         more = f"; and {len(typos_first) - SHOWN_ERRORS} more" if len(typos_first) > SHOWN_ERRORS else ""
         raise UserError(f"{source or name}: {'; '.join(problems)}{more}") from None
     config._name = name
     return config
+
+
+def params_of(data: Any) -> type[ModelParams]:
+    """Of which model the `model_params` of a config are: of the one that it names. GPT and recurrent models are told by
+    their keys, even misspelt ones, whatever the name: where it is another's, that is the mistake to tell."""
+    data = data if isinstance(data, dict) else {}
+    name, keys = data.get("model"), data.get("model_params")
+    named = MODELS[name].Params if isinstance(name, str) and name in MODELS else GPTParams
+    if named not in (GPTParams, RecurrentParams):
+        return named
+    recurrent = difflib.get_close_matches("desired_attn_length", keys if isinstance(keys, dict) else (), cutoff=0.8)
+    return RecurrentParams if recurrent else GPTParams
+
+
+def models_with(params: type[ModelParams], written: Callable[[str], str] = str) -> list[str]:
+    """The names of the models whose `model_params` are these."""
+    return [written(name) for name, model in MODELS.items() if model.Params is params]
+
+
+def mark_of(field: FieldInfo) -> Decides | None:
+    """What a field decides of a run's result."""
+    return next((mark for mark in field.metadata if isinstance(mark, Decides)), None)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict:
@@ -556,94 +520,58 @@ def shown_digits(digits: str) -> str:
     return digits if len(digits) <= 20 else f"{digits[:10]}... ({len(digits):,} digits)"
 
 
-def expanded(path: str, what: str) -> str:
-    """`path` with `~` and `$VARIABLE` (`${VARIABLE}`) replaced, as a shell does; `what` is where it was written, for
-    messages.
-
-    What exists under the very name, a file or a folder above it, stays as it is: `$` and `~` are letters that a name
-    can have. Raises UserError where a variable is not set (or empty: `$SCRATCH/runs` must not become `/runs`), or
-    nobody's home is known.
-    """
-    if os.path.lexists(path):
-        return path
-    folders = [path[:end] for end in range(len(path), 0, -1) if path[end : end + 1] in (os.sep, os.altsep)]
-    literal = next((folder for folder in folders if "$" in folder and os.path.lexists(folder)), "")
-
-    def value(match: re.Match) -> str:
-        name = match[1] or match[2]
-        if not os.environ.get(name):
-            raise UserError(f"{what}: {path}: the variable {name} is not set; set it, or write the path without it")
-        return os.environ[name]
-
-    home = path if literal else os.path.expanduser(path)
-    if home == "~" or home.startswith(("~/", "~" + os.sep)):
-        raise UserError(f"{what}: {path}: there is no home folder here for ~; set HOME, or write the path without it")
-    return home[: len(literal)] + re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, home[len(literal) :], flags=re.ASCII)
-
-
-def describe(problem: dict) -> str:
+def describe(problem: ErrorDetails, params: type[ModelParams]) -> str:
     """One of pydantic's errors in our words: key, expected, found, and for an unknown key the nearest valid one."""
-    location = problem["loc"]
-    keys = [
-        str(part) for part in location if part not in ("gpt", "recurrent")
-    ]  # those two are names of the union's branches
+    keys = [str(part) for part in problem["loc"]]
     where = (
         ".".join(key if len(key) <= SHOWN_LENGTH else key[:SHOWN_LENGTH] + "..." for key in keys) + ": " if keys else ""
     )
     if problem["type"] == "extra_forbidden":
-        return f"{where}unknown key, {nearest_key(keys, location)}"
+        return f"{where}unknown key, {nearest_key(keys, params)}"
     if problem["type"] == "missing":
-        return f"{where}required and missing ({section_fields(location)[keys[-1]].description})"
+        return f"{where}required and missing ({section_fields(keys, params)[keys[-1]].description})"
     if problem["type"] == "value_error":
-        return f"{where}{problem['ctx']['error']}"
+        return f"{where}{problem.get('ctx', {})['error']}"
     return f"{where}expected {expected(problem)}, found {shown(problem['input'])}"
 
 
-def section_fields(location: tuple) -> dict:
-    """The fields of the section in which the key at pydantic's `location` stands."""
-    sections = {
-        "training_params": TrainingParams,
-        "optim_params": OptimParams,
-        "gpt": GPTParams,
-        "recurrent": RecurrentParams,
-    }
-    return next((sections[part] for part in reversed(location[:-1]) if part in sections), Config).model_fields
+def section_fields(keys: list[str], params: type[ModelParams]) -> dict[str, FieldInfo]:
+    """The fields of the section in which the last of nested `keys` stands."""
+    sections = {"training_params": TrainingParams, "optim_params": OptimParams, "model_params": params}
+    return next((sections[key] for key in reversed(keys[:-1]) if key in sections), Config).model_fields
 
 
-def nearest_key(keys: list[str], location: tuple) -> str:
+def nearest_key(keys: list[str], params: type[ModelParams]) -> str:
     """What to write instead of an unknown key: the nearest key of its section, else the section where that key
     belongs."""
-    valid = section_fields(location)
-    if all_keys().get(keys[-1]) == ".".join(keys):
-        return "only a GPT has it, and desired_attn_length makes this a recurrent model"
+    valid = section_fields(keys, params)
+    others = [cls for model in MODELS.values() if keys[-1] in (cls := model.Params).model_fields]
+    if others and keys[:-1] == ["model_params"]:
+        having, given = (" or ".join(models_with(cls, str.upper)) for cls in (others[0], params))
+        return f"only a {having} has it, and the other keys make this a {given}"
     for candidates in (valid, all_keys()):
         if near := difflib.get_close_matches(keys[-1], candidates, n=1):
-            return (
-                f"nearest valid key: {'.'.join([*keys[:-1], near[0]]) if candidates is valid else all_keys()[near[0]]}"
-            )
+            dotted = ".".join([*keys[:-1], near[0]]) if candidates is valid else all_keys()[near[0]]
+            return f"nearest valid key: {dotted}"
     return f"valid keys: {', '.join(valid)}"
 
 
 def all_keys() -> dict[str, str]:
     """Every key of every section with its dotted name."""
-    sections = {
-        "model_params": RecurrentParams.model_fields | GPTParams.model_fields,
-        "training_params": TrainingParams.model_fields,
-        "optim_params": OptimParams.model_fields,
-    }
-    return {key: f"{section}.{key}" for section, fields in sections.items() for key in fields}
+    sections = [("model_params", model.Params) for model in MODELS.values()]
+    sections += [("training_params", TrainingParams), ("optim_params", OptimParams)]
+    return {key: f"{section}.{key}" for section, fields in sections for key in fields.model_fields}
 
 
 def key_table() -> str:
     """All keys as a Markdown table: key, default, meaning."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
-    sections = [
-        ("model_params (GPT)", GPTParams),
-        ("model_params (GRU, LSTM)", RecurrentParams),
-        ("training_params", TrainingParams),
-        ("optim_params", OptimParams),
-    ]
-    for title, section in sections:
+    sections: dict[str, type[Section]] = {
+        f"model_params ({', '.join(models_with(params, str.upper))})": params
+        for params in (model.Params for model in MODELS.values())
+    }
+    sections |= {"training_params": TrainingParams, "optim_params": OptimParams}
+    for title, section in sections.items():
         rows.append(f"| **{title}** | | |")
         for key, field in section.model_fields.items():
             default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"

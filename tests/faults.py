@@ -71,7 +71,8 @@ class Killed(NamedTuple):
     signal_number: int = signal.SIGKILL
 
     def __str__(self) -> str:
-        return f"{signal.Signals(self.signal_number).name} at {self.moment if isinstance(self.moment, Moment) else f'event {self.moment}'}"
+        moment = self.moment if isinstance(self.moment, Moment) else f"event {self.moment}"
+        return f"{signal.Signals(self.signal_number).name} at {moment}"
 
 
 class Failing(NamedTuple):
@@ -167,7 +168,8 @@ class Watch:
                     "record",
                     self._target,
                     error=lambda _: RuntimeError(
-                        f"[enforce fail at inline_container.cc:837] . PytorchStreamWriter failed writing file {name}: file write failed"
+                        "[enforce fail at inline_container.cc:837] . PytorchStreamWriter failed writing file "
+                        f"{name}: file write failed"
                     ),
                 )
                 return super().write_record(name, *args, **kwargs)
@@ -177,7 +179,8 @@ class Watch:
                     "record",
                     self._target,
                     error=lambda _: RuntimeError(
-                        "[enforce fail at inline_container.cc:743] . PytorchStreamWriter failed writing central directory: file write failed"
+                        "[enforce fail at inline_container.cc:743] . PytorchStreamWriter failed writing central "
+                        "directory: file write failed"
                     ),
                 )
                 return super().write_end_of_file()

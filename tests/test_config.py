@@ -15,26 +15,26 @@ from hypothesis import strategies as st
 from modules.config import (
     MAX_STEP_TOKENS,
     MAX_STEPS,
-    GPTParams,
     OptimParams,
-    RecurrentParams,
     TrainingParams,
     expanded,
     key_table,
     load_config,
     parse_config,
 )
+from modules.models import GPTParams, RecurrentParams
 from modules.system.errors import UserError
 from modules.training.schedule import lr_at
 
 # The example of the specification, with the comments taken out.
 PUBLISHED = """{
-    "model_params": {"vocab_size": 50257, "n_layers": 12, "n_heads": 12, "embed_dim": 768, "attn_length": 256, "mlp_ratio": 4.0,
-                     "dropout": 0.1, "embd_dropout": null},
+    "model_params": {"vocab_size": 50257, "n_layers": 12, "n_heads": 12, "embed_dim": 768, "attn_length": 256,
+                     "mlp_ratio": 4.0, "dropout": 0.1, "embd_dropout": null},
     "training_params": {"dataset_folder": "english/english.h5", "batch_size": 180, "aggregate": 1, "backwards": false,
-                        "steps_to_train": null, "save_every": 3000, "backup_every": 15000, "step_log": 400, "valid_steps": 1000,
-                        "state_save_loc": "datavol/vassilis/runs"},
-    "optim_params": {"lr": 0.0001, "warmup_steps": 4000, "oscil_steps": 300000, "lr_shrink": 0.85, "lr_init": 1e-07, "lr_min": 1e-06}
+                        "steps_to_train": null, "save_every": 3000, "backup_every": 15000, "step_log": 400,
+                        "valid_steps": 1000, "state_save_loc": "datavol/vassilis/runs"},
+    "optim_params": {"lr": 0.0001, "warmup_steps": 4000, "oscil_steps": 300000, "lr_shrink": 0.85, "lr_init": 1e-07,
+                     "lr_min": 1e-06}
 }"""
 GPT = json.loads(PUBLISHED)
 GRU = GPT | {
@@ -110,7 +110,9 @@ def test_shape_of_model_params_tells_the_model():
     assert parse_config(GRU | {"model": "lstm"}, "run").model == "lstm"
     assert '"gru" or "lstm"' in error_of(GRU | {"model": "gpt"})
     assert 'expected model "gpt"' in error_of(GPT | {"model": "gru"})
-    assert "only a GPT has it" in error_of(changed(GRU, "model_params.n_heads", 4))
+    assert "only a GPT has it, and the other keys make this a GRU or LSTM" in error_of(
+        changed(GRU, "model_params.n_heads", 4)
+    )
 
 
 def test_copies_are_validated_and_keep_the_name():
@@ -271,7 +273,8 @@ def test_any_number_for_any_keys_is_refused_or_gives_a_run_that_can_be_counted(d
         (
             "training_params.batch_size",
             10**6,
-            "batch_size x aggregate x context of at most 67,108,864 tokens (the largest published steps), found 1,000,000 x 256",
+            "batch_size x aggregate x context of at most 67,108,864 tokens (the largest published steps), "
+            "found 1,000,000 x 256",
         ),
         ("training_params.valid_batch_size", 10**6, "valid_batch_size x context of at most 67,108,864"),
         ("training_params.dataset_folder", "a\0b", "a path has no NUL"),

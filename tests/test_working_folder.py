@@ -32,7 +32,8 @@ def trap(tmp_path) -> Path:
     """A folder with a file of every name that Python or we could import; each writes down that it was run."""
     for name in sys.stdlib_module_names | THIRD_PARTY:
         (tmp_path / f"{name}.py").write_text(
-            f"import posix\nfd = posix.open({str(tmp_path / 'sprung')!r}, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND)\n"
+            f"import posix\nfile = {str(tmp_path / 'sprung')!r}\n"
+            "fd = posix.open(file, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND)\n"
             f"posix.write(fd, b'{name} ')\nraise SystemExit('{name}.py of the working folder was imported')\n"
         )
     (tmp_path / "posix.py").unlink()

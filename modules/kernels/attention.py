@@ -18,16 +18,19 @@ import torch.nn.functional as F
 from modules.kernels.dropout import Choices, new_seed
 from modules.kernels.products import CPU_CACHE_BYTES, eager_on_cpu
 
-QUERIES = 128  # taken together; a key after the last of them costs nothing
+QUERIES = 128  # per block; later keys are skipped
 
 
-def causal_attention(qkv_BTE: torch.Tensor, n_heads: int, dropout: float = 0.0) -> torch.Tensor:
+def causal_attention(
+    qkv_BTE: torch.Tensor, n_heads: int, dropout: float = 0.0, cache_bytes: int = CPU_CACHE_BYTES
+) -> torch.Tensor:
     """For each token the mixture of the values up to it [B, T, D]. `qkv_BTE`: queries, keys and values side by side.
 
-    dropout: the part of the mixture's weights that is set to zero at random.
+    dropout: the part of the mixture's weights that is set to zero at random. cache_bytes: of a CPU, for the scores of
+    the windows that are taken together.
     """
     if eager_on_cpu(qkv_BTE) and torch.is_grad_enabled() and (dropout or qkv_BTE.dtype == torch.bfloat16):
-        return _AttentionByProducts.apply(qkv_BTE, n_heads, dropout, new_seed() if dropout else 0)
+        return _AttentionByProducts.apply(qkv_BTE, n_heads, dropout, new_seed() if dropout else 0, cache_bytes)
     q_BHTC, k_BHTC, v_BHTC = _by_head(qkv_BTE, 3, n_heads)
     y_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BHTC, v_BHTC, is_causal=True, dropout_p=dropout)
     return y_BHTC.transpose(1, 2).flatten(2)
@@ -38,18 +41,18 @@ class _AttentionByProducts(torch.autograd.Function):
     random choices."""
 
     @staticmethod
-    def forward(ctx, qkv_BTE, n_heads, dropout, seed):
-        ctx.n_heads, ctx.dropout, ctx.seed = n_heads, dropout, seed
+    def forward(ctx, qkv_BTE, n_heads, dropout, seed, cache_bytes):
+        ctx.n_heads, ctx.dropout, ctx.seed, ctx.cache_bytes = n_heads, dropout, seed, cache_bytes
         ctx.save_for_backward(qkv_BTE)
         y_BTD = qkv_BTE.new_empty(*qkv_BTE.shape[:2], qkv_BTE.shape[2] // 3)
         choices = Choices(dropout, seed)
-        for qkv_WTE, y_WTD in _windows(n_heads, qkv_BTE, y_BTD):
+        for qkv_WTE, y_WTD in _windows(n_heads, cache_bytes, qkv_BTE, y_BTD):
             q_NTC, k_NTC, v_NTC = _by_head(qkv_WTE, 3, n_heads).flatten(1, 2)
             y_NTC = torch.empty_like(q_NTC)
-            for first, end, weights_NQK in _blocks(q_NTC, k_NTC):
+            for start, stop, weights_NQK in _blocks(q_NTC, k_NTC):
                 if dropout:
                     weights_NQK *= choices.like(weights_NQK)
-                y_NTC[:, first:end] = weights_NQK @ v_NTC[:, :end]
+                y_NTC[:, start:stop] = weights_NQK @ v_NTC[:, :stop]
             if dropout:
                 y_NTC /= 1 - dropout
             _side_by_side(y_NTC[None], y_WTD)
@@ -57,52 +60,54 @@ class _AttentionByProducts(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, outer_BTD):
+    def backward(ctx, grad_output_BTD):
         n_heads, dropout = ctx.n_heads, ctx.dropout
         (qkv_BTE,) = ctx.saved_tensors
         gradient_BTE = torch.empty_like(qkv_BTE)
         choices = Choices(dropout, ctx.seed)
-        for qkv_WTE, outer_WTD, gradient_WTE in _windows(n_heads, qkv_BTE, outer_BTD, gradient_BTE):
+        for qkv_WTE, grad_output_WTD, gradient_WTE in _windows(
+            n_heads, ctx.cache_bytes, qkv_BTE, grad_output_BTD, gradient_BTE
+        ):
             q_NTC, k_NTC, v_NTC = _by_head(qkv_WTE, 3, n_heads).flatten(1, 2)
-            (outer_NTC,) = _by_head(outer_WTD, 1, n_heads).flatten(1, 2)
+            (grad_output_NTC,) = _by_head(grad_output_WTD, 1, n_heads).flatten(1, 2)
             if dropout:
-                outer_NTC = outer_NTC / (1 - dropout)
+                grad_output_NTC = grad_output_NTC / (1 - dropout)
             gradients = q_NTC.new_zeros(3, *q_NTC.shape, dtype=torch.promote_types(q_NTC.dtype, torch.float32))
             q_gradient_NTC, k_gradient_NTC, v_gradient_NTC = gradients
-            for first, end, probabilities_NQK in _blocks(q_NTC, k_NTC):
-                outer_NQC = outer_NTC[:, first:end]
-                weights_NQK, weights_gradient_NQK = probabilities_NQK, outer_NQC @ v_NTC[:, :end].mT
+            for start, stop, probabilities_NQK in _blocks(q_NTC, k_NTC):
+                grad_output_NQC = grad_output_NTC[:, start:stop]
+                weights_NQK, weights_gradient_NQK = probabilities_NQK, grad_output_NQC @ v_NTC[:, :stop].mT
                 if dropout:
                     kept_NQK = choices.like(probabilities_NQK)
                     weights_NQK = probabilities_NQK * kept_NQK
                     weights_gradient_NQK *= kept_NQK
-                v_gradient_NTC[:, :end] += weights_NQK.mT @ outer_NQC
-                scores_gradient_NQK = torch._softmax_backward_data(
+                v_gradient_NTC[:, :stop] += weights_NQK.mT @ grad_output_NQC
+                # What autograd calls: the formula written out would round to bf16 on the way.
+                scores_gradient_NQK = torch.ops.aten._softmax_backward_data(
                     weights_gradient_NQK, probabilities_NQK, -1, probabilities_NQK.dtype
                 )
-                q_gradient_NTC[:, first:end] = scores_gradient_NQK @ k_NTC[:, :end]
-                k_gradient_NTC[:, :end] += scores_gradient_NQK.mT @ q_NTC[:, first:end]
+                q_gradient_NTC[:, start:stop] = scores_gradient_NQK @ k_NTC[:, :stop]
+                k_gradient_NTC[:, :stop] += scores_gradient_NQK.mT @ q_NTC[:, start:stop]
             gradients[:2] *= _scale(q_NTC)
             _side_by_side(gradients, gradient_WTE)
-        return gradient_BTE, None, None, None
+        return gradient_BTE, None, None, None, None
 
 
-def _windows(n_heads: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+def _windows(n_heads: int, cache_bytes: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """The tensors' windows, as many at a time as the cache holds scores of."""
     n_tokens = tensors[0].shape[1]
-    size = max(1, CPU_CACHE_BYTES // (n_heads * min(QUERIES, n_tokens) * n_tokens * tensors[0].itemsize))
+    size = max(1, cache_bytes // (n_heads * min(QUERIES, n_tokens) * n_tokens * tensors[0].itemsize))
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
 def _blocks(q_NTC: torch.Tensor, k_NTC: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Probabilities [N, Q, K] of some queries at a time, after the first of these queries and the end of them (which is
-    that of their keys)."""
+    """Yields start, stop and probabilities [N, Q, K] of a block of queries; its keys are 0 to stop."""
     n_tokens = q_NTC.shape[1]
-    for first in range(0, n_tokens, QUERIES):
-        end = min(first + QUERIES, n_tokens)
-        future_QK = q_NTC.new_full((end - first, end), -math.inf).triu(first + 1)
-        scores_NQK = torch.baddbmm(future_QK, q_NTC[:, first:end], k_NTC[:, :end].mT, alpha=_scale(q_NTC))
-        yield first, end, scores_NQK.softmax(-1)
+    for start in range(0, n_tokens, QUERIES):
+        stop = min(start + QUERIES, n_tokens)
+        future_QK = q_NTC.new_full((stop - start, stop), -math.inf).triu(start + 1)
+        scores_NQK = torch.baddbmm(future_QK, q_NTC[:, start:stop], k_NTC[:, :stop].mT, alpha=_scale(q_NTC))
+        yield start, stop, scores_NQK.softmax(-1)
 
 
 def _scale(q_NTC: torch.Tensor) -> float:

@@ -10,8 +10,11 @@ inputs it returns the loss in bf16 (three digits: 10.875 for 10.863), which is c
 the 1 % that this project measures, and because its products in fp32 take twice as long
 (products.py). Here the loss is always summed in fp32.
 
-Shapes: N tokens, D width, V vocabulary.
+Shapes: N tokens, C of them in a chunk, R rows of a chunk that fit a cache, D width, V vocabulary; G rows of a D x V
+matrix that hold as many numbers as a chunk of logits.
 """
+
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -26,82 +29,85 @@ CHUNK_BYTES = {"cpu": 104 << 20, "cuda": 512 << 20}
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def mean_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+def mean_loss(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    pointwise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    chunk_bytes: int | None = None,
+) -> torch.Tensor:
     """Mean cross-entropy in nats per token (scalar, fp32), with gradients for `hidden_ND` and `weight_VD`.
 
     Equal to `cross_entropy(hidden_ND @ weight_VD.T, targets_N)`. Products run in the autocast dtype where autocast is
-    on.
+    on. pointwise: `loss_and_gradient`, maybe compiled. chunk_bytes: of the logits of a chunk; CHUNK_BYTES where it is
+    None.
     """
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
+    chunk_bytes = chunk_bytes or chunk_bytes_on(hidden_ND.device)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, pointwise or loss_and_gradient, chunk_bytes)
 
 
 @torch.no_grad()
-def token_losses(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+def token_losses(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, chunk_bytes: int | None = None
+) -> torch.Tensor:
     """Cross-entropy of every token in nats [N], fp32, without gradients."""
     hidden_ND, weight_VD = _for_products(hidden_ND, weight_VD)
+    size = _rows_of_a_chunk(weight_VD, chunk_bytes or chunk_bytes_on(hidden_ND.device))
+    losses = []
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        buffer_CV = _buffer(hidden_ND, weight_VD)
-        return torch.cat(
-            [
-                F.cross_entropy(logits_RV.float(), targets_R, reduction="none")
-                for hidden_CD, targets_C in _chunks(weight_VD, hidden_ND, targets_N)
-                for logits_RV, targets_R in _in_cache(_logits(hidden_CD, weight_VD, buffer_CV), targets_C)
-            ]
-        )
+        buffer_CV = _buffer(hidden_ND, weight_VD, size)
+        for hidden_CD, targets_C in _portions(size, hidden_ND, targets_N):
+            for logits_RV, targets_R in _in_cache(_logits(hidden_CD, weight_VD, buffer_CV), targets_C):
+                losses.append(F.cross_entropy(logits_RV.float(), targets_R, reduction="none"))
+        return torch.cat(losses)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N):
+    def forward(ctx, hidden_ND, weight_VD, targets_N, pointwise, chunk_bytes):
         if not any(ctx.needs_input_grad):
-            return token_losses(hidden_ND, weight_VD, targets_N).mean()
+            return token_losses(hidden_ND, weight_VD, targets_N, chunk_bytes).mean()
         ctx.scale, ctx.dtypes = 1 / len(targets_N), (hidden_ND.dtype, weight_VD.dtype)
         hidden_ND, weight_VD = _for_products(hidden_ND, weight_VD)
+        size = _rows_of_a_chunk(weight_VD, chunk_bytes)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_gradient_ND = torch.empty_like(hidden_ND)
             # The other way round than the weight, for which CPUs have the faster product: 12 ms a chunk in bf16 against
             # 27.
             weight_gradient_DV = hidden_ND.new_zeros(weight_VD.T.shape, dtype=torch.float32)
-            buffer_CV = _buffer(hidden_ND, weight_VD)
-            loss = sum(
-                _add_chunk(*chunk, weight_VD, weight_gradient_DV, buffer_CV)
-                for chunk in _chunks(weight_VD, hidden_ND, targets_N, hidden_gradient_ND)
-            )
+            buffer_CV = _buffer(hidden_ND, weight_VD, size)
+            loss = 0
+            for hidden_CD, targets_C, hidden_gradient_CD in _portions(size, hidden_ND, targets_N, hidden_gradient_ND):
+                logits_CV = _logits(hidden_CD, weight_VD, buffer_CV)
+                chunk_loss = 0
+                for logits_RV, targets_R in _in_cache(logits_CV, targets_C):
+                    chunk_loss = chunk_loss + pointwise(logits_RV, targets_R)
+                loss = loss + chunk_loss
+                gradient_CV = logits_CV  # it has taken their place
+                hidden_gradient_CD.copy_(times_transposed(gradient_CV, weight_VD.T))
+                _add_product(weight_gradient_DV, hidden_CD.T.contiguous(), gradient_CV.T, size)
         ctx.save_for_backward(hidden_gradient_ND, weight_gradient_DV)
         return loss * ctx.scale
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, outer):
+    def backward(ctx, grad_output):
         hidden_gradient_ND, weight_gradient_DV = ctx.saved_tensors
-        factor = outer * ctx.scale  # in place: a second backward pass through here is an error of autograd's
-        # Turned round here: autograd would do it too, at a third of the speed.
+        factor = grad_output * ctx.scale  # in place: a second backward pass through here is an error of autograd's
+        # Transposed here: autograd would do it too, at a third of the speed.
         weight_gradient_VD = weight_gradient_DV.mul_(factor).T.contiguous()
-        return hidden_gradient_ND.mul_(factor).to(ctx.dtypes[0]), weight_gradient_VD.to(ctx.dtypes[1]), None
+        return hidden_gradient_ND.mul_(factor).to(ctx.dtypes[0]), weight_gradient_VD.to(ctx.dtypes[1]), None, None, None
 
 
-def _add_chunk(
-    hidden_CD: torch.Tensor,
-    targets_C: torch.Tensor,
-    hidden_gradient_CD: torch.Tensor,
-    weight_VD: torch.Tensor,
-    weight_gradient_DV: torch.Tensor,
-    buffer_CV: torch.Tensor | None,
-) -> torch.Tensor:
-    """Summed loss of a chunk (fp32); its gradients are put into `hidden_gradient_CD` and added to
-    `weight_gradient_DV`."""
-    logits_CV = _logits(hidden_CD, weight_VD, buffer_CV)
-    loss = sum(loss_and_gradient(logits_RV, targets_R) for logits_RV, targets_R in _in_cache(logits_CV, targets_C))
-    gradient_CV = logits_CV  # it has taken their place
-    hidden_gradient_CD.copy_(times_transposed(gradient_CV, weight_VD.T))
-    for hidden_RC, weight_gradient_RV in _chunks(weight_VD, hidden_CD.T.contiguous(), weight_gradient_DV):
-        for total_RV, product_RV in _in_cache(weight_gradient_RV, times_transposed(hidden_RC, gradient_CV.T)):
+def _add_product(total_DV: torch.Tensor, a_DC: torch.Tensor, b_VC: torch.Tensor, size: int) -> None:
+    """Add a @ b.T to the total, `size` rows at a time."""
+    for total_GV, a_GC in _portions(size, total_DV, a_DC):
+        for total_RV, product_RV in _in_cache(total_GV, times_transposed(a_GC, b_VC)):
             total_RV += product_RV  # in bf16 it is cast to fp32 first, which by pieces takes no memory
-    return loss
 
 
 def loss_and_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-    """Summed loss (fp32); the logits are overwritten with its gradient by them, softmax minus one-hot.
+    """Returns the summed loss (fp32); overwrites the logits with their gradient, softmax minus one-hot.
 
     One kernel makes the probabilities, and the loss is their logarithm: at half the time of maximum, exponential and
     sum one after the other. A probability too small for fp32 counts as its smallest, a loss of 87 nats (the gradient is
@@ -125,27 +131,27 @@ def _for_products(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> tuple[tor
     return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 
-def chunk_bytes(device: torch.device) -> int:
+def chunk_bytes_on(device: torch.device) -> int:
     """Bytes of the logits of a full chunk; a device of another kind is treated as a GPU."""
     return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
 
 
-def _chunk_size(weight_VD: torch.Tensor) -> int:
+def _rows_of_a_chunk(weight_VD: torch.Tensor, chunk_bytes: int) -> int:
     """Rows of V numbers that fill a chunk: tokens, of logits."""
-    return max(1, chunk_bytes(weight_VD.device) // (weight_VD.itemsize * len(weight_VD)))
+    return max(1, chunk_bytes // (weight_VD.itemsize * len(weight_VD)))
 
 
-def _chunks(weight_VD: torch.Tensor, *tensors: torch.Tensor):
-    """The tensors' rows, a chunk's at a time."""
-    return zip(*(tensor.split(_chunk_size(weight_VD)) for tensor in tensors), strict=True)
+def _portions(size: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The tensors' rows, `size` at a time."""
+    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
-def _buffer(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor | None:
+def _buffer(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, size: int) -> torch.Tensor | None:
     """Memory for the logits of a chunk, one after the other; None for oneDNN, which takes its own (and gets the same
     again, see devices.py)."""
     if for_onednn(hidden_ND):
         return None
-    return hidden_ND.new_empty(min(_chunk_size(weight_VD), len(hidden_ND)), len(weight_VD))
+    return hidden_ND.new_empty(min(size, len(hidden_ND)), len(weight_VD))
 
 
 def _logits(hidden_CD: torch.Tensor, weight_VD: torch.Tensor, buffer_CV: torch.Tensor | None) -> torch.Tensor:
@@ -155,7 +161,7 @@ def _logits(hidden_CD: torch.Tensor, weight_VD: torch.Tensor, buffer_CV: torch.T
     return torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: len(hidden_CD)])
 
 
-def _in_cache(rows_RV: torch.Tensor, *tensors: torch.Tensor):
+def _in_cache(rows_CV: torch.Tensor, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """The rows of all, as many at a time as fit a CPU's cache in fp32; all at once elsewhere."""
-    size = len(rows_RV) if rows_RV.device.type != "cpu" else max(1, CPU_CACHE_BYTES // (4 * rows_RV.shape[1]))
-    return zip(*(tensor.split(size) for tensor in (rows_RV, *tensors)), strict=True)
+    size = len(rows_CV) if rows_CV.device.type != "cpu" else max(1, CPU_CACHE_BYTES // (4 * rows_CV.shape[1]))
+    return _portions(size, rows_CV, *tensors)

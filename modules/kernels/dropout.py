@@ -46,7 +46,7 @@ class Choices:
 
 def new_seed() -> int:
     """A seed by torch's generator."""
-    return torch.randint(2**63 - 1, ()).item()
+    return int(torch.randint(2**63 - 1, ()))
 
 
 class _DropoutFunction(torch.autograd.Function):
@@ -57,8 +57,8 @@ class _DropoutFunction(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, outer):
-        return _dropped(outer, ctx.p, ctx.seed), None, None
+    def backward(ctx, grad_output):
+        return _dropped(grad_output, ctx.p, ctx.seed), None, None
 
 
 def _dropped(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:

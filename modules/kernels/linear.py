@@ -1,7 +1,7 @@
 """The linear layer of all models: torch's, except on a CPU.
 
-There products go where they are fastest (products.py), and under autocast the weights are cast for each pass: torch
-keeps the cast ones until the backward pass, half as much again as the weights themselves.
+There products go where they are fastest (products.py), and under autocast weights are cast in each pass; torch would
+keep the casts until the backward pass, half the weights' memory again.
 
 Shapes: N rows, K inputs, M outputs.
 """
@@ -34,9 +34,11 @@ class _LinearFunction(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, outer):
+    def backward(ctx, grad_output):
         x, weight_MK = ctx.saved_tensors
-        x_NK, outer_NM = x.flatten(0, -2), outer.flatten(0, -2)
-        x_gradient = times_transposed(outer, weight_MK.to(x.dtype).T) if ctx.needs_input_grad[0] else None
-        weight_gradient = product_over_rows(outer_NM, x_NK).to(weight_MK.dtype) if ctx.needs_input_grad[1] else None
-        return x_gradient, weight_gradient, outer_NM.sum(0).to(weight_MK.dtype) if ctx.has_bias else None
+        x_NK, grad_output_NM = x.flatten(0, -2), grad_output.flatten(0, -2)
+        x_gradient = times_transposed(grad_output, weight_MK.to(x.dtype).T) if ctx.needs_input_grad[0] else None
+        weight_gradient = (
+            product_over_rows(grad_output_NM, x_NK).to(weight_MK.dtype) if ctx.needs_input_grad[1] else None
+        )
+        return x_gradient, weight_gradient, grad_output_NM.sum(0).to(weight_MK.dtype) if ctx.has_bias else None

@@ -21,8 +21,8 @@ HAS_ONEDNN = (
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 
-# What elementwise work takes at a time on a CPU, to find it in its cache: 30 fp32 rows of 50,257 logits. So the softmax
-# of 512 takes 6 ms, and 9 by fours.
+# Bytes that stay in a CPU's cache, for elementwise work: 30 fp32 rows of 50,257 logits. The softmax of 512 rows takes
+# 6 ms in such portions, and 9 ms four rows at a time.
 CPU_CACHE_BYTES = 6 << 20
 
 
@@ -35,7 +35,11 @@ def eager_on_cpu(tensor: torch.Tensor) -> bool:
 def for_onednn(tensor: torch.Tensor) -> bool:
     """Whether products of this tensor are faster in oneDNN."""
     return (
-        HAS_ONEDNN and eager_on_cpu(tensor) and tensor.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        HAS_ONEDNN
+        and bool(torch.backends.mkldnn.enabled)
+        and eager_on_cpu(tensor)
+        and tensor.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -48,8 +52,7 @@ def times_transposed(a_NK: torch.Tensor, b_MK: torch.Tensor, bias_M: torch.Tenso
 
 
 def product_over_rows(a_NM: torch.Tensor, b_NK: torch.Tensor) -> torch.Tensor:
-    """a.T @ b [M, K], without gradients. oneDNN makes a copy of its first operand to turn it round: the narrower of the
-    two."""
+    """a.T @ b [M, K], without gradients. oneDNN copies its first operand to transpose it: the narrower goes first."""
     if for_onednn(a_NM) and b_NK.shape[1] < a_NM.shape[1]:
         return times_transposed(b_NK.T, a_NM.T).T.contiguous()
     return times_transposed(a_NM.T, b_NK.T)

@@ -1,9 +1,9 @@
 """Who may be compared with whom: the runs behind states, and what they must agree in.
 
 The arrow is one percent of the loss, so a comparison of runs that differ in anything but direction is worth nothing,
-and is refused with the first things that differ. What must agree is listed in `facts`: the data and the tokenizer by
-their fingerprints (not by their paths), the model, the steps done, and the held-out windows. What each step was trained
-with (learning rate, optimizer, precision) is compared step by step, as it was and not as the last config says
+and is refused with the first things that differ. What must agree is what the config's fields are marked with
+(fields.py), the data and the tokenizer by their fingerprints (not by their paths), and the steps done. What each step
+was trained with (learning rate, optimizer, precision) is compared step by step, as it was and not as the last config says
 (history.py). What only says where or how fast a run went (folders, logging, devices, micro-batches) may differ.
 """
 
@@ -12,36 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.config import Config, parse_config
+from modules.config import HELD_OUT, Config, parse_config
 from modules.data.token_file import TokenFile, same_dataset
 from modules.system.errors import UserError
 from modules.training.checkpoint import load_state
 from modules.training.history import Stage, first_difference
 from modules.training.resume import stages_of
 
-# Of training_params: what cannot change a run's result, or is in `facts` or in the stages in another form.
-NOT_COMPARED = {
-    "dataset_folder",
-    "order",
-    "backwards",
-    "batch_size",
-    "aggregate",
-    "steps_to_train",
-    "save_every",
-    "backup_every",
-    "step_log",
-    "valid_steps",
-    "held_out_tokens",
-    "valid_batch_size",
-    "state_save_loc",
-    "precision",
-    "compile",
-    "parallel",
-    "checkpoint_activations",
-    "tokenizer_path",
-    "cooldown_finish",
-    "stride",
-}
 SHOWN_DIFFERENCES = 3
 
 
@@ -113,18 +90,13 @@ def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
 
 def facts(run: Trained) -> dict[str, object]:
     """All that must be equal in the two directions, by the name under which a difference is reported."""
-    config, state = run.config, run.state
-    training = config.training_params.model_dump(exclude=NOT_COMPARED)
-    return {
-        "data": state["dataset"]["fingerprint"],
-        "tokenizer": state["dataset"]["tokenizer_fingerprint"],
-        "model": config.model,
-        "steps trained": state["step"],
-        "windows a step": config.step_windows,
-        "stride": config.stride,
-        "held-out windows": run.held_out_windows,
-        **{f"model_params.{key}": value for key, value in config.model_params.model_dump().items()},
-        **{f"training_params.{key}": value for key, value in training.items()},
+    identity = run.config.identity()
+    del identity["training_params.order"]
+    return identity | {
+        "data": run.state["dataset"]["fingerprint"],
+        "tokenizer": run.state["dataset"]["tokenizer_fingerprint"],
+        "steps trained": run.state["step"],
+        HELD_OUT: run.held_out_windows,  # by the state: earlier versions counted them in another way
     }
 
 

@@ -10,12 +10,13 @@ They are trained one after the other, or several at a time (side_by_side.py).
 import sys
 from collections.abc import Sequence
 
-from modules.config import Config, GPTParams, load_config
+from modules.config import Config, load_config
 from modules.data.token_file import open_tokens
 from modules.measurement.comparison import Measurement
 from modules.measurement.control import control_of, control_run, why_none
 from modules.measurement.noise import next_seeds
 from modules.measurement.pairing import base_name
+from modules.models import GPTParams
 from modules.system.console import tell
 from modules.system.errors import UserError
 from modules.training.parallel import joined

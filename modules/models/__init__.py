@@ -1,19 +1,31 @@
-"""The models: GPT, GRU and LSTM, and one function that builds any of them from a seed."""
+"""The models: GPT, GRU and LSTM, and one function that builds any of them from a seed.
+
+A model of your own is a file beside theirs, with a subclass of LanguageModel, and a line in MODELS.
+"""
 
 import torch
 
-from modules.models.gpt import GPT
+from modules.models.gpt import GPT, GPTParams
 from modules.models.language_model import LanguageModel
-from modules.models.recurrent import GRU, LSTM
+from modules.models.recurrent import GRU, LSTM, RecurrentParams
 
-__all__ = ["GPT", "GRU", "LSTM", "LanguageModel", "build_model", "count_parameters"]
+__all__ = [
+    "GPT",
+    "GRU",
+    "LSTM",
+    "MODELS",
+    "GPTParams",
+    "LanguageModel",
+    "RecurrentParams",
+    "build_model",
+    "count_parameters",
+]
 
-MODELS = {"gpt": GPT, "gru": GRU, "lstm": LSTM}
+MODELS: dict[str, type[LanguageModel]] = {"gpt": GPT, "gru": GRU, "lstm": LSTM}  # by the name in a config
 
 
 def build_model(name: str, seed: int, **model_params) -> LanguageModel:
-    """The model `name` ("gpt", "gru", "lstm") on the CPU, with weights that depend on the seed and the parameters
-    alone.
+    """The model `name` of MODELS on the CPU, with weights that depend on the seed and the parameters alone.
 
     The program's own random state is left as it was.
     """

@@ -9,6 +9,7 @@ import torch
 
 from modules.data.orders import name_of, positions, reads_on, to_text_order
 from modules.data.windows import Windows
+from modules.kernels.precision import fp32_products
 from modules.models.language_model import LanguageModel
 from modules.system.console import bar
 from modules.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ def held_out_losses(
     `windows` are of one order: `next(iter(windows))` or another where a model reads in several, and then those windows
     alone. Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
     the model reads, so the results of any two orders subtract token by token.
-    Dropout is off; the model is left in the mode in which it came.
+    Dropout is off, and fp32 is fp32 (a GPU's TF32 is left to training); the model is left in the mode in which it came.
 
     Raises Interrupted when `interrupted()` says so, asked before each batch.
     """
@@ -51,7 +52,7 @@ def held_out_losses(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), autocast_for(device, precision)():
+        with torch.no_grad(), fp32_products(tf32=False), autocast_for(device, precision)():
             for start in bar(
                 range(0, len(indices), batch_size),
                 desc="held-out",

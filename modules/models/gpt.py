@@ -11,16 +11,55 @@ predict, as in sigma-GPT (A. Pannatier et al., arXiv 2404.09562).
 Shapes: B batch, T time, D width.
 """
 
+from typing import Annotated, Literal, Self
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from modules.fields import Context, Ids, Layers, ModelParams, Probability, Width, up_to
 from modules.kernels.attention import causal_attention
 from modules.kernels.dropout import Dropout
 from modules.kernels.linear import Linear
 from modules.kernels.rotary import rotary_turns, turned
 from modules.models.language_model import LanguageModel
+
+
+class GPTParams(ModelParams):
+    """A GPT's `model_params` in a config."""
+
+    vocab_size: Ids = Field(description="vocabulary size")
+    n_layers: Layers = Field(description="number of transformer blocks")
+    n_heads: Width = Field(description="number of attention heads")
+    embed_dim: Width = Field(description="width of the residual stream")
+    attn_length: Context = Field(description="context: tokens in a window")
+    mlp_ratio: Annotated[float, up_to(1000, "the usual is 4")] = Field(
+        4.0, gt=0, description="hidden width of the MLP over `embed_dim`"
+    )
+    dropout: Probability = Field(0.1, description="dropout inside the blocks")
+    embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
+    position: Literal["learned", "rope", "none"] = Field(
+        "learned", description="positions: learned embeddings, rotary ones, or none but causal attention"
+    )
+
+    @property
+    def context(self) -> int:
+        """Tokens in a window."""
+        return self.attn_length
+
+    @model_validator(mode="after")
+    def heads_share_the_width(self) -> Self:
+        if self.embed_dim % self.n_heads:
+            raise ValueError(f"expected embed_dim divisible by n_heads, found {self.embed_dim} and {self.n_heads}")
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"expected embed_dim * mlp_ratio of at least 1, found {self.embed_dim} * {self.mlp_ratio}")
+        if self.position == "rope" and self.embed_dim // self.n_heads % 2:
+            raise ValueError(
+                "expected heads of even width for rotary positions, found "
+                f"embed_dim / n_heads = {self.embed_dim // self.n_heads}"
+            )
+        return self
 
 
 class Attention(nn.Module):
@@ -83,6 +122,9 @@ class GPT(LanguageModel):
         arithmetic for memory that no longer grows with n_layers x attn_length.
     """
 
+    Params = GPTParams
+    compile_pays = True
+
     def __init__(
         self,
         vocab_size: int,
@@ -106,13 +148,14 @@ class GPT(LanguageModel):
         turns_TC2 = rotary_turns(attn_length, embed_dim // n_heads) if position == "rope" else None
         self.register_buffer("turns_TC2", turns_TC2, persistent=False)
         self.dropout = Dropout(embd_dropout or 0.0)
-        self.blocks = nn.ModuleList(Block(embed_dim, n_heads, mlp_ratio, dropout) for _ in range(n_layers))
+        blocks = [Block(embed_dim, n_heads, mlp_ratio, dropout) for _ in range(n_layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(embed_dim)
 
         for table in (self.position, self.next_position):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
-        for block in self.blocks:
+        for block in blocks:
             for linear in (block.attention.query_key_value, block.mlp.up):
                 nn.init.normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)
@@ -120,15 +163,15 @@ class GPT(LanguageModel):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * n_layers) ** 0.5)
                 nn.init.zeros_(linear.bias)
 
+    def parts(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Hidden vectors [B, T, D] for tokens [B, T], or [B, T, 2] with places, T up to `attn_length`."""
         turns_TC2 = None if self.turns_TC2 is None else self.turns_TC2[: tokens_BT.shape[1]]
         x_BTD = self.dropout(self.embedded(tokens_BT))
         for block in self.blocks:
-            if self.checkpoint_activations and self.training:
-                x_BTD = checkpoint(block, x_BTD, turns_TC2, use_reentrant=False)
-            else:
-                x_BTD = block(x_BTD, turns_TC2)
+            x_BTD = self.through(block, x_BTD, turns_TC2)
         return self.norm(x_BTD)
 
     def embedded(self, tokens_BT: torch.Tensor) -> torch.Tensor:

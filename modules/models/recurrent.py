@@ -5,10 +5,28 @@ variance, as in GPT, so that the three start from the same loss.
 """
 
 import torch
+from pydantic import Field
 from torch import nn
 
+from modules.fields import Context, Ids, Layers, ModelParams, Probability, Width
 from modules.kernels.dropout import Dropout
 from modules.models.language_model import LanguageModel
+
+
+class RecurrentParams(ModelParams):
+    """The `model_params` of a GRU or LSTM in a config."""
+
+    vocab_size: Ids = Field(description="vocabulary size")
+    n_layers: Layers = Field(description="number of recurrent layers")
+    embed_dim: Width = Field(description="width of the embeddings and of the hidden state")
+    desired_attn_length: Context = Field(description="context: tokens in a window")
+    dropout: Probability = Field(0.0, description="dropout between the layers")
+    embd_dropout: Probability = Field(0.0, description="dropout of the embeddings")
+
+    @property
+    def context(self) -> int:
+        """Tokens in a window."""
+        return self.desired_attn_length
 
 
 class Recurrent(LanguageModel):
@@ -18,7 +36,8 @@ class Recurrent(LanguageModel):
     dropout: between layers; embd_dropout: of the embeddings (None is 0).
     """
 
-    layers: type[nn.RNNBase]
+    Params = RecurrentParams
+    layers: type[nn.GRU] | type[nn.LSTM]
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ for a SIGTERM at the death of that process; elsewhere a run asks between steps w
 way it saves and stops, which can take some seconds: who finds a run's lock held by such an orphan waits for it
 (`awaited`).
 
+`supervise` is the one loop that watches over children: the processes of one run on many devices, and runs side by side.
+
 Nothing heavy is imported here: a child asks before it spends seconds on imports.
 """
 
@@ -15,16 +17,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 LAUNCHER = "BACKPERPLEXITY_LAUNCHER"
 PR_SET_PDEATHSIG = 1  # prctl's name for it (sys/prctl.h)
 ORPHAN_SECONDS = 60  # to finish a step and write a state
+GRACE_SECONDS = 2  # for children that fail because another did to say so: theirs may be the telling error
 
 
 def start_child(command: Sequence[str], environment: dict[str, str], **options) -> subprocess.Popen:
-    """Start a script of ours that ends when this process does. `options` are those of Popen."""
-    return subprocess.Popen(command, env=environment | {LAUNCHER: str(os.getpid())}, **options)
+    """Start a script of ours that ends when this process does. `options` are those of Popen.
+
+    It has a session of its own: a terminal's Ctrl-C comes to it once, from us.
+    """
+    environment = environment | {LAUNCHER: str(os.getpid())}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **options)
 
 
 def end_with_launcher() -> None:
@@ -57,6 +65,79 @@ def how_it_ended(returncode: int) -> str:
         name = signal.Signals(-returncode).name
         return f"was killed by {name}" + (", as the kernel does where memory is short" if name == "SIGKILL" else "")
     return f"was killed by signal {-returncode}"
+
+
+@dataclass
+class Child:
+    """A process that this one started. sent: the signals that asked it to stop."""
+
+    name: str
+    process: subprocess.Popen
+    slot: int = 0
+    sent: set[int] = field(default_factory=set)
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless it had that one."""
+        if number not in self.sent:
+            self.sent.add(number)
+            self.process.send_signal(number)
+
+    def failed(self, well: Collection[int] = (0,)) -> bool:
+        """Whether it ended otherwise than with a status of `well`, or by a signal that it was sent."""
+        code = self.process.returncode
+        return code not in well and not any(code in (-number, 128 + number) for number in self.sent)
+
+
+def supervise(
+    starts: Sequence[Callable[[int], Child]],
+    at_a_time: int,
+    together: bool = False,
+    ended: Callable[[Child], object] = lambda child: None,
+) -> tuple[list[Child], list[int]]:
+    """Start children, at most so many at a time, and return when the last has ended: the children in the order in which
+    they ended, and the signals that came meanwhile.
+
+    Each start is given its slot, the lowest number that no running child has. SIGINT and SIGTERM are passed on, so that
+    children save and stop; a second SIGINT ends them at once. Where one fails, or an error is raised here, the others
+    are asked to save and stop. Nothing more is started then. together: children that wait for each other, of which any
+    may be the one that was asked to stop: when one fails or dies, the others are ended after GRACE_SECONDS.
+    """
+    waiting, running, over, broken_since = list(starts), [], [], None
+    well = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM) if together else (0,)
+
+    def look_after(stop: bool = False) -> None:
+        """Pass on what came, and see who has ended."""
+        for child in running:
+            for number in came:
+                child.send(number)
+            if stop and not together:
+                child.send(signal.SIGTERM)
+            overdue = broken_since is not None and time.monotonic() > broken_since + GRACE_SECONDS
+            if came.count(signal.SIGINT) > 1 or (together and (stop or overdue)):
+                child.process.kill()
+                child.sent.add(signal.SIGKILL)
+        time.sleep(0.1)
+        for child in [child for child in running if child.process.poll() is not None]:
+            running.remove(child)
+            over.append(child)
+            ended(child)
+
+    with signals_kept(signal.SIGINT, signal.SIGTERM) as came:
+        try:
+            while running or (waiting and not came and broken_since is None):
+                while waiting and len(running) < at_a_time and not came and broken_since is None:
+                    slot = min(set(range(at_a_time)) - {child.slot for child in running})
+                    running.append(child := waiting.pop(0)(slot))
+                    child.slot = slot
+                look_after(stop=broken_since is not None and not together)
+                if broken_since is None and any(
+                    child.failed(well) or together and child.process.returncode < 0 for child in over
+                ):
+                    broken_since = time.monotonic()
+        finally:  # an error of ours, a full disk say: what runs is saved all the same
+            while running:
+                look_after(stop=True)
+        return over, came
 
 
 @contextlib.contextmanager

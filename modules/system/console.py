@@ -15,6 +15,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 try:
@@ -184,7 +185,7 @@ def _write(stream, text: str) -> None:
     _patiently(raw, lambda: stream.flush() or True)
     data = text.replace("\n", os.linesep).encode(stream.encoding)
     while data:
-        data = data[_patiently(raw, lambda: raw.write(data)) :]
+        data = data[_patiently(raw, partial(raw.write, data)) :]
 
 
 def _patiently(raw: io.RawIOBase, call: Callable[[], T | None]) -> T:

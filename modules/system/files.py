@@ -1,7 +1,8 @@
 """Writing files so that a kill at any instant leaves the old or the new one, never half of one.
 
-Everything the project writes goes through `replacing`: the bytes go to a temporary file in the same folder, are flushed
-to the disk (`fsync`), and only then take the final name (`os.replace`, atomic on every platform that Python supports).
+All but logs, which grow line by line, and sharded states, whose folders are renamed whole (sharded.py), is written
+through `replacing`: the bytes go to a temporary file in the same folder, are flushed to the disk (`fsync`), and only
+then take the final name (`os.replace`, atomic on every platform that Python supports).
 
 A killed writer leaves its temporary file, 26 GB where it is a state of the XL model. The name says who writes it, so
 that `sweep` can delete what nobody writes any more: `.<label>.<machine>.<process>.<its start>.<random>.tmp`.

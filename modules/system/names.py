@@ -2,8 +2,8 @@
 what it is.
 
 Any name that a file can have is allowed. So a name is never a pattern, a format, Markdown, HTML or a formula, and
-whoever shows one says where: in a line, in Markdown, in a link. (Pictures: modules/measurement/figures.py; the HTML page:
-modules/measurement/arrow_page.py.)
+whoever shows one says where: in a line, in Markdown, in a link. (Pictures: modules/measurement/figures.py; the HTML
+page: modules/measurement/arrow_page.py.)
 """
 
 import hashlib
@@ -41,8 +41,8 @@ def check_name(name: str, what: str) -> str:
         raise UserError(f"{what}: {name!r} cannot be written in this system's file names") from None
     if length > LONGEST_NAME:
         raise UserError(
-            f"{what}: expected at most {LONGEST_NAME} bytes, which leaves room for what file names add, found {length}: "
-            f"{name[:SHOWN_LENGTH]!r}..."
+            f"{what}: expected at most {LONGEST_NAME} bytes, which leaves room for what file names add, "
+            f"found {length}: {name[:SHOWN_LENGTH]!r}..."
         )
     return name
 

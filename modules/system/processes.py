@@ -33,8 +33,9 @@ def this_process() -> Process:
         return Process()
     if "WORLD_SIZE" not in os.environ:
         warn_once(
-            f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process that nobody "
-            "launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does"
+            f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process that "
+            "nobody launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as "
+            "torchrun does"
         )
         return Process()
     rank, world_size, local_world_size, local_rank = (
@@ -81,12 +82,13 @@ def integer_variable(name: str, default: int | None = None, most: int = 2**31 - 
     is missing."""
     text = os.environ.get(name, default)
     try:
-        value = int(text)
-    except (TypeError, ValueError):
+        value = int(str(text))
+    except ValueError:
         value = -1
     if not 0 <= value <= most:
         raise UserError(
-            f"environment: expected {name} to be an integer of 0 to {most:,}, found {'none' if text is None else repr(text)[:40]}"
+            f"environment: expected {name} to be an integer of 0 to {most:,}, found "
+            f"{'none' if text is None else repr(text)[:40]}"
         )
     return value
 
@@ -95,7 +97,7 @@ def available_cores() -> int:
     """Cores this process may use: a container may allow fewer than the machine has, by name (affinity) or by time (a
     quota)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, cores_of_quota()))
+    return int(max(1, min(cores, cores_of_quota())))
 
 
 def cores_of_quota(root: Path = Path("/")) -> float:

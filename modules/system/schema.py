@@ -8,6 +8,7 @@ import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from modules.system.errors import UserError
 
@@ -56,18 +57,18 @@ def checked(kind: type[S], data: Any, source: str, advice: str = "") -> S:
         ) from None
 
 
-def described(problem: dict) -> str:
+def described(problem: ErrorDetails) -> str:
     """One of pydantic's errors: where, what was expected, what was found."""
     where = ".".join(map(str, problem["loc"]))
     where = f"{where}: " if where else ""
     if problem["type"] == "missing":
         return f"{where}missing"
     if problem["type"] in ("value_error", "assertion_error"):
-        return f"{where}{problem['ctx']['error']}"
+        return f"{where}{problem.get('ctx', {})['error']}"
     return f"{where}expected {expected(problem)}, found {shown(problem['input'])}"
 
 
-def expected(problem: dict) -> str:
+def expected(problem: ErrorDetails) -> str:
     """What one of pydantic's errors expected."""
     words = (
         problem["msg"]

@@ -25,7 +25,7 @@ import threading
 import zipfile
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -145,7 +145,8 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, sou
     moments = (state.get("optimizer") or {}).get("state")
     if not isinstance(moments, dict):
         raise UserError(
-            f"{source}: has no optimizer: it can be evaluated, but not be trained on; start anew under another name (--run_name)"
+            f"{source}: has no optimizer: it can be evaluated, but not be trained on; start anew under another name "
+            "(--run_name)"
         )
     for moment in ("exp_avg", "exp_avg_sq"):
         of_each = {name: entry.get(moment) if isinstance(entry, dict) else entry for name, entry in moments.items()}
@@ -158,11 +159,12 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, sou
     # The optimizer's settings are the config's and this program's, not what a file says.
     settings = get_state_dict(model, optimizer)[1]["param_groups"]
     moments = {name: {key: entry[key] for key in ("step", "exp_avg", "exp_avg_sq")} for name, entry in moments.items()}
+    optimizer_state: Any = {"state": moments, "param_groups": settings}
     set_state_dict(
         model,
         optimizer,
         model_state_dict=state["model"],
-        optim_state_dict={"state": moments, "param_groups": settings},
+        optim_state_dict=optimizer_state,
         options=StateDictOptions(full_state_dict=True),
     )
 
@@ -212,7 +214,7 @@ def save_state(state: dict, path: Path) -> None:
         raise UserError(f"cannot save the state {reason}; {before}. Then run the same command again") from None
 
 
-def unpacked(file: Path | BinaryIO, mapped: bool = False) -> tuple[object, str | None]:
+def unpacked(file: Path | BinaryIO, mapped: bool = False) -> tuple[Any, str | None]:
     """What a file of torch.save holds, every byte compared with its CRC-32 first, and None; or None and what is wrong
     with its bytes. `mapped`, for paths: tensors are mapped, and their bytes neither read nor compared.
 

@@ -9,11 +9,14 @@ the other direction, must not change precision because a machine was busy.
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable
+from typing import Literal
 
 import torch
-from torch import nn
 
-from modules.kernels import cross_entropy as loss
+from modules.config import Config
+from modules.kernels.precision import fp32_products, has_tf32
+from modules.models import LanguageModel
 from modules.system import console
 from modules.system.errors import UserError
 
@@ -29,9 +32,9 @@ def pick_device(name: str | None) -> torch.device:
 
     Raises UserError where there is no such device.
     """
-    if name is None:
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None:
+        return first_device(accelerator)
     there = [
         *(f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count()) if accelerator),
         "cpu",
@@ -41,7 +44,7 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device("cpu" if asked.type == "cpu" and not asked.index else f"{asked.type}:{asked.index or 0}")
     except (RuntimeError, ValueError):
         device = None
-    if str(device) not in there:  # others, such as "meta", torch may know but cannot train on here
+    if device is None or str(device) not in there:  # others, such as "meta", torch may know but cannot train on here
         reason = (
             ""
             if torch.cuda.is_available() or "cuda" not in name
@@ -55,8 +58,29 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def pick_precision(asked: str, device: torch.device, width: int) -> str:
-    """ "fp32" or "bf16" for what a config asks ("auto", "fp32", "bf16") of a model of `width`."""
+def first_device(accelerator: torch.device | None) -> torch.device:
+    """What a machine with this accelerator trains on: the first GPU of NVIDIA's, AMD's or Apple's, or else the CPU."""
+    if accelerator is not None and accelerator.type in ("cuda", "mps"):
+        return torch.device(accelerator.type, 0)
+    return torch.device("cpu")
+
+
+def gpu_of_its_own(slot: int, name: str | None, n_gpus: int) -> str | None:
+    """What `-d` says to the run in place `slot` of those side by side: its own of the GPUs, in turn, where no number of
+    one was asked for."""
+    return f"cuda:{slot % n_gpus}" if n_gpus and name in (None, "cuda") else name
+
+
+def in_words(device: torch.device) -> str:
+    """What the device is."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple's GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def pick_precision(config: Config, device: torch.device) -> Literal["fp32", "bf16"]:
+    """The precision of a new run."""
+    asked, width = config.training_params.precision, config.model_params.embed_dim
     if asked != "auto":
         return asked
     if device.type == "cuda":
@@ -70,36 +94,25 @@ def _cpu_multiplies_bf16() -> bool:
     return able.get("avx512_bf16", False) or able.get("amx_bf16", False)
 
 
-def pick_compile(asked: bool | str, device: torch.device, model_name: str) -> bool:
-    """Whether to compile. "auto": a GPT on a GPU; torch's recurrent layers are compiled code already."""
-    if asked != "auto":
-        return asked
-    return device.type == "cuda" and model_name == "gpt"
+def pick_compile(asked: bool | str, device: torch.device, pays: bool) -> bool:
+    """Whether to compile. "auto": on a GPU, a model for which it pays; torch's recurrent layers are compiled code
+    already."""
+    return device.type == "cuda" and pays if asked == "auto" else bool(asked)
 
 
-def compile_model(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, autocast) -> bool:
-    """Compile the blocks of a GPT and the loss's pointwise part; tried on one batch. False, after a warning, where it
-    fails.
-
-    Block by block, not as a whole: compiled once and used by all layers, and the gradients
-    of a layer are ready for communication while the layer before is still computing.
-    """
-    os.environ["PYTHONSAFEPATH"] = (
-        "1"  # the compiler runs `python -c`, which would import a ctypes.py of the user's from the working folder
-    )
-    blocks = list(getattr(model, "blocks", []))
-    pointwise = loss.loss_and_gradient
-    for block in blocks:
-        block.compile()
-    loss.loss_and_gradient = torch.compile(pointwise, dynamic=False)
+def compiles(model: LanguageModel, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, autocast: Callable) -> bool:
+    """Compile a model's parts, and try them on one batch. False, after a warning, where it fails: such a model is of no
+    use any more. Raises torch.OutOfMemoryError where it is the batch that does not fit."""
+    # The compiler runs `python -c`, which would import a ctypes.py of the user's from the working folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    model.compile_parts()
     try:
-        with autocast():
+        with fp32_products(has_tf32(inputs_BT.device)), autocast():
             model.loss(inputs_BT, targets_BT).backward()
         return True
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a broken compiler raises: training goes on without it
-        for block in blocks:
-            block._compiled_call_impl = None
-        loss.loss_and_gradient = pointwise
         console.warn_once(f"torch.compile does not work here, training without it: {console.reason(error)}")
         return False
     finally:
@@ -117,9 +130,3 @@ def keep_freed_memory(device: torch.device) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def allow_tf32(device: torch.device) -> None:
-    """Let a GPU multiply fp32 in TF32: ten bits of mantissa, up to eight times the speed."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")

@@ -16,29 +16,51 @@ from modules.config import Config, OptimParams
 from modules.system.schema import Schema
 from modules.training.schedule import lr_at
 
+Precision = Literal["fp32", "bf16"]
 NOT_OF_THE_SCHEDULE = ("weight_decay", "grad_clip")
 
 
 class Stage(Schema):
-    """Steps from `first_step` (counted from 0) on, up to the next stage."""
+    """Steps from `first_step` (counted from 0) on, up to the next stage.
+
+    tf32: whether products of fp32 were in TF32 (kernels/precision.py); None in states of earlier versions, which did
+    not say: they may be compared with either.
+    """
 
     first_step: int = Field(ge=0)
     optim_params: OptimParams
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
+    tf32: bool | None = None
 
-    def settings(self) -> dict[str, object]:
-        """What may differ between two stages, by the name under which it is reported; the learning rate apart, which
-        changes by the step."""
+    def settings(self, beside: "Stage") -> dict[str, object]:
+        """What may differ from the stage `beside`, by the name under which it is reported; the learning rate apart,
+        which changes by the step."""
         optim = {f"optim_params.{key}": getattr(self.optim_params, key) for key in NOT_OF_THE_SCHEDULE}
-        return optim | {"precision": self.precision}
+        return optim | {"precision": self.arithmetic(beside)}
+
+    def arithmetic(self, beside: "Stage") -> str:
+        """The precision in words, as far as it can be compared with that of the stage `beside`."""
+        return f"{self.precision} (TF32 products)" if self.tf32 and beside.tf32 is not None else self.precision
 
 
-def continued(stages: Sequence[Stage], step: int, config: Config, precision: str) -> list[Stage]:
+def stage_of(config: Config, precision: Precision, tf32: bool, first_step: int = 0) -> Stage:
+    """The stage in which a run trains from `first_step` on. tf32: whether its device multiplies fp32 in TF32."""
+    tf32 = tf32 and precision == "fp32"
+    return Stage(first_step=first_step, optim_params=config.optim_params, precision=precision, tf32=tf32)
+
+
+def continued(
+    stages: Sequence[Stage], step: int, config: Config, precision: Precision, tf32: bool = False
+) -> list[Stage]:
     """The stages of a run that goes on at `step` as `config` says: those that `step` has reached, and one more where
     something changes."""
     before = [stage for stage in stages if stage.first_step < step]
-    now = Stage(first_step=step if before else 0, optim_params=config.optim_params, precision=precision)
-    if before and (before[-1].optim_params, before[-1].precision) == (now.optim_params, now.precision):
+    now = stage_of(config, precision, tf32, step if before else 0)
+    if (
+        before
+        and before[-1].optim_params == now.optim_params
+        and before[-1].arithmetic(now) == now.arithmetic(before[-1])
+    ):
         return before
     return [*before, now]
 
@@ -53,9 +75,9 @@ def first_difference(one: Sequence[Stage], other: Sequence[Stage], steps: int) -
     starts = sorted({stage.first_step for stage in (*one, *other) if stage.first_step < steps})
     for start, end in zip(starts, [*starts[1:], steps], strict=True):
         mine, others = at(one, start), at(other, start)
-        for name, value in mine.settings().items():
-            if value != others.settings()[name]:
-                return f"{name} from step {start:,} on ({value} and {others.settings()[name]})"
+        for name, value in mine.settings(others).items():
+            if value != (other_value := others.settings(mine)[name]):
+                return f"{name} from step {start:,} on ({value} and {other_value})"
         if mine.optim_params == others.optim_params:
             continue
         for step in range(start, end):
@@ -74,7 +96,8 @@ def changes(stages: Sequence[Stage]) -> list[str]:
     """What changed on the way, a line a change: empty for a run that was trained as it began."""
     lines = []
     for before, after in zip(stages, stages[1:], strict=False):
-        old, new = (stage.optim_params.model_dump() | {"precision": stage.precision} for stage in (before, after))
+        old = before.optim_params.model_dump() | {"precision": before.arithmetic(after)}
+        new = after.optim_params.model_dump() | {"precision": after.arithmetic(before)}
         different = [f"{key} {old[key]} -> {new[key]}" for key in new if old[key] != new[key]]
         lines.append(f"from step {after.first_step:,}: {', '.join(different)}")
     return lines

@@ -84,8 +84,8 @@ def only_run(state: Path, processes: Processes) -> Iterator[None]:
             if not awaited(said, since):
                 who = f" ({said.split()[0]})" if said.split() else ""
                 raise UserError(
-                    f"{state}: another process is training this run{who}; wait for it, stop it, or give this one a name of its own "
-                    "with --run_name"
+                    f"{state}: another process is training this run{who}; wait for it, stop it, or give this one a "
+                    "name of its own with --run_name"
                 )
             time.sleep(0.2)
         with contextlib.suppress(OSError):  # another user's lock file, that may only be read
@@ -105,8 +105,8 @@ def is_held(lock: int, state: Path) -> bool:
         return filelock.lock_descriptor(lock, blocking=False)
     except OSError as error:
         tell(
-            f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno)}), so a second process that trains "
-            "this run at the same time would not be noticed; see to it that there is none",
+            f"warning: {state.parent}: files cannot be locked there ({os.strerror(error.errno or 0)}), so a second "
+            "process that trains this run at the same time would not be noticed; see to it that there is none",
             sys.stderr,
         )
         return True
@@ -120,8 +120,8 @@ def check_length(state: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(
-                f"{state}: too long a name for backups beside it, which add their step; give a shorter one with --run_name, or "
-                "a shorter path of folders"
+                f"{state}: too long a name for backups beside it, which add their step; give a shorter one with "
+                "--run_name, or a shorter path of folders"
             ) from None
 
 

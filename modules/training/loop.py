@@ -11,7 +11,7 @@ not finite is found at the next log or save, and named with its step.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,9 +21,11 @@ from torch import nn
 from modules.config import Config
 from modules.data.orders import name_of
 from modules.data.windows import Windows
+from modules.kernels.precision import fp32_products, has_tf32
+from modules.models import LanguageModel
 from modules.models.evaluate import Interrupted, autocast_for, held_out_losses
 from modules.system.errors import UserError
-from modules.training.batches import pieces_of_a_batch, training_batches
+from modules.training.batches import training_batches
 from modules.training.history import Stage
 from modules.training.parallel import Processes
 from modules.training.schedule import lr_at
@@ -34,7 +36,8 @@ class Training:
     """What a run consists of while it runs.
 
     loss_of: (inputs, targets) -> mean loss, over the model shared by all processes. local_gradients: a
-    context in which gradients are not yet shared. stages: what each step was and is trained with.
+    context in which gradients are not yet shared. stages: what each step was and is trained with. pieces: in which
+    each process computes its share of a micro-batch.
     step: optimizer steps done. validated: the step of the last validation. unlogged: the mean loss of
     each step since the last log, on the device. early_stages_unknown: as in a state.
     """
@@ -45,7 +48,8 @@ class Training:
     compiled: bool
     windows: Windows
     held_out: Windows
-    model: nn.Module
+    pieces: int
+    model: LanguageModel
     optimizer: torch.optim.Optimizer
     loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     local_gradients: Callable[[], contextlib.AbstractContextManager]
@@ -77,14 +81,17 @@ def steps(training: Training, last_step: int, stop_asked: Callable[[], bool] = l
     Ends early where `stop_asked()`, asked before each step, answers yes; it must answer the same in all processes.
     """
     training.model.train()
-    with contextlib.closing(
-        training_batches(training.windows, training.config, training.processes, training.step)
-    ) as batches:
+    with contextlib.closing(batches_of(training)) as batches:
         while training.step < last_step and not stop_asked():
             loss = train_step(training, batches)
             training.step += 1
             training.unlogged.append(loss)
             yield loss
+
+
+def batches_of(training: Training) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
+    """Its batches, from its next step on."""
+    return training_batches(training.windows, training.config, training.processes, training.step, training.pieces)
 
 
 def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
@@ -100,17 +107,18 @@ def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.T
     torch.manual_seed(random_seed(params.seed, training.step, training.processes.rank))
 
     mean_loss = torch.zeros((), device=training.processes.device)
-    pieces = params.aggregate * pieces_of_a_batch(training.config, training.processes)
-    for piece in range(pieces):
-        inputs_BT, targets_BT = next(batches)
-        # Gradients are shared once a step: with those of its last piece.
-        sharing = contextlib.nullcontext() if piece == pieces - 1 else training.local_gradients()
-        with sharing:
-            with autocast_for(training.processes.device, training.precision)():
-                share = len(inputs_BT) * training.processes.count / params.batch_size
-                loss = training.loss_of(inputs_BT, targets_BT) * (share / params.aggregate)
-            loss.backward()
-        mean_loss += loss.detach()
+    pieces = params.aggregate * training.pieces
+    with fp32_products(has_tf32(training.processes.device)):
+        for piece in range(pieces):
+            inputs_BT, targets_BT = next(batches)
+            # Gradients are shared once a step: with those of its last piece.
+            sharing = contextlib.nullcontext() if piece == pieces - 1 else training.local_gradients()
+            with sharing:
+                with autocast_for(training.processes.device, training.precision)():
+                    share = len(inputs_BT) * training.processes.count / params.batch_size
+                    loss = training.loss_of(inputs_BT, targets_BT) * (share / params.aggregate)
+                loss.backward()
+            mean_loss += loss.detach()
     nn.utils.clip_grad_norm_(training.model.parameters(), optim.grad_clip)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
@@ -181,14 +189,16 @@ def finite_mean(training: Training) -> float:
     """
     if not training.unlogged:
         return float("nan")
-    losses = training.processes.total(torch.stack(training.unlogged).double().cpu()) / training.processes.count
+    unlogged = torch.stack(training.unlogged).cpu().double()  # in this order: Apple's GPUs have no fp64
+    losses = training.processes.total(unlogged) / training.processes.count
     training.unlogged = list(losses.float().to(training.processes.device))
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = training.step - len(losses) + int(bad[0])
         raise UserError(
             f"the training loss is {losses[bad[0]].item()} at step {step + 1} (learning rate "
-            f'{lr_at(step, training.config.optim_params):.3g}); a smaller lr, a longer warm-up or precision "fp32" may help'
+            f"{lr_at(step, training.config.optim_params):.3g}); a smaller lr, a longer warm-up or "
+            'precision "fp32" may help'
         )
     return losses.mean().item()
 

@@ -22,29 +22,32 @@ WEIGHT_BYTES = 4
 GIB = 2**30
 
 
-def check_memory(config: Config, processes: Processes) -> None:
-    """Refuse a model whose weights, gradients and moments this machine does not hold. `config.model` must be set.
-    Raises UserError.
+def check_memory(config: Config, processes: Processes, there: float | None = None) -> None:
+    """Refuse a model whose weights, gradients and moments this machine does not hold: UserError. `config.model` must be
+    set.
 
-    What its activations need comes on top, and depends on the batch: `--dry_run` tells it.
+    there: bytes of this machine; what it tells itself where it is None. What activations need comes on top, and depends
+    on the batch: `--dry_run` measures it.
     """
-    parameters = count_parameters(config.model, **config.model_arguments)
+    parameters = count_parameters(config.trained_model, **config.model_arguments)
     shards = processes.count if config.training_params.parallel == "fsdp" else 1
     here = this_process().local_world_size
     trained = STATE_BYTES * parameters / shards
     # Each process builds the whole model in the machine's memory, before it is sent to a GPU or cut into shards.
     built = WEIGHT_BYTES * parameters
     on_gpu = processes.device.type == "cuda"
-    asked = [(f"{here} process(es) of this machine", here * max(built, 0 if on_gpu else trained), machine_memory())]
+    asked = [
+        (f"{here} process(es) of this machine", here * max(built, 0 if on_gpu else trained), there or machine_memory())
+    ]
     if on_gpu:
         free, _ = torch.cuda.mem_get_info(processes.device)
         asked.append((str(processes.device), trained, free + torch.cuda.memory_reserved(processes.device)))
-    for who, needed, there in asked:
-        if needed > there:
+    for who, needed, had in asked:
+        if needed > had:
             raise UserError(
-                f"{config.name}: {parameters:,} parameters are too many here: {who} would need {needed / GIB:,.1f} GiB for "
-                f"weights, gradients and optimizer, and there are {there / GIB:,.1f} GiB; make embed_dim, n_layers or vocab_size smaller, or give "
-                'the model more devices with "parallel": "fsdp"'
+                f"{config.name}: {parameters:,} parameters are too many here: {who} would need {needed / GIB:,.1f} GiB "
+                f"for weights, gradients and optimizer, and there are {had / GIB:,.1f} GiB; make embed_dim, n_layers "
+                'or vocab_size smaller, or give the model more devices with "parallel": "fsdp"'
             )
 
 

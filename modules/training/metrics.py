@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,10 +23,8 @@ from modules.system.errors import UserError
 from modules.system.files import replacing
 from modules.system.schema import Schema, checked
 
-WANDB_START_S, WANDB_END_S = (
-    30,
-    30,
-)  # how long W&B may try to reach its server before a run is recorded offline, and to upload what is left
+# How long W&B may try to reach its server before a run is recorded offline, and to upload what is left.
+WANDB_START_S, WANDB_END_S = 30, 30
 WANDB_ID_LENGTH, WANDB_PROJECT_LENGTH = 64, 128  # the most that it takes
 WANDB_REFUSES = re.compile(r"""[:;,#?/\\%'"\x00-\x1f\x7f\ud800-\udfff]""")  # in ids and names of projects
 
@@ -184,7 +182,7 @@ def _start_wandb(project: str, run_name: str, run_folder: Path, config: dict):
     )  # what W&B tells its makers can hold up the end of a process for half a minute
     import wandb  # takes a second
 
-    mode = wandb.setup(settings=wandb.Settings(silent=True)).settings.mode
+    mode: Any = wandb.setup(settings=wandb.Settings(silent=True)).settings.mode
     if mode == "disabled":
         return None
     if mode == "online" and not console.attempt(
@@ -192,17 +190,21 @@ def _start_wandb(project: str, run_name: str, run_folder: Path, config: dict):
     ):
         mode = "offline"
     run_folder.mkdir(parents=True, exist_ok=True)
-    start = dict(
-        project=accepted(project, WANDB_PROJECT_LENGTH),
-        name=console.one_line(run_name),
-        id=accepted(f"{project}-{run_name}", WANDB_ID_LENGTH),
-        resume="allow",
-        dir=run_folder,
-        config=config,
-        settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_START_S, finish_timeout=WANDB_END_S),
-    )
+
+    def init(mode: Literal["online", "offline", "shared"]):
+        return wandb.init(
+            mode=mode,
+            project=accepted(project, WANDB_PROJECT_LENGTH),
+            name=console.one_line(run_name),
+            id=accepted(f"{project}-{run_name}", WANDB_ID_LENGTH),
+            resume="allow",
+            dir=run_folder,
+            config=config,
+            settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_START_S, finish_timeout=WANDB_END_S),
+        )
+
     try:
-        return wandb.init(mode=mode, **start)
+        return init(mode)
     except Exception as error:
         if mode == "offline":
             raise
@@ -211,7 +213,7 @@ def _start_wandb(project: str, run_name: str, run_folder: Path, config: dict):
             f"wandb sync {run_folder}/wandb/offline-*"
         )
         _end_wandb()  # which still holds the run's id
-        return wandb.init(mode="offline", **start)
+        return init("offline")
 
 
 def _end_wandb() -> None:
@@ -226,7 +228,7 @@ def _kill_wandb() -> None:
     """End W&B's process where it does not answer: Python would wait for it at its end. There is no public way to."""
     from wandb.sdk import wandb_setup
 
-    wandb_setup.singleton()._connection._proc._process.kill()
+    wandb_setup.singleton()._connection._proc._process.kill()  # pyrefly: ignore
     _end_wandb()
 
 

@@ -1,9 +1,14 @@
 """Many processes, one run: who am I, how do gradients meet, who decides to stop.
 
-One process drives one device. The processes come from `launch` (this machine's GPUs, or N
-processes on the CPU) or from torchrun (any number of machines), and find each other
-through the same environment variables. A batch is divided over them, so the number
-of devices changes the speed of a run and nothing that it computes.
+One process drives one device. The processes come from `launch` (this machine's GPUs, or N processes on the CPU) or from
+torchrun (any number of machines), and find each other through the same environment variables. A batch is divided over
+them: without dropout the number of devices changes the speed of a run and, but for rounding, nothing that it computes.
+With dropout each process makes random choices of its own, so that another number of them is like another seed: torch's
+fused attention draws by the place of a window in its own call, which no seed from outside makes the same.
+
+torch's own launcher (elastic_launch, 2.13) also passes signals on and waits, but then forgets how the processes ended,
+so that a state that could not be saved would count as saved; and its second SIGINT is another SIGTERM, where ours ends
+all at once. For several machines torchrun is used as it is.
 
 Two ways to share a model (`training_params.parallel`): "ddp" keeps a whole copy on each
 device and averages gradients once a step; "fsdp" keeps a shard of weights, gradients and
@@ -25,7 +30,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-from modules.system.children import how_it_ended, start_child, status_of
+from modules.models import LanguageModel
+from modules.system.children import Child, how_it_ended, start_child, status_of, supervise
 from modules.system.console import flush_streams, tell
 from modules.system.errors import UserError
 from modules.system.processes import Process, available_cores, integer_variable, this_process
@@ -84,11 +90,12 @@ def joined(device_name: str | None) -> Iterator[Processes]:
         return
     if missing := [name for name in RENDEZVOUS if not os.environ.get(name)]:
         raise UserError(
-            f"environment: RANK and WORLD_SIZE say that this is one of several processes, but there is no {' and no '.join(missing)} "
-            "by which they could meet; start them with torchrun or train_parallel.py, or unset RANK"
+            "environment: RANK and WORLD_SIZE say that this is one of several processes, but there is no "
+            f"{' and no '.join(missing)} by which they could meet; start them with torchrun or train_parallel.py, "
+            "or unset RANK"
         )
     integer_variable("MASTER_PORT", most=2**16 - 1)
-    device = device_of(process, device_name)
+    device = pick_device(device_name_of(process, device_name, torch.cuda.device_count()))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
@@ -108,31 +115,30 @@ def joined(device_name: str | None) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     except UserError:
         if dist.get_rank():
-            time.sleep(
-                20
-            )  # a mistake that all processes find is told by the first, whose end ends the others meanwhile
+            time.sleep(20)  # all processes hit this error; the others wait so that the first alone reports it
         raise
     finally:
         dist.destroy_process_group()
 
 
-def device_of(process: Process, name: str | None) -> torch.device:
-    """The device of one of several processes: its own GPU, or the CPU, which all share. UserError where there is none
-    for it."""
-    if name in (None, "cuda") and torch.cuda.is_available():
-        if process.local_rank >= torch.cuda.device_count():
+def device_name_of(process: Process, name: str | None, n_gpus: int) -> str:
+    """The name of the device of one of several processes: its own of the machine's GPUs, or the CPU, which all share.
+
+    name: what `-d` says. UserError where there is no device for it.
+    """
+    if n_gpus and name in (None, "cuda"):
+        if process.local_rank >= n_gpus:
             raise UserError(
-                f"no GPU for the process of LOCAL_RANK {process.local_rank}: there are {torch.cuda.device_count()}, "
+                f"no GPU for the process of LOCAL_RANK {process.local_rank}: there are {n_gpus}, "
                 "and one process drives one"
             )
-        return pick_device(f"cuda:{process.local_rank}")
-    device = pick_device("cpu" if name is None else name)
-    if device.type != "cpu" and process.local_world_size > 1:
+        return f"cuda:{process.local_rank}"
+    if name not in (None, "cpu") and process.local_world_size > 1:
         raise UserError(
             f"-d {name}: expected no number of a device for {process.local_world_size} processes, "
             "each of which has one of its own"
         )
-    return device
+    return name or "cpu"
 
 
 def leave(status: int) -> NoReturn:
@@ -148,18 +154,17 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def launch(n_processes: int, device_name: str | None) -> int:
+def launch(n_processes: int, device_name: str | None, n_gpus: int) -> int:
     """Run this very command in `n_processes` processes of this machine; the exit status, of the first that failed where
     one did.
 
-    SIGINT and SIGTERM are passed on, so that the run saves and stops. When one process
-    fails, the others are ended: they would wait for it for ever. When this one dies, they stop.
+    n_gpus: of this machine. SIGINT and SIGTERM are passed on, so that the run saves and stops. When one process fails,
+    the others are ended: they would wait for it for ever. When this one dies, they stop.
     """
-    on_gpus = torch.cuda.is_available() and (device_name or "cuda").startswith("cuda")
-    if on_gpus and n_processes > torch.cuda.device_count():
+    on_gpus = n_gpus > 0 and (device_name or "cuda").startswith("cuda")
+    if on_gpus and n_processes > n_gpus:
         raise UserError(
-            f"--nproc {n_processes}: one process drives one GPU, and there are {torch.cuda.device_count()}; "
-            "with -d cpu they share the CPU"
+            f"--nproc {n_processes}: one process drives one GPU, and there are {n_gpus}; with -d cpu they share the CPU"
         )
     # They meet at a port of this process, which the system chose: one that was free and is now to be taken again may be
     # somebody else's.
@@ -174,54 +179,31 @@ def launch(n_processes: int, device_name: str | None) -> int:
     if not on_gpus:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // n_processes)))
 
-    came, passed_on = [], 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _frame: came.append(number))
-    # A terminal's Ctrl-C reaches the whole process group by itself: passing it on would be a second one.
-    by_itself = {signal.SIGINT} if sys.stdin is not None and sys.stdin.isatty() else set()
-    processes = []
-    for rank in range(n_processes):
-        if not came:
-            processes.append(
-                start_child([sys.executable, *sys.argv], environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            )
-
-    def end(grace: float = 0.0) -> None:
-        time.sleep(grace)
-        for process in processes:
-            process.kill()
-            process.wait()
+    def start(rank: int) -> Child:
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        return Child(f"process {rank}", start_child([sys.executable, *sys.argv], environment | ranks))
 
     saved_and_stopped = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-    while True:
-        for number in came[passed_on:]:
-            for process in processes if number not in by_itself else ():
-                process.send_signal(number)
-            passed_on += 1
-        codes = {rank: process.returncode for rank, process in enumerate(processes) if process.poll() is not None}
-        if any(-code in came for code in codes.values()):
-            # one had not come to training yet, and died of the signal at once: there is nothing to save, and the others
-            # wait for it
-            end()
-            return 128 + came[0]
-        if failed := [rank for rank, code in codes.items() if code not in saved_and_stopped]:
-            code = codes[failed[0]]
-            if code < 0:  # else it has told itself
-                tell(
-                    f"error: process {failed[0]} of {n_processes} {how_it_ended(code)}; the state saved last is as it was",
-                    sys.stderr,
-                )
-            end(grace=2)  # time for the others to fail with an error of their own, which may be the telling one
-            return status_of(code)
-        if len(codes) == len(processes):
-            return max(codes.values(), default=128 + came[0] if came else 0)
-        time.sleep(0.1)
+    children, came = supervise([start] * n_processes, n_processes, together=True)
+    codes = [child.process.returncode for child in children]
+    failed = next((child for child in children if child.failed(saved_and_stopped)), None)
+    if failed is not None:
+        code = failed.process.returncode
+        if code < 0:  # else it has told itself
+            tell(
+                f"error: {failed.name} of {n_processes} {how_it_ended(code)}; the state saved last is as it was",
+                sys.stderr,
+            )
+        return status_of(code)
+    if came and (len(codes) < n_processes or min(codes) < 0):
+        return 128 + came[0]  # one had not come to training yet: there was nothing to save
+    return max(codes)
 
 
 class _Loss(nn.Module):
     """A model whose forward is its loss: DistributedDataParallel watches `forward` alone."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: LanguageModel):
         super().__init__()
         self.model = model
 
@@ -229,7 +211,7 @@ class _Loss(nn.Module):
         return self.model.loss(inputs_BT, targets_BT)
 
 
-def shared_loss(model: nn.Module, how: str, precision: str, processes: Processes) -> tuple[Callable, Callable]:
+def shared_loss(model: LanguageModel, how: str, precision: str, processes: Processes) -> tuple[Callable, Callable]:
     """`model` made one over all processes: its loss function, and a context in which gradients stay local.
 
     `model` is already on its device. With "fsdp" its parameters become shards in place.
@@ -245,28 +227,29 @@ def shared_loss(model: nn.Module, how: str, precision: str, processes: Processes
     return ddp, ddp.no_sync
 
 
-def _fully_sharded(model: nn.Module, precision: str) -> tuple[Callable, Callable]:
+def _fully_sharded(model: LanguageModel, precision: str) -> tuple[Callable, Callable]:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     if not dist.is_initialized():
         raise UserError(
-            'training_params.parallel is "fsdp", which shards a model over processes: start it with train_parallel.py or torchrun'
+            'training_params.parallel is "fsdp", which shards a model over processes: start it with train_parallel.py '
+            "or torchrun"
         )
     # Weights travel in the dtype of the products; gradients are summed in fp32.
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for block in getattr(model, "blocks", []):
-        fully_shard(block, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+    for part in model.parts():
+        fully_shard(part, mp_policy=policy)
+    sharded = fully_shard(model, mp_policy=policy)
     for method in ("loss", "losses", "generate"):  # `forward` is watched by itself
         register_fsdp_forward_method(model, method)
 
     @contextlib.contextmanager
     def local_gradients():
-        model.set_requires_gradient_sync(False)
+        sharded.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            model.set_requires_gradient_sync(True)
+            sharded.set_requires_gradient_sync(True)
 
     return model.loss, local_gradients

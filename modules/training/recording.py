@@ -82,9 +82,8 @@ def record(
     except UserError as error:
         with contextlib.suppress(UserError):
             recorder.wait()  # what is being written is good, and stays
-        raise UserError(
-            f"{error}; {'the last good state, ' + str(files.state) + ', stays' if files.state.exists() else 'no state was saved'}"
-        ) from None
+        kept = f"the last good state, {files.state}, stays" if files.state.exists() else "no state was saved"
+        raise UserError(f"{error}; {kept}") from None
     finally:
         recorder.close()
 

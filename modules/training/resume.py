@@ -1,16 +1,18 @@
 """What a run resumes from: where its files are, which state is the newest whole one, and whether the config goes on
 with it.
 
-What decides a run's result is either part of its identity (model, order of reading and of windows, data, held-out part:
-another is refused) or may change by intent (learning rate, schedule, optimizer, precision: refused unless
-`--accept_changes`, and then recorded in the state). Whatever only says where or how fast a run goes may change freely.
+What decides a run's result is either part of its identity (another is refused) or a setting, which may change by intent
+(refused unless `--accept_changes`, and then recorded in the state); the config's fields say which (fields.py). Whatever
+only says where or how fast a run goes may change freely.
 
     <state_save_loc>/<project>/state/<run>.state      the state
                                state/<run>.sharded/   its shards, where the model is sharded
                                state/backups/         backups, with the step in their names
                                metrics/<run>.jsonl    every logged number
-                               metrics/<run>.png      the loss curve so far
+                               state/<run>.lock       held by the process that trains it
+                               metrics/<run>.png .svg the loss curve so far
                                validations/<run>/     the held-out loss of each window at each validation
+                               configs/, logs/        of runs that measure_arrow.py derived and trained side by side
 """
 
 import contextlib
@@ -19,16 +21,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.config import RUN_NAME, Config, parse_config
+from modules.config import HELD_OUT, RUN_NAME, Config, parse_config
 from modules.data.token_file import TokenFile
 from modules.system.errors import UserError
 from modules.system.files import replacing
 from modules.system.names import check_name
 from modules.training import checkpoint
-from modules.training.history import Stage
+from modules.training.history import Precision, Stage, stage_of
 from modules.training.sharded import export_sharded, sharded_facts, whole_sharded
 
-HELD_OUT = "held-out tokens"
+DATA = "the data's fingerprint"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def way_out(state: Path) -> str:
     for backup in checkpoint.backups_of(state):
         with contextlib.suppress(UserError):
             step = checkpoint.load_state(backup)["step"]
-            return f"the newest whole backup is of step {step:,}: to go on from it, replace the state by a copy of {backup}"
+            found = f"the newest whole backup is of step {step:,}"
+            return f"{found}: to go on from it, replace the state by a copy of {backup}"
     return "there is no whole backup; to start anew, move the state away"
 
 
@@ -101,27 +104,10 @@ def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Fi
     """Refuse a state that the run of `config` cannot have left: another model, order of reading or of windows, data or
     held-out part."""
     there = parse_config(found["config"], found["run"], source=str(source_of(found, files)))
-    context = config.model_params.context
-
-    def identity(of: Config, held_out_tokens: int, data: str) -> dict[str, object]:
-        return {
-            "model": of.model,
-            **{f"model_params.{key}": value for key, value in of.model_params.model_dump().items()},
-            "training_params.order": of.order,
-            "training_params.seed": of.training_params.seed,
-            "training_params.stride": of.stride,
-            "training_params.batch_size x aggregate": of.step_windows,
-            HELD_OUT: held_out_tokens,
-            "the data's fingerprint": data,
-        }
-
-    before = identity(there, found["held_out_tokens"], found["dataset"]["fingerprint"])
-    data = (
-        before["the data's fingerprint"]
-        if token_file.matches(before["the data's fingerprint"])
-        else token_file.fingerprint
-    )
-    now = identity(config, config.held_out_windows * context, data)
+    held_out_tokens, data = found["held_out_tokens"], found["dataset"]["fingerprint"]
+    # Held-out windows by the state: earlier versions counted them in another way.
+    before = there.identity() | {HELD_OUT: held_out_tokens // there.model_params.context, DATA: data}
+    now = config.identity() | {DATA: data if token_file.matches(data) else token_file.fingerprint}
     different = [
         f"{name} {before.get(name)} there and {now.get(name)} in the config"
         for name in {**before, **now}
@@ -129,13 +115,13 @@ def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Fi
     ]
     if different:
         keep = (
-            f"set training_params.held_out_tokens to {before[HELD_OUT]} to keep what this run holds out, "
+            f"set training_params.held_out_tokens to {held_out_tokens} to keep what this run holds out, "
             if before[HELD_OUT] != now[HELD_OUT]
             else ""
         )
         raise UserError(
-            f"{source_of(found, files)}: a state of another run: {'; '.join(different)}; {keep}train under another name (--run_name), "
-            "or move the state away"
+            f"{source_of(found, files)}: a state of another run: {'; '.join(different)}; {keep}train under another "
+            "name (--run_name), or move the state away"
         )
 
 
@@ -154,32 +140,34 @@ def cooldown_asked(asked: int | None, found: dict | None, config: Config) -> int
     return max(1, round(step * share / (1 - share)))
 
 
-def schedule_of(found: dict, config: Config, cooldown: int | None, accept_changes: bool, files: Files) -> Config:
+def schedule_of(
+    found: dict, config: Config, tf32: bool, cooldown: int | None, accept_changes: bool, files: Files
+) -> Config:
     """`config` with the cool-down that is asked for, or that the state is in; what else has changed since the state is
     refused or accepted.
 
-    A cool-down that lies ahead may come, go or move. Raises UserError for another learning rate, schedule, optimizer or
-    precision unless `accept_changes`, and for a cool-down that another one would have to undo.
+    tf32: whether the run would go on with fp32 in TF32. A cool-down that lies ahead may come, go or move. Raises
+    UserError for another learning rate, schedule, optimizer or precision unless `accept_changes`, and for a cool-down
+    that another one would have to undo.
     """
     stage, step, source = stages_of(found)[-1], found["step"], source_of(found, files)
     optim = stage.optim_params
-    start, length = optim.cooldown_start, optim.cooldown_steps
-    cooling = start is not None and start < step
+    cooling = optim.cooldown if optim.cooldown and optim.cooldown[0] < step else None
     if cooldown:
-        if cooling and length != cooldown:
+        if cooling and cooling[1] != cooldown:
+            start, length = cooling
             raise UserError(
-                f"{source}: cools down from step {start:,} to {start + length:,} already: --cooldown {length} ends it; to go on at the full "
-                f"rate or with another cool-down, {full_rate(files, start)}"
+                f"{source}: cools down from step {start:,} to {start + length:,} already: --cooldown {length} ends it; "
+                f"to go on at the full rate or with another cool-down, {full_rate(files, start)}"
             )
-        config = config.with_optim(cooldown_start=start if cooling else step, cooldown_steps=cooldown)
-    elif cooling and config.optim_params.cooldown_start is None:
-        config = config.with_optim(cooldown_start=start, cooldown_steps=length)
+        config = config.with_optim(cooldown_start=cooling[0] if cooling else step, cooldown_steps=cooldown)
+    elif cooling and config.optim_params.cooldown is None:
+        config = config.with_optim(cooldown_start=cooling[0], cooldown_steps=cooling[1])
 
-    here, there = (
-        params.model_dump() | {"precision": precision}
-        for params, precision in ((config.optim_params, wanted_precision(config, stage)), (optim, stage.precision))
-    )
-    if not cooling and (config.optim_params.cooldown_start is None or config.optim_params.cooldown_start >= step):
+    now = stage_of(config, wanted_precision(config, stage), tf32, step)
+    here = config.settings() | {"precision": now.arithmetic(stage)}
+    there = optim.model_dump() | {"precision": stage.arithmetic(now)}
+    if not cooling and (config.optim_params.cooldown is None or config.optim_params.cooldown[0] >= step):
         for params in (here, there):  # no step has been affected by it
             del params["cooldown_start"], params["cooldown_steps"]
     different = [
@@ -189,8 +177,8 @@ def schedule_of(found: dict, config: Config, cooldown: int | None, accept_change
     ]
     if different and not accept_changes:
         raise UserError(
-            f"{source}: was trained with other settings: {'; '.join(different)}; put them back, train under another name (--run_name), or "
-            f"go on with them from step {step:,} by --accept_changes, which the state records"
+            f"{source}: was trained with other settings: {'; '.join(different)}; put them back, train under another "
+            f"name (--run_name), or go on with them from step {step:,} by --accept_changes, which the state records"
         )
     return config
 
@@ -201,9 +189,10 @@ def full_rate(files: Files, step: int) -> str:
     return f"replace the state by a copy of {backup}" if backup.exists() else f"take a state of step {step:,} or before"
 
 
-def wanted_precision(config: Config, stage: Stage) -> str:
+def wanted_precision(config: Config, stage: Stage) -> Precision:
     """The precision in which a run goes on: what the config asks for, or as before."""
-    return stage.precision if config.training_params.precision == "auto" else config.training_params.precision
+    asked = config.training_params.precision
+    return stage.precision if asked == "auto" else asked
 
 
 def stages_of(found: dict) -> list[Stage]:

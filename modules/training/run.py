@@ -1,6 +1,7 @@
 """A run from its config to its last state: builds what trains, from the state that is there, and trains it."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +10,16 @@ import torch
 from modules.config import Config
 from modules.data.token_file import TokenFile, open_tokens
 from modules.data.windows import Windows, split
-from modules.models import build_model
+from modules.kernels.precision import has_tf32
+from modules.models import LanguageModel, build_model
 from modules.models.evaluate import autocast_for
 from modules.system import console
 from modules.system.errors import UserError
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.training import checkpoint
-from modules.training.batches import training_batches
-from modules.training.devices import allow_tf32, compile_model, keep_freed_memory, pick_compile, pick_precision
-from modules.training.history import continued
+from modules.training.batches import pieces_of_a_batch, training_batches
+from modules.training.devices import compiles, in_words, keep_freed_memory, pick_compile, pick_precision
+from modules.training.history import Stage, continued
 from modules.training.interruption import only_run, stopping_on_signals
 from modules.training.loop import Training
 from modules.training.memory import check_memory
@@ -87,7 +89,8 @@ def run(config: Config, request: Request, processes: Processes) -> int:
             config = config.cooled(last_step_of(config, len(data.windows), step, request.more_steps))
         if found is not None:
             check_same_run(found, config, data.token_file, files)
-            config = schedule_of(found, config, cooldown, request.accept_changes, files)
+            tf32 = has_tf32(processes.device)
+            config = schedule_of(found, config, tf32, cooldown, request.accept_changes, files)
         elif cooldown:
             config = config.with_optim(cooldown_start=0, cooldown_steps=cooldown)
         last_step = last_step_of(config, len(data.windows), step, request.more_steps)
@@ -95,8 +98,8 @@ def run(config: Config, request: Request, processes: Processes) -> int:
             found is not None and step >= last_step and not checkpoint_owed(step, found["validated"], last_step, config)
         )
         if found is not None and processes.is_main:
-            if cooldown and not done:
-                keep_before_cooldown(found, config.optim_params.cooldown_start, files)
+            if cooldown and config.optim_params.cooldown and not done:
+                keep_before_cooldown(found, config.optim_params.cooldown[0], files)
             make_up(found, config, done, files)
         processes.wait_for_all()
         if done:
@@ -104,14 +107,16 @@ def run(config: Config, request: Request, processes: Processes) -> int:
                 draw_loss(config, files)
             tell(processes, f"{config.name}: nothing to do, {what_is_done(config, step, last_step, files)}")
             return 0
-        training = prepare(config, data, processes, found, files.state)
-        tell(processes, introduction(training, last_step))
         try:
+            training = prepare(config, data, processes, stages_of(found) if found else (), step)
+            if found is not None:
+                restore(training, found, files.state)
+            tell(processes, introduction(training, last_step))
             finished = record(training, last_step, files, request.project, data.tokenizer, stop)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{processes.device} is out of memory ({console.reason(error)}); a smaller batch_size with a larger aggregate, or "
-                "checkpoint_activations, needs less"
+                f"{processes.device} is out of memory ({console.reason(error)}); a smaller batch_size with a larger "
+                "aggregate, or checkpoint_activations, needs less"
             ) from None
         saved = sharded_path(files.state) if config.training_params.parallel == "fsdp" else files.state
         kept = f"saved in {saved}; the same command goes on from there" if saved.exists() else "nothing to save yet"
@@ -148,57 +153,60 @@ def data_of(config: Config, tokenizer_path: str | None, processes: Processes) ->
     return Data(token_file, windows, held_out, tokenizer)
 
 
-def prepare(
-    config: Config, data: Data, processes: Processes, found: dict | None = None, source: Path | None = None
-) -> Training:
-    """Build all that trains, in the state `found`, which was read from `source`. Raises UserError where config, state
-    and hardware do not fit."""
-    params, model_params = config.training_params, config.model_params
-    stages = stages_of(found) if found else []
-    precision = (
-        wanted_precision(config, stages[-1])
-        if found
-        else pick_precision(params.precision, processes.device, model_params.embed_dim)
-    )
-    allow_tf32(processes.device)
-    keep_freed_memory(processes.device)
+def prepare(config: Config, data: Data, processes: Processes, stages: Sequence[Stage] = (), step: int = 0) -> Training:
+    """Build all that trains, with new weights, for a run that is at `step` after these stages. Raises UserError where
+    config and hardware do not fit."""
+    params, device = config.training_params, processes.device
+    precision = wanted_precision(config, stages[-1]) if stages else pick_precision(config, device)
+    keep_freed_memory(device)
     check_memory(config, processes)
-    model = build_model(config.model, params.seed, **config.model_arguments).to(processes.device)
-    if params.checkpoint_activations:
-        if config.model != "gpt":
-            raise UserError(
-                f"{config.name}: training_params.checkpoint_activations: expected false for a {config.model}, which has no blocks to recompute"
-            )
-        model.checkpoint_activations = True
-    compiled = pick_compile(params.compile, processes.device, config.model)
+    pieces = pieces_of_a_batch(config, processes)
+    model = new_model(config, device)
+    compiled = pick_compile(params.compile, device, model.compile_pays)
     if compiled:
-        with contextlib.closing(training_batches(data.windows, config, processes, 0)) as batches:
-            compiled = compile_model(model, *next(batches), autocast_for(processes.device, precision))
+        with contextlib.closing(training_batches(data.windows, config, processes, 0, pieces)) as batches:
+            compiled = compiles(model, *next(batches), autocast_for(device, precision))
+        if not compiled:
+            model = new_model(config, device)
     loss_of, local_gradients = shared_loss(model, params.parallel, precision, processes)
     optim = config.optim_params
-    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-    step = found["step"] if found else 0
-    training = Training(
-        config,
-        processes,
-        continued(stages, step, config, precision),
-        compiled,
-        data.windows,
-        data.held_out,
-        model,
-        optimizer,
-        loss_of,
-        local_gradients,
-        step,
+    return Training(
+        config=config,
+        processes=processes,
+        stages=continued(stages, step, config, precision, has_tf32(device)),
+        compiled=compiled,
+        windows=data.windows,
+        held_out=data.held_out,
+        pieces=pieces,
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True),
+        loss_of=loss_of,
+        local_gradients=local_gradients,
+        step=step,
     )
-    if found is not None:
-        if "folder" in found:
-            restore_sharded(model, optimizer, found["folder"])
-        else:
-            checkpoint.restore(model, optimizer, found, str(source))
-        training.validated, training.early_stages_unknown = found["validated"], found["early_stages_unknown"]
-        training.unlogged = list(found["unlogged"].to(processes.device))
-    return training
+
+
+def new_model(config: Config, device: torch.device) -> LanguageModel:
+    """The model of this config as it begins. UserError where it cannot be trained as the config says."""
+    params = config.training_params
+    model = build_model(config.trained_model, params.seed, **config.model_arguments)
+    if params.checkpoint_activations and not model.parts():
+        raise UserError(
+            f"{config.name}: training_params.checkpoint_activations: expected false for a {config.model}, "
+            "which has no blocks to recompute"
+        )
+    model.checkpoint_activations = params.checkpoint_activations
+    return model.to(device)
+
+
+def restore(training: Training, found: dict, source: Path) -> None:
+    """Put the state `found`, read from `source`, into what was built. Raises UserError where it does not fit."""
+    if "folder" in found:
+        restore_sharded(training.model, training.optimizer, found["folder"])
+    else:
+        checkpoint.restore(training.model, training.optimizer, found, str(source))
+    training.validated, training.early_stages_unknown = found["validated"], found["early_stages_unknown"]
+    training.unlogged = list(found["unlogged"].to(training.processes.device))
 
 
 def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tokenizer:
@@ -208,8 +216,8 @@ def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tok
     token_file.check_tokenizer(tokenizer)
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{path}: not the tokenizer of {token_file.path}: it has {tokenizer.vocab_size:,} ids, and the config's vocab_size is {vocab_size:,}; "
-            "give the one that tokenized it, or leave -t out"
+            f"{path}: not the tokenizer of {token_file.path}: it has {tokenizer.vocab_size:,} ids, and the config's "
+            f"vocab_size is {vocab_size:,}; give the one that tokenized it, or leave -t out"
         )
     return tokenizer
 
@@ -217,18 +225,18 @@ def matching_tokenizer(path: str, token_file: TokenFile, vocab_size: int) -> Tok
 def last_step_of(config: Config, n_windows: int, step: int = 0, more_steps: bool = False) -> int:
     """The optimizer step at which a run that is at `step` ends: its cool-down's, `steps_to_train`, or one epoch of its
     `n_windows`."""
-    if config.optim_params.cooldown_start is not None:
-        return config.optim_params.cooldown_start + config.optim_params.cooldown_steps
+    if config.optim_params.cooldown is not None:
+        return sum(config.optim_params.cooldown)
     return (config.training_params.steps_to_train or n_windows // config.step_windows) + (step if more_steps else 0)
 
 
 def what_is_done(config: Config, step: int, last_step: int, files: Files) -> str:
     """Why a run has nothing to do, and what would give it something."""
-    if config.optim_params.cooldown_start is None:
+    if config.optim_params.cooldown is None:
         return f"step {step:,} of {last_step:,} is done (-s trains that many more)"
     return (
         f"it is cooled down, its learning rate having fallen to zero at step {last_step:,}; "
-        f"to go on at the full rate, {full_rate(files, config.optim_params.cooldown_start)}"
+        f"to go on at the full rate, {full_rate(files, config.optim_params.cooldown[0])}"
     )
 
 
@@ -236,15 +244,11 @@ def introduction(training: Training, last_step: int) -> str:
     """One line on what is about to be trained, and how."""
     config, processes = training.config, training.processes
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
-    device = (
-        torch.cuda.get_device_name(processes.device)
-        if processes.device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
     many = f" x {processes.count} ({config.training_params.parallel})" if processes.count > 1 else ""
     return (
-        f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.order}, steps {training.step:,} to {last_step:,} of "
-        f"{training.step_tokens:,} tokens, {training.precision}{', compiled' if training.compiled else ''}, on {device}{many}"
+        f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.order}, steps "
+        f"{training.step:,} to {last_step:,} of {training.step_tokens:,} tokens, {training.precision}"
+        f"{', compiled' if training.compiled else ''}, on {in_words(processes.device)}{many}"
     )
 
 

@@ -20,9 +20,9 @@ def lr_at(step: int, optim: OptimParams) -> float:
     `oscil_steps`, `lr` all the way. Cool-down, where
     it is asked for: a line from the rate at `cooldown_start` to zero `cooldown_steps` later, and zero from there on.
     """
-    if optim.cooldown_start is not None and step > optim.cooldown_start:
-        share_left = 1 - (step - optim.cooldown_start) / optim.cooldown_steps
-        return annealed(optim.cooldown_start, optim) * max(share_left, 0.0)
+    if optim.cooldown is not None and step > (start := optim.cooldown[0]):
+        share_left = 1 - (step - start) / optim.cooldown[1]
+        return annealed(start, optim) * max(share_left, 0.0)
     return annealed(step, optim)
 
 

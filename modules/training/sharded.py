@@ -1,9 +1,10 @@
 """The states of sharded models (fsdp): folders that all processes write at once, read on any number of them.
 
-    <run>.sharded/shard00000.safetensors   the first process's rows of every sharded tensor, shard00001 the second's, ...
+    <run>.sharded/shard00000.safetensors   the first process's rows of every sharded tensor, shard00001 the second's...
                   facts.pt                 the rest of the state, as in checkpoint.py, and under "sharded":
                       files                each shard file's size and CRC-32
-                      tensors              by name: sharded ones as shape and dtype (on torch's "meta" device), others (step counts) whole
+                      tensors              by name: sharded ones as shape and dtype (on torch's "meta" device), others
+                                           (step counts) whole
                       param_groups         AdamW's settings
 
 A tensor is the rows of all files, one under another in the order of the processes, which is how fully_shard divides it.
@@ -51,7 +52,10 @@ LEFTOVER = re.compile(
 )  # what stands behind ".<folder>." in the name of what a killed save leaves
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 READ_BYTES = 1 << 20
-WAY_OUT = "move the folder away: the same command then goes on from the run's plain .state, or from a copy of a backup in its place"
+WAY_OUT = (
+    "move the folder away: the same command then goes on from the run's plain .state, "
+    "or from a copy of a backup in its place"
+)
 
 
 class ShardFile(Schema):
@@ -229,7 +233,7 @@ def new_folder(folder: Path) -> Path:
 def put_in_order(folder: Path) -> None:
     """End a save of `folder` that was killed, and remove what killed saves left. Call where no save is under way."""
     whole = whole_at(folder)
-    if whole not in (None, folder):
+    if whole is not None and whole != folder:
         os.replace(whole, folder)
     remove_leftovers(folder)
 
@@ -323,11 +327,11 @@ def restore_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: 
     try:
         with agreeing():
             check_headers(folder, sharded)
-            weights, moments = get_state_dict(
-                model, optimizer
-            )  # which gives the optimizer moments where it has none yet
+            # This gives the optimizer moments where it has none yet.
+            weights, moments = get_state_dict(model, optimizer)
             tensors = by_name(weights, moments)
-            check_fit(folder, sharded, tensors, moments["param_groups"])
+            param_groups: Any = moments["param_groups"]
+            check_fit(folder, sharded, tensors, param_groups)
     except Exception:
         if not begun:
             optimizer.state.clear()
@@ -435,7 +439,8 @@ def check_fit(folder: Path, sharded: Sharded, tensors: dict[str, torch.Tensor], 
     wrong = sharded.tensors.keys() ^ tensors.keys()
     if wrong:
         raise UserError(
-            f"{folder}: not a state of this model: {min(wrong)} is {'missing' if min(wrong) in tensors else 'no part of it'}"
+            f"{folder}: not a state of this model: {min(wrong)} is "
+            f"{'missing' if min(wrong) in tensors else 'no part of it'}"
         )
     for name, tensor in tensors.items():
         expected, found = shape_of(tensor), shape_of(sharded.tensors[name])

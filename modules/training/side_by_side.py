@@ -3,57 +3,39 @@
 Small models leave most of a CPU's cores idle: two processes of one thread each train nearly twice as much as one of
 two.
 
-When a run fails or this process is asked to stop, the others save and stop; a second signal ends them at once.
-When this process is killed, they stop by themselves (children.py).
+When a run fails or this process is asked to stop, the others save and stop; a second Ctrl-C ends them at once. When
+this process is killed, they stop by themselves (children.py). On a machine with several GPUs each has one of its own.
 """
 
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from modules.config import Config
-from modules.system.children import how_it_ended, signals_kept, start_child
+from modules.system.children import Child, how_it_ended, start_child, supervise
 from modules.system.console import bar
 from modules.system.errors import UserError
 from modules.system.files import replacing
 from modules.system.processes import available_cores
+from modules.training.devices import gpu_of_its_own
 from modules.training.resume import files_of
-from modules.training.run import Request
+from modules.training.run import PROJECT_FOLDER, Request
 
-SCRIPTS = {"gpt": "train_script.py", "gru": "train_gru.py", "lstm": "train_lstm.py"}
 QUOTED_BYTES = 1 << 16  # of the end of a log in which to look for an error
 
 
 @dataclass
-class Training:
-    """A run that is being trained: its process, and its log, which may begin with what earlier starts wrote."""
+class Run(Child):
+    """A run that is being trained, and its log, which may begin with what earlier starts wrote."""
 
-    name: str
-    process: subprocess.Popen
-    log: Path
-    log_start: int
-    asked_to_stop: bool = False
-
-    def stop(self, at_once: bool) -> None:
-        """Ask it to save and stop; or end it as it is."""
-        if at_once:
-            self.process.kill()
-        elif not self.asked_to_stop:
-            self.process.terminate()
-        self.asked_to_stop = True
-
-    def failed(self) -> bool:
-        """Whether it ended otherwise than by finishing, or by stopping as it was asked to."""
-        return self.process.returncode not in (
-            (0, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL) if self.asked_to_stop else (0,)
-        )
+    log: Path = Path()
+    log_start: int = 0
 
     def failure(self) -> str:
         """Why it failed, for the user."""
@@ -63,72 +45,52 @@ class Training:
         return f"{self.name} failed: {said or how_it_ended(self.process.returncode)} (all of it: {self.log})"
 
 
-def train_side_by_side(runs: Sequence[Config], request: Request, device_name: str | None, jobs: int) -> int:
-    """Train the runs in `jobs` processes at a time, each with its share of the cores. The exit status: 0, or 128 + the
-    signal that came.
+def train_side_by_side(
+    runs: Sequence[Config],
+    request: Request,
+    device_name: str | None,
+    jobs: int,
+    n_gpus: int = 0,
+    script: Path = PROJECT_FOLDER / "train_script.py",
+) -> int:
+    """Train the runs in `jobs` processes at a time, each with its share of the cores, and in turn with one of the
+    `n_gpus` of this machine. The exit status: 0, or 128 + the signal that came.
 
-    Raises UserError with the error of each run that failed, after the others have saved and stopped.
+    script: the ordinary training script. Raises UserError with the error of each run that failed, after the others have
+    saved and stopped.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs))}
-    waiting, running, failures = list(runs), [], []
-    with (
-        signals_kept(signal.SIGINT, signal.SIGTERM) as came,
-        bar(total=len(runs), desc="training", unit="run") as progress,
-    ):
-        try:
-            while running or (waiting and not came and not failures):
-                while waiting and len(running) < jobs and not came and not failures:
-                    running.append(start(waiting.pop(0), request, device_name, environment))
-                failures += [training.failure() for training in ended(running, progress) if training.failed()]
-                if came or failures:
-                    stop(running, came)
-                time.sleep(0.1)
-        finally:  # an error of ours, a full disk say: what runs is saved all the same
-            while running:
-                stop(running, came)
-                time.sleep(0.1)
-                ended(running, progress)
-    if failures:
+
+    def start(config: Config, slot: int) -> Run:
+        device = gpu_of_its_own(slot, device_name, n_gpus)
+        return start_training(script, config, request, device, environment)
+
+    with bar(total=len(runs), desc="training", unit="run") as progress:
+        children, came = supervise(
+            [partial(start, config) for config in runs],
+            jobs,
+            ended=lambda child: progress.update(child.process.returncode == 0),
+        )
+    if failures := [child.failure() for child in children if isinstance(child, Run) and child.failed()]:
         raise UserError("; and ".join(failures))
     return 128 + came[0] if came else 0
 
 
-def ended(running: list[Training], progress) -> list[Training]:
-    """Take those out of `running` that have ended, and count them in the bar."""
-    over = [training for training in running if training.process.poll() is not None]
-    for training in over:
-        running.remove(training)
-        progress.update(training.process.returncode == 0)
-    return over
-
-
-def stop(running: list[Training], came: list[int]) -> None:
-    """Let them save and stop, or end them at once where a second signal came."""
-    for training in running:
-        training.stop(at_once=len(came) > 1)
-
-
-def start(config: Config, request: Request, device_name: str | None, environment: dict[str, str]) -> Training:
-    """Start the ordinary training script on this config."""
+def start_training(
+    script: Path, config: Config, request: Request, device_name: str | None, environment: dict[str, str]
+) -> Run:
+    """Start the training script on this config."""
     folder = files_of(config, request.project).folder
     config_path, log = folder / "configs" / f"{config.name}.json", folder / "logs" / f"{config.name}.log"
     with replacing(config_path) as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).parents[2] / SCRIPTS[config.model])]
+    command = [sys.executable, str(script)]
     command += ["-d", device_name] if device_name is not None else []
     command += [f"--project_name={request.project}", "--", str(config_path)]  # both may begin with "-"
     with open(log, "ab") as output:
-        # A session of its own: a terminal's Ctrl-C comes once, through us.
-        process = start_child(
-            command,
-            environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        return Training(config.name, process, log, output.tell())
+        process = start_child(command, environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        return Run(config.name, process, log=log, log_start=output.tell())
 
 
 def error_in(output: str) -> str | None:

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from modules.kernels import attention
 from modules.kernels.attention import causal_attention
 
 NOTHING_DROPPED = 1e-9  # takes the way of dropout; 16 bits never decide for so rare a thing
@@ -34,12 +33,11 @@ def random_qkv(windows: int, tokens: int, heads: int, channels: int, dtype=torch
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("cache_bytes", [1, 100_000, 6 << 20])
-def test_products_give_the_numbers_and_gradients_of_torchs_attention(shape, cache_bytes, monkeypatch):
+def test_products_give_the_numbers_and_gradients_of_torchs_attention(shape, cache_bytes):
     """Whether windows and queries go through one by one or all at once."""
-    monkeypatch.setattr(attention, "CPU_CACHE_BYTES", cache_bytes)
     qkv, heads = random_qkv(*shape), shape[2]
     for found, expected in zip(
-        results(qkv, lambda x: causal_attention(x, heads, NOTHING_DROPPED)),
+        results(qkv, lambda x: causal_attention(x, heads, NOTHING_DROPPED, cache_bytes)),
         results(qkv, lambda x: causal_attention(x, heads)),
         strict=True,
     ):
@@ -67,11 +65,9 @@ def test_what_is_measured_has_scores_in_fp32():
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 2, 5), (2, 140, 3, 4)])
-def test_with_dropout_they_are_the_formula_with_the_same_choices(shape, monkeypatch):
+def test_with_dropout_they_are_the_formula_with_the_same_choices(shape):
     windows, tokens, heads, channels = shape
-    monkeypatch.setattr(
-        attention, "CPU_CACHE_BYTES", heads * tokens * tokens * 8
-    )  # one window at a time in either call below
+    cache_bytes = heads * tokens * tokens * 8  # one window at a time in either call below
     p = 0.3
     # Scores of zero make every weight 1 / (position + 1), and the unit vectors as values show the weights: which were
     # kept, that is.
@@ -79,7 +75,7 @@ def test_with_dropout_they_are_the_formula_with_the_same_choices(shape, monkeypa
     shown[:, :, 2] = torch.eye(tokens, dtype=torch.float64)[:, None]
     torch.manual_seed(3)
     weights = (
-        causal_attention(shown.flatten(2).requires_grad_(), heads, p)
+        causal_attention(shown.flatten(2).requires_grad_(), heads, p, cache_bytes)
         .detach()
         .unflatten(-1, (heads, tokens))
         .transpose(1, 2)
@@ -99,7 +95,7 @@ def test_with_dropout_they_are_the_formula_with_the_same_choices(shape, monkeypa
 
     def by_products(qkv: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(3)
-        return causal_attention(qkv, heads, p)
+        return causal_attention(qkv, heads, p, cache_bytes)
 
     qkv = random_qkv(*shape)
     for found, expected in zip(results(qkv, by_products), results(qkv, formula), strict=True):

@@ -34,8 +34,8 @@ from modules.system.errors import UserError
 from modules.tok_utils import create_tokenizer
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.training.checkpoint import load_state
-from modules.training.run import Request
-from modules.training.side_by_side import start
+from modules.training.run import PROJECT_FOLDER, Request
+from modules.training.side_by_side import start_training
 
 PROJECT = Path(__file__).parents[2]
 LINE = sources.linear_circuit_line(3)
@@ -319,7 +319,7 @@ def changed(path: Path, to: Path, change) -> Path:
         (lambda state: state.update(step=29), "steps trained (30 and 29)"),
         (lambda state: state["config"]["training_params"].update(seed=7), "training_params.seed (0 and 7)"),
         (lambda state: state.update(held_out_tokens=48 * LINE), "held-out windows (32 and 48)"),
-        (lambda state: state["config"]["training_params"].update(batch_size=8), "windows a step (16 and 8)"),
+        (lambda state: state["config"]["training_params"].update(batch_size=8), "batch_size x aggregate (16 and 8)"),
         (lambda state: state["dataset"].update(fingerprint="another"), "data ("),
         (lambda state: state["dataset"].update(tokenizer_fingerprint="another"), "tokenizer ("),
         (lambda state: state["config"]["model_params"].update(n_heads=1), "model_params.n_heads (2 and 1)"),
@@ -521,7 +521,7 @@ def test_configs_projects_and_texts_may_have_any_name(data):
 def test_a_run_beside_others_is_started_under_the_names_that_were_given(data):
     config = planned_runs([write_config(data, "-x [1]")], 1)[0]
     with patch("subprocess.Popen") as popen:
-        start(config, Request("-p x"), "cpu", {})
+        start_training(PROJECT_FOLDER / "train_script.py", config, Request("-p x"), "cpu", {})
     arguments = training_parser("").parse_args(popen.call_args[0][0][2:])
     assert arguments.project_name == "-p x" and arguments.device == "cpu" and config_of(arguments, "gpt") == config
     assert config_of(arguments, "gpt").name == "-x [1]_forward_seed0"

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules.kernels import cross_entropy as loss_module
 from modules.kernels.cross_entropy import mean_loss, token_losses
 from modules.models import build_model
 
@@ -129,8 +128,8 @@ def test_activation_checkpointing_changes_memory_and_no_number():
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 64, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_chunked_loss_has_the_value_and_gradients_of_the_plain_one(monkeypatch, chunk_tokens, dtype):
-    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", dtype.itemsize * 300 * chunk_tokens)
+def test_the_chunked_loss_has_the_value_and_gradients_of_the_plain_one(chunk_tokens, dtype):
+    chunk_bytes = dtype.itemsize * 300 * chunk_tokens
     torch.manual_seed(0)
     hidden, weight, targets = (
         torch.randn(64, 32, dtype=dtype),
@@ -138,7 +137,10 @@ def test_the_chunked_loss_has_the_value_and_gradients_of_the_plain_one(monkeypat
         torch.randint(300, (64,)),
     )
     results = []
-    for function in (lambda h, w: F.cross_entropy((h @ w.T).float(), targets), lambda h, w: mean_loss(h, w, targets)):
+    for function in (
+        lambda h, w: F.cross_entropy((h @ w.T).float(), targets),
+        lambda h, w: mean_loss(h, w, targets, chunk_bytes=chunk_bytes),
+    ):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         loss = function(h, w)
         (3 * loss).backward()
@@ -147,7 +149,8 @@ def test_the_chunked_loss_has_the_value_and_gradients_of_the_plain_one(monkeypat
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, **tolerance)
     assert results[1][0].dtype == torch.float32, "the loss keeps its digits in bf16 too"
-    torch.testing.assert_close(token_losses(hidden, weight, targets).mean(), results[1][0], rtol=1e-5, atol=1e-6)
+    of_tokens = token_losses(hidden, weight, targets, chunk_bytes)
+    torch.testing.assert_close(of_tokens.mean(), results[1][0], rtol=1e-5, atol=1e-6)
 
 
 def test_autocast_computes_products_in_bf16_and_the_loss_in_fp32():

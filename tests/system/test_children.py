@@ -16,7 +16,13 @@ from modules.training.side_by_side import error_in
 from tests.processes import children_of, is_running
 from tests.toy import ROOT
 
-CHILD = "import time; from modules.system.children import end_with_launcher; end_with_launcher(); print('asked', flush=True); time.sleep(60)"
+CHILD = """
+import time
+from modules.system.children import end_with_launcher
+end_with_launcher()
+print("asked", flush=True)
+time.sleep(60)
+"""
 LAUNCHING = f"""
 import os, subprocess, sys
 from modules.system.children import start_child

@@ -19,7 +19,12 @@ from tests.conftest import ROOT
 
 GREEK = "Ἐν ἀρχῇ"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
-MAIN = "import sys\nfrom modules.system import console\nfrom modules.system.errors import UserError, one_line_errors\n@one_line_errors\ndef main():\n    "
+MAIN = """import sys
+from modules.system import console
+from modules.system.errors import UserError, one_line_errors
+@one_line_errors
+def main():
+    """
 TALK = """for i in range(200): console.tell(f"line {i} Ἐν ἀρχῇ")
     for _ in console.bar(range(200), desc="ἀρχῇ"): console.warn_once("one\\ntwo")
     print("printed by others")

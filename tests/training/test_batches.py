@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-from unittest import mock
 
 import pytest
 import torch
@@ -47,11 +46,10 @@ def test_all_parts_of_a_step_together_are_its_windows(folder, batch_size, count,
     windows = Windows(open_tokens(folder / "toy.h5"), 0, 3000, 16, 16, READ_FORWARD)
     processes = [Processes(rank, count, CPU) for rank in range(count)]
     parts = []
-    with mock.patch.multiple(batches, CPU_NUMBERS=32 * piece_tokens, FEWEST_CPU_TOKENS=1):
-        (pieces,) = {batches.pieces_of_a_batch(config, one) for one in processes}
-        for one in processes:
-            with contextlib.closing(batches.training_batches(windows, config, one, step)) as upcoming:
-                parts += [targets for _, targets in itertools.islice(upcoming, aggregate * pieces)]
+    (pieces,) = {batches.pieces_of_a_batch(config, one, piece_tokens) for one in processes}
+    for one in processes:
+        with contextlib.closing(batches.training_batches(windows, config, one, step, pieces)) as upcoming:
+            parts += [targets for _, targets in itertools.islice(upcoming, aggregate * pieces)]
     expected = windows.batch(step_order(step, batch_size * aggregate, len(windows), config.training_params.seed))[1]
     assert sorted(torch.cat(parts).tolist()) == sorted(expected.tolist())
     assert all(1 <= len(part) <= max(2, -(-piece_tokens // 16)) for part in parts), (

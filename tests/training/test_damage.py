@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -46,8 +47,8 @@ from modules.tokenizer import BOS_TOKEN, get_tokenizer
 from modules.training import checkpoint
 from modules.training.metrics import Metrics, read_metrics
 from modules.training.parallel import Processes
-from modules.training.resume import check_same_run, files_of, find_state, schedule_of
-from modules.training.run import data_of, prepare
+from modules.training.resume import check_same_run, files_of, find_state, schedule_of, stages_of
+from modules.training.run import data_of, prepare, restore
 from tests.faults import copied, digest, outcome, train, write_toy
 from tests.tok_texts import sample_text, trained
 
@@ -340,8 +341,9 @@ def used_state(folder: Path) -> dict:
     if found is None:
         raise AssertionError("no state was found")
     check_same_run(found, config, data.token_file, files)
-    config = schedule_of(found, config, None, False, files)
-    training = prepare(config, data, HERE, found, files.state)
+    config = schedule_of(found, config, False, None, False, files)
+    training = prepare(config, data, HERE, stages_of(found), found["step"])
+    restore(training, found, files.state)
     return {
         "tensors": digest(checkpoint.snapshot(training.model, training.optimizer)),
         "step": training.step,
@@ -582,8 +584,8 @@ class Table:
         expected = self.undamaged(kind, folder)
         for number in range(count):
             seed = f"{kind.name}, structure {number}"
-            # noqa: B023
-            self.trial(kind, expected, folder, lambda path: kind.restructure(path, random.Random(seed)), seed)
+            mutate = partial(lambda seed, path: kind.restructure(path, random.Random(seed)), seed)
+            self.trial(kind, expected, folder, mutate, seed)
 
     def undamaged(self, kind: Kind, folder: Path) -> object:
         with contextlib.redirect_stderr(io.StringIO()):

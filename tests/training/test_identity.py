@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from modules.config import GPTParams, OptimParams, TrainingParams, load_config
+from modules.config import OptimParams, TrainingParams, load_config, parse_config
 from modules.data.token_file import open_tokens
 from modules.measurement.evaluation import held_out_windows
 from modules.measurement.pairing import pair_up, read_run
+from modules.models import GPTParams
 from modules.system.errors import UserError
 from modules.training import history
 from modules.training.checkpoint import backups_of, load_state, save_state
 from modules.training.parallel import Processes
-from modules.training.resume import find_state
+from modules.training.resume import files_of, find_state, schedule_of
 from modules.training.run import Request, data_of, run
 from modules.training.schedule import lr_at
-from tests.toy import PROJECT, metrics_of, state_path, write_config, write_tokens
+from tests.toy import PROJECT, config_dict, metrics_of, state_path, write_config, write_tokens
 
 HERE = Processes(0, 1, torch.device("cpu"))
 HALF, WHOLE = 10, 20
@@ -100,8 +101,23 @@ def same_bits(a, b):
 
 
 def test_the_table_has_every_key():
+    """And what becomes of a change is what the key is marked with."""
     sections = {"model_params": GPTParams, "training_params": TrainingParams, "optim_params": OptimParams}
     assert set(EVERY_KEY) == {f"{name}__{key}" for name, section in sections.items() for key in section.model_fields}
+
+
+def test_what_becomes_of_a_change_is_what_the_key_is_marked_with(tmp_path):
+    data = config_dict(tmp_path)
+    config = parse_config(data, "toy")
+    for key, (value, outcome) in EVERY_KEY.items():
+        section, name = key.split("__")
+        if name.startswith("cooldown") or outcome == "recorded":
+            continue  # the two of them only come together, and then
+        changes = {name: value} | ({"n_heads": 2} if name == "embed_dim" else {})
+        changed = parse_config(data | {section: data[section] | changes}, "toy")
+        assert (changed.identity() != config.identity()) == (outcome == "refused"), key
+        assert (changed.settings() != config.settings()) == (outcome == "asked"), key
+    assert config.settings().keys() == OptimParams.model_fields.keys() | {"precision"}
 
 
 @pytest.mark.parametrize("key", EVERY_KEY)
@@ -121,8 +137,8 @@ def test_a_key_edited_between_two_halves(halves, tmp_path, key):
             "training_params.backwards": "training_params.order",
             "training_params.batch_size": "batch_size x aggregate",
             "training_params.aggregate": "batch_size x aggregate",
-            "training_params.valid_steps": "held-out tokens",
-            "training_params.held_out_tokens": "held-out tokens",
+            "training_params.valid_steps": "held-out windows",
+            "training_params.held_out_tokens": "held-out windows",
             "training_params.precision": "precision",
         }
         dotted = key.replace("__", ".")
@@ -235,12 +251,14 @@ def test_a_cool_down_goes_on_without_being_asked_for_again(tmp_path):
         return training.step
 
     from modules.training.recording import record
-    from modules.training.resume import files_of
-    from modules.training.run import prepare
+    from modules.training.resume import files_of, stages_of
+    from modules.training.run import prepare, restore
 
     data, found = data_of(config, None, HERE), load_state(state_path(tmp_path, "half"))
     files = files_of(config, PROJECT)
-    training = prepare(config.with_optim(cooldown_start=10, cooldown_steps=8), data, HERE, found, files.state)
+    cooling = config.with_optim(cooldown_start=10, cooldown_steps=8)
+    training = prepare(cooling, data, HERE, stages_of(found), found["step"])
+    restore(training, found, files.state)
     assert not record(training, 18, files, PROJECT, None, stopping)
     assert load_state(files.state)["step"] == 14
     assert same_bits(train(tmp_path, "half", training_params__steps_to_train=10), whole)
@@ -487,3 +505,31 @@ def test_going_on_replaces_what_lies_ahead_and_joins_what_is_alike():
     assert history.continued([stage(0), stage(7, "bf16")], 7, config, "fp32") == [stage(0)], (
         "no step was trained at bf16"
     )
+
+
+def test_a_run_in_tf32_is_another_than_one_in_fp32():
+    optim = OptimParams(lr=1e-3)
+    tf32, fp32, unknown = (
+        history.Stage(first_step=0, optim_params=optim, precision="fp32", tf32=each) for each in (True, False, None)
+    )
+    assert "precision from step 0 on (fp32 (TF32 products) and fp32)" in history.first_difference([tf32], [fp32], 9)
+    for one in (tf32, fp32):  # states of earlier versions did not say
+        assert history.first_difference([one], [unknown], 9) is None
+        assert history.first_difference([unknown], [one], 9) is None
+        assert history.first_difference([one], [one], 9) is None
+
+
+def test_a_run_goes_on_in_the_arithmetic_that_it_had(tmp_path):
+    config = load_config(write_config(tmp_path, training_params__precision="fp32")).with_model("gpt")
+    files = files_of(config, PROJECT)
+    stages = history.continued([], 0, config, "fp32", tf32=True)
+    found = {"stages": history.as_data(stages), "step": 8}
+    assert schedule_of(found, config, True, None, False, files) == config
+    with pytest.raises(UserError, match=r"precision fp32 \(TF32 products\) up to step 8 and fp32 in the config"):
+        schedule_of(found, config, False, None, False, files)
+    assert schedule_of(found, config, False, None, True, files) == config
+    assert [stage.tf32 for stage in history.continued(stages, 8, config, "fp32", tf32=False)] == [True, False]
+    assert history.continued(stages, 8, config, "fp32", tf32=True) == stages
+    assert history.continued([], 0, config, "bf16", tf32=True)[0].tf32 is False
+    before = {"stages": [history.as_data(stages)[0] | {"tf32": None}], "step": 8}
+    assert schedule_of(before, config, False, None, False, files) == config

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from modules.config import parse_config
 from modules.models import build_model, count_parameters
 from modules.system.errors import UserError
-from modules.training import memory
 from modules.training.memory import check_memory, machine_memory
 from modules.training.parallel import Processes
 from tests.system.test_processes import groups
@@ -74,11 +73,9 @@ def test_all_processes_of_the_machine_share_its_memory(tmp_path, monkeypatch, co
     monkeypatch.setenv("WORLD_SIZE", str(count))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(count))
     needed = count * 16 * count_parameters("gpt", **config.model_params.model_dump()) / process_memory
-    monkeypatch.setattr(memory, "machine_memory", lambda: needed)
-    check_memory(config, Processes(0, count, torch.device("cpu")))
-    monkeypatch.setattr(memory, "machine_memory", lambda: needed - 1)
+    check_memory(config, Processes(0, count, torch.device("cpu")), there=needed)
     with pytest.raises(UserError, match=rf"toy: \d+,\d+ parameters are too many here: {count} process"):
-        check_memory(config, Processes(0, count, torch.device("cpu")))
+        check_memory(config, Processes(0, count, torch.device("cpu")), there=needed - 1)
 
 
 def test_the_largest_model_that_a_config_allows_is_refused_at_once(tmp_path):

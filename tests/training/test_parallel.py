@@ -13,7 +13,7 @@ import torch
 from modules.system.errors import UserError
 from modules.system.processes import Process
 from modules.training import parallel
-from modules.training.parallel import device_of, joined
+from modules.training.parallel import device_name_of, joined
 from tests.processes import children_of, is_running
 from tests.toy import ROOT
 
@@ -23,7 +23,7 @@ rank = int(os.environ.get("RANK", -1))
 if rank < 0:
     sys.path.insert(0, {root!r})
     from modules.training.parallel import launch
-    raise SystemExit(launch(2, "cpu"))
+    raise SystemExit(launch(2, "cpu", 0))
 {child}
 """
 
@@ -89,12 +89,47 @@ def test_a_signal_before_they_train_ends_all_at_once(tmp_path):
     process.communicate()
 
 
+@pytest.mark.parametrize(
+    "child, signals, status, told",
+    [
+        # The others are well; the one that writes could not.
+        (
+            """
+def handler(number, _frame):
+    if rank == 0: print("error: disk full", file=sys.stderr, flush=True)
+    os._exit(1 if rank == 0 else 128 + number)
+signal.signal(signal.SIGTERM, handler)
+""",
+            [signal.SIGTERM],
+            1,
+            "error: disk full",
+        ),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", [signal.SIGINT] * 2, 130, ""),
+    ],
+)
+def test_a_signal_lets_them_save_and_their_statuses_count(tmp_path, child, signals, status, told):
+    process = launcher(tmp_path, f"{child}\nos.write(1, b'up'); time.sleep(60)")
+    assert process.stdout.read(4) == "upup"
+    children = children_of(process.pid, at_least=2)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.5)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status and errors.strip() == told
+    assert not any(is_running(pid) for pid in children)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they ask between steps")
 def test_they_stop_when_their_launcher_is_killed(tmp_path):
     process = launcher(
         tmp_path,
-        f"sys.path.insert(0, {str(ROOT)!r}); from modules.system.children import end_with_launcher; end_with_launcher(); "
-        "os.write(1, b'up'); time.sleep(60)",
+        f"""
+sys.path.insert(0, {str(ROOT)!r})
+from modules.system.children import end_with_launcher
+end_with_launcher()
+os.write(1, b"up")
+time.sleep(60)
+""",
     )
     assert process.stdout.read(4) == "upup"
     children = children_of(process.pid, at_least=2)
@@ -167,13 +202,10 @@ def test_a_port_that_is_taken_is_told_in_one_line(launched):
     "name, local_rank, expected",
     [(None, 1, "cuda:1"), ("cuda", 1, "cuda:1"), ("cpu", 1, "cpu"), (None, 2, None), ("cuda:0", 0, None)],
 )
-def test_each_process_has_a_gpu_of_its_own(monkeypatch, name, local_rank, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(parallel, "pick_device", torch.device)
+def test_each_process_has_a_gpu_of_its_own(name, local_rank, expected):
     process = Process(local_rank, 4, 4, local_rank, True)
     if expected:
-        assert device_of(process, name) == torch.device(expected)
+        assert device_name_of(process, name, n_gpus=2) == expected
     else:
         with pytest.raises(
             UserError,
@@ -181,11 +213,13 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, name, local_rank, expect
             if name is None
             else "expected no number of a device for 4 processes",
         ):
-            device_of(process, name)
+            device_name_of(process, name, n_gpus=2)
 
 
-def test_more_processes_than_gpus_are_refused_before_they_are_started(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+def test_without_gpus_the_processes_share_the_cpu():
+    assert device_name_of(Process(1, 2, 2, 1, True), None, n_gpus=0) == "cpu"
+
+
+def test_more_processes_than_gpus_are_refused_before_they_are_started():
     with pytest.raises(UserError, match="--nproc 3: one process drives one GPU, and there are 2"):
-        parallel.launch(3, None)
+        parallel.launch(3, None, n_gpus=2)

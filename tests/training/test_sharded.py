@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -565,7 +566,7 @@ def seen_after_kills(tmp_path, parity):
 
     save(1)
     step, seen, kills = 1, set(), 0
-    while killed_at(kills + 1, lambda: save(step + 1)):
+    while killed_at(kills + 1, partial(save, step + 1)):
         kills += 1
         whole = whole_sharded(path)
         found = sharded_facts(whole)["step"]

@@ -11,7 +11,7 @@ import pytest
 
 from modules.config import parse_config
 from modules.system.errors import UserError
-from modules.training import side_by_side
+from modules.training.devices import gpu_of_its_own
 from modules.training.run import Request
 from modules.training.side_by_side import train_side_by_side
 from tests.processes import is_running
@@ -27,16 +27,15 @@ here = Path(json.loads(Path(sys.argv[-1]).read_text())["training_params"]["state
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def train(tmp_path):
     """Trains runs of these names, whose script goes on as given; at most three at a time."""
     (tmp_path / "runs").mkdir()
 
-    def train(names, body: str, jobs: int = 3) -> int:
+    def train(names, body: str, jobs: int = 3, device: str | None = "cpu", n_gpus: int = 0) -> int:
         script = tmp_path / "script.py"
         script.write_text(SCRIPT + body)
-        monkeypatch.setattr(side_by_side, "SCRIPTS", {"gpt": str(script)})
         configs = [parse_config(config_dict(tmp_path), name).with_model("gpt") for name in names]
-        return train_side_by_side(configs, Request("p"), "cpu", jobs)
+        return train_side_by_side(configs, Request("p"), device, jobs, n_gpus, script)
 
     return train
 
@@ -82,37 +81,30 @@ time.sleep(60)
 
 @pytest.mark.parametrize("ignores, signals", [(False, 1), (True, 2)])
 def test_a_signal_lets_them_save_and_a_second_ends_them(train, tmp_path, ignores, signals):
-    """The default handler dies of SIGTERM, as a script does that is still importing."""
+    """The default handler dies of the signal, as a script does that is still importing."""
 
     def ask():
         pids(tmp_path, 2)
         time.sleep(0.3)
         for _ in range(signals):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)
 
     asking = threading.Thread(target=ask)
     asking.start()
-    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if ignores else ""
+    handler = "signal.SIG_IGN" if ignores else "signal.SIG_DFL"
     body = SCRIPT.strip().splitlines()[-1]
-    assert train(["one", "two", "three"], f"{ignore}{body}\ntime.sleep(60)\n", jobs=2) == 128 + signal.SIGTERM
+    script = f"signal.signal(signal.SIGINT, {handler})\n{body}\ntime.sleep(60)\n"
+    assert train(["one", "two", "three"], script, jobs=2) == 128 + signal.SIGINT
     asking.join()
     assert not any(is_running(pid) for pid in pids(tmp_path, 2)) and not (tmp_path / "runs" / "three.pid").exists()
 
 
-def test_an_error_of_ours_stops_what_runs(train, tmp_path, monkeypatch):
-    """As a full disk does when the next log is made."""
-    start = side_by_side.start
-
-    def no_room(config, *rest):
-        if config.name == "two":
-            pids(tmp_path, 1)
-            raise OSError(28, "No space left on device", "two.log")
-        return start(config, *rest)
-
-    monkeypatch.setattr(side_by_side, "start", no_room)
-    with pytest.raises(OSError, match="two.log"):
-        train(["one", "two"], "time.sleep(60)\n")
+def test_an_error_of_ours_stops_what_runs(train, tmp_path):
+    """As a full disk does when the next log is made; here a folder has its name."""
+    (tmp_path / "runs" / "p" / "logs" / "three.log").mkdir(parents=True)
+    with pytest.raises(OSError, match="three.log"):
+        train(["one", "two", "three"], '(time.sleep(60) if name == "one" else None)\n', jobs=2)
     assert not any(is_running(pid) for pid in pids(tmp_path, 1))
 
 
@@ -136,3 +128,30 @@ if name == "two":
 time.sleep(60)
 """,
         )
+
+
+def test_each_run_has_a_gpu_of_its_own(train, tmp_path):
+    """The first ends at once, and its GPU is the third's."""
+    body = """
+(here / f"{name}.device").write_text(sys.argv[sys.argv.index("-d") + 1])
+deadline = time.monotonic() + 30
+if name == "two":
+    while not (here / "three.device").exists() and time.monotonic() < deadline: time.sleep(0.01)
+"""
+    assert train(["one", "two", "three"], body, jobs=2, device=None, n_gpus=2) == 0
+    devices = [(tmp_path / "runs" / f"{name}.device").read_text() for name in ("one", "two", "three")]
+    assert devices == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+@pytest.mark.parametrize(
+    "slot, name, n_gpus, expected",
+    [
+        (0, None, 0, None),
+        (5, None, 4, "cuda:1"),
+        (3, "cuda", 2, "cuda:1"),
+        (3, "cuda:0", 2, "cuda:0"),
+        (1, "cpu", 2, "cpu"),
+    ],
+)
+def test_a_device_that_was_asked_for_stays(slot, name, n_gpus, expected):
+    assert gpu_of_its_own(slot, name, n_gpus) == expected

@@ -15,6 +15,7 @@ from modules.config import load_config
 from modules.system.errors import UserError
 from modules.training import batches
 from modules.training.checkpoint import backups_of, load_state
+from modules.training.loop import batches_of, steps
 from modules.training.parallel import Processes
 from modules.training.run import Request, data_of, prepare, run
 from modules.training.schedule import lr_at
@@ -184,7 +185,7 @@ def test_aggregated_micro_batches_are_one_large_batch(tmp_path):
     assert abs(metrics_of(tmp_path, "large")[-1]["loss"] - metrics_of(tmp_path, "small")[-1]["loss"]) < 1e-5
 
 
-def test_pieces_of_a_batch_are_the_whole_batch(tmp_path, monkeypatch):
+def test_pieces_of_a_batch_are_the_whole_batch(tmp_path):
     """24 windows of 16 tokens in five pieces, which do not divide it."""
     options = dict(
         model_params__dropout=0.0,
@@ -192,13 +193,13 @@ def test_pieces_of_a_batch_are_the_whole_batch(tmp_path, monkeypatch):
         training_params__aggregate=2,
         training_params__steps_to_train=10,
     )
-    whole = train(tmp_path, "whole", **options)
-    monkeypatch.setattr(batches, "CPU_NUMBERS", 32 * 80)
-    monkeypatch.setattr(batches, "FEWEST_CPU_TOKENS", 1)
-    assert batches.pieces_of_a_batch(load_config(tmp_path / "whole.json").with_model("gpt"), HERE) == 5
-    assert closeness(whole, train(tmp_path, "pieces", **options)) < 1e-5
-    losses = [[entry["loss"] for entry in metrics_of(tmp_path, name)] for name in ("whole", "pieces")]
+    whole, parts = (prepared(load_config(write_config(tmp_path, **options)).with_model("gpt")) for _ in range(2))
+    parts.pieces = batches.pieces_of_a_batch(parts.config, HERE, most_tokens=80)
+    assert (whole.pieces, parts.pieces) == (1, 5)
+    losses = [[loss.item() for loss in steps(training, 10)] for training in (whole, parts)]
     np.testing.assert_allclose(*losses, atol=1e-5)
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_directions_share_weights_windows_and_order(tmp_path):
@@ -208,7 +209,7 @@ def test_directions_share_weights_windows_and_order(tmp_path):
     ]
     forward, backward = trainings
     assert all(torch.equal(a, b) for a, b in zip(forward.model.parameters(), backward.model.parameters(), strict=True))
-    both = [batches.training_batches(training.windows, training.config, HERE, 0) for training in trainings]
+    both = [batches_of(training) for training in trainings]
     for _ in range(30):
         (_, forward_targets), (_, backward_targets) = map(next, both)
         assert forward_targets.equal(backward_targets.flip(1))
