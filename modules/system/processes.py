@@ -34,7 +34,8 @@ def this_process() -> Process:
     if "WORLD_SIZE" not in os.environ:
         warn_once(
             f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process that nobody "
-            "launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does"
+            "launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as "
+            "torchrun does"
         )
         return Process()
     rank, world_size, local_world_size, local_rank = (
@@ -47,7 +48,8 @@ def this_process() -> Process:
 
 
 def meet(process: Process, what: str) -> None:
-    """Wait until all launched processes have come this far, by torch.distributed's barrier (gloo); nothing for one alone.
+    """Wait until all launched processes have come this far, by torch.distributed's barrier (gloo); nothing for one
+    alone.
 
     what: they are to have done, for the message. Raises UserError where one of them ends instead; to start it again is
     torchrun's part (--max-restarts).

@@ -304,7 +304,12 @@ def of_another_length(toki) -> dict[int, int]:
 
 
 def of_the_same_length(toki) -> dict[int, int]:
-    return {i: other for ids in by_length(toki).values() for i, other in zip(ids, ids[1:] + ids[:1], strict=True) if i != other}
+    return {
+        i: other
+        for ids in by_length(toki).values()
+        for i, other in zip(ids, ids[1:] + ids[:1], strict=True)
+        if i != other
+    }
 
 
 def chunks_until_met(toki, encoder: Encoder, most: int) -> int | None:
