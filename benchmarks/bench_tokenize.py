@@ -64,9 +64,8 @@ def main() -> None:
         peer(text_of(args, args.mb[0]), args.tokenizer_path, args.folder / "peer.ids", size, args.peer_characters)
     else:
         print(
-            "| MB | cores | side | on MB | s | MB/s | ratio | MB/CPU s | ratio | peak memory, MB | make_h5, MB/s of ids | load |\n"
-            + "|---" * 12
-            + "|"
+            "| MB | cores | side | on MB | s | MB/s | ratio | MB/CPU s | ratio | peak memory, MB "
+            "| make_h5, MB/s of ids | load |\n" + "|---" * 12 + "|"
         )
         for megabytes in args.mb:
             compare(args, megabytes)

@@ -331,8 +331,11 @@ def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:
             for token in definition.get("added_tokens") or ()
         ]
     }
+    changed = dropout or used.get("added_tokens") != (definition.get("added_tokens") or [])
     try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(used))
+        backend = (
+            tokenizers.Tokenizer.from_str(json.dumps(used)) if changed else tokenizers.Tokenizer.from_file(str(path))
+        )
         backend.encode("a b")
     except (
         BaseException

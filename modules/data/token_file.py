@@ -391,8 +391,8 @@ def check_file(path: str | os.PathLike) -> str:
 
 
 def create(path: Path, sizes: dict[str, tuple[int, np.dtype]], attributes: dict) -> dict[str, int]:
-    """Make an .h5 with room for datasets of these lengths and types, the first with the attributes. Returns the position
-    of each in the file, for its data to be written there.
+    """Make an .h5 with room for datasets of these lengths and types, the first with the attributes. Returns the
+    position of each in the file, for its data to be written there.
 
     HDF5 itself would crash (a segmentation fault, seen with 1.14) where the disk is full when it closes a file. Written
     past it, the data go to the disk as fast, and a full disk is an OSError like any other.

@@ -48,7 +48,8 @@ def this_process() -> Process:
 
 
 def meet(process: Process, what: str) -> None:
-    """Wait until all launched processes have come this far, by torch.distributed's barrier (gloo); nothing for one alone.
+    """Wait until all launched processes have come this far, by torch.distributed's barrier (gloo); nothing for one
+    alone.
 
     what: they are to have done, for the message. Raises UserError where one of them ends instead; to start it again is
     torchrun's part (--max-restarts).

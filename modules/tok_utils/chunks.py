@@ -3,9 +3,9 @@
 The texts are cut into pieces of CHUNK_BYTES (`cuts.py`); each piece becomes one file `chunk_000123.pt` in
 `<text>_tokens/` beside the text, written whole or not at all; `job.py` knows which are there.
 
-The main thread reads and cuts, `num_workers` threads encode, two more write meanwhile: all libraries that do the work let
-other threads of Python run. Under torchrun process r of n takes chunks r, r + n, r + 2n ..., and they meet before the
-work and after it; one that dies is torchrun's to start again, and goes on from the chunks on the disk.
+The main thread reads and cuts, `num_workers` threads encode, two more write meanwhile: all libraries that do the work
+let other threads of Python run. Under torchrun process r of n takes chunks r, r + n, r + 2n ..., and they meet before
+the work and after it; one that dies is torchrun's to start again, and goes on from the chunks on the disk.
 """
 
 import collections
@@ -31,6 +31,7 @@ from modules.tok_utils.text_source import PLAIN, find_texts, not_utf8
 from modules.tokenizer import Tokenizer, get_tokenizer
 
 CHUNK_BYTES = 4 << 20
+BYTES_A_THREAD = 8 << 20  # of files, at least
 ENCODERS = ("gigatoken", "tokenizers")
 
 
@@ -84,7 +85,8 @@ def tokenize_folder(
 
     if process.world_size == 1 and job().finished():
         return chunks_folder
-    encoders = _encoders(toki, errors, encoder, _number_of_threads(num_workers, process), process)
+    threads = _number_of_threads(num_workers, process, sum(text.stat().st_size for text in texts))
+    encoders = _encoders(toki, errors, encoder, threads, process)
     meet(process, "come")
     # The lock keeps other commands off; the other processes of this one share the work.
     with contextlib.nullcontext() if process.rank else alone(chunks_folder):
@@ -107,16 +109,16 @@ def tokenize_folder(
     return chunks_folder
 
 
-def _number_of_threads(wanted: int | None, process: Process) -> int:
-    """`wanted`, or one a core, but no more than do any good."""
+def _number_of_threads(wanted: int | None, process: Process, text_bytes: int) -> int:
+    """`wanted`, or one a core, but no more than do any good: the tokenizer of each takes a tenth of a second."""
     cores = max(1, available_cores() // process.local_world_size)
     most = WORKERS_A_CORE * cores
     if wanted is not None and wanted > most and process.rank == 0:
         say(
-            f"num_workers: {wanted:,} are more than {WORKERS_A_CORE} for each of {cores} cores, which would wait for each "
-            f"other: {most} it is"
+            f"num_workers: {wanted:,} are more than {WORKERS_A_CORE} for each of {cores} cores, which would wait "
+            f"for each other: {most} it is"
         )
-    return min(wanted or cores, most)
+    return min(wanted or cores, most, 1 + text_bytes // BYTES_A_THREAD)
 
 
 def _encoders(toki: Tokenizer, errors: str, encoder: str, threads: int, process: Process) -> list[Encoder]:

@@ -24,8 +24,8 @@ def check_space(
     need = sum(_bytes_of_ids(text, encoder, reading) for text in texts)
     have = sum(chunk.stat().st_size for chunk in chunks_folder.glob("chunk_*.pt"))
     say(
-        f"room needed, about: {readable(max(0, need - have))} in {chunks_folder}{' (more than there is)' if have else ''}, "
-        f"{readable(need)} for the .h5"
+        f"room needed, about: {readable(max(0, need - have))} in {chunks_folder}"
+        f"{' (more than there is)' if have else ''}, {readable(need)} for the .h5"
     )
     wanted = [(chunks_folder, max(0, need - have))] + (
         [(Path(out_h5_folder), need)] if out_h5_folder is not None else []

@@ -4,18 +4,18 @@
 
 - Before the work, spread samples of the text are encoded by both and compared (`inspection.check_kept`).
 - Of each chunk the first SAMPLE_BYTES are encoded by both, and the bytes of all its tokens must add up to those of the
-  text. So an error in how words are split or merged is met wherever it is common, and an id that stands for too few or too
-  many bytes wherever it stands; a wrong id of the right length is met where a sample holds it, one place in 2,000.
+  text. So an error in how words are split or merged is met wherever it is common, and an id that stands for too few or
+  too many bytes wherever it stands; a wrong id of the right length is met where a sample holds it, one place in 2,000.
 - A difference ends the work and names the byte; `encoder="tokenizers"` then goes on with the library.
 
 It is given the definition without `added_tokens`: a special token written in a text is text. A `gigatoken.Tokenizer`
-works for one thread at a time, so each thread has its own; and it remembers every word that it has met, without bound, so
-it is replaced by a fresh one when the process has grown by GROWTH. `encode_batch_padded` lets other threads of Python work
-meanwhile, which `encode` does not, and of a `BytesSource` does not import `awkward`, a fifth of a second.
+works for one thread at a time, so each thread has its own; and it remembers every word that it has met, without bound,
+so it is replaced by a fresh one when the process has grown by GROWTH. `encode_batch_padded` lets other threads of
+Python work meanwhile, which `encode` does not, and of a `BytesSource` does not import `awkward`, a fifth of a second.
 
-Where gigatoken does not know a tokenizer (another split, a normalizer, ...), `tokenizers` itself encodes; and so it does
-the stretches of a text with characters that the two see differently: the letters, digits and marks of Unicode 17, which
-gigatoken 0.10.0 knows and tokenizers 0.23.3 does not. No other character of Unicode tells them apart
+Where gigatoken does not know a tokenizer (another split, a normalizer, ...), `tokenizers` itself encodes; and so it
+does the stretches of a text with characters that the two see differently: the letters, digits and marks of Unicode 17,
+which gigatoken 0.10.0 knows and tokenizers 0.23.3 does not. No other character of Unicode tells them apart
 (tests/tok_utils/test_tok_encoder.py goes through all).
 """
 
@@ -43,10 +43,11 @@ BLIND_BYTES = 1 << 26  # of text for each tokenizer, where a process is not told
 DECODED_BYTES = 1 << 16  # at a time, to see whether they are UTF-8: it stays in the processor's cache
 # First and last of each run of characters that the two libraries do not give one class.
 SEEN_DIFFERENTLY = (
-    (0x88F, 0x88F), (0xC5C, 0xC5C), (0xCDC, 0xCDC), (0x1ACF, 0x1ADD), (0x1AE0, 0x1AEB), (0xA7CE, 0xA7CF), (0xA7D2, 0xA7D2),
-    (0xA7D4, 0xA7D4), (0xA7F1, 0xA7F1), (0x10940, 0x10959), (0x10EC5, 0x10EC7), (0x10EFA, 0x10EFB), (0x11B60, 0x11B67),
-    (0x11DB0, 0x11DDB), (0x11DE0, 0x11DE9), (0x16EA0, 0x16EB8), (0x16EBB, 0x16ED3), (0x16FF2, 0x16FF6), (0x187F8, 0x187FF),
-    (0x18D09, 0x18D1E), (0x18D80, 0x18DF2), (0x1E6C0, 0x1E6DE), (0x1E6E0, 0x1E6F5), (0x1E6FE, 0x1E6FF), (0x2B73A, 0x2B73F),
+    (0x88F, 0x88F), (0xC5C, 0xC5C), (0xCDC, 0xCDC), (0x1ACF, 0x1ADD), (0x1AE0, 0x1AEB),
+    (0xA7CE, 0xA7CF), (0xA7D2, 0xA7D2), (0xA7D4, 0xA7D4), (0xA7F1, 0xA7F1), (0x10940, 0x10959),
+    (0x10EC5, 0x10EC7), (0x10EFA, 0x10EFB), (0x11B60, 0x11B67), (0x11DB0, 0x11DDB), (0x11DE0, 0x11DE9),
+    (0x16EA0, 0x16EB8), (0x16EBB, 0x16ED3), (0x16FF2, 0x16FF6), (0x187F8, 0x187FF), (0x18D09, 0x18D1E),
+    (0x18D80, 0x18DF2), (0x1E6C0, 0x1E6DE), (0x1E6E0, 0x1E6F5), (0x1E6FE, 0x1E6FF), (0x2B73A, 0x2B73F),
     (0x2CEA2, 0x2CEAD), (0x323B0, 0x33479),
 )  # fmt: skip
 
@@ -78,7 +79,8 @@ class Encoder:
     """Encodes for one thread: with gigatoken where `fast`, with `tokenizers` otherwise; the ids are the same."""
 
     def __init__(self, toki: Tokenizer, fast: bool, errors: str = "strict", ready: gigatoken.Tokenizer | None = None):
-        """errors: "strict", or "replace" for U+FFFD in place of what is not UTF-8. ready: what `fast_tokenizer` made."""
+        """errors: "strict", or "replace" for U+FFFD in place of what is not UTF-8. ready: what `fast_tokenizer`
+        made."""
         self._toki, self._fast, self._errors = toki, fast, errors
         self._dtype = id_dtype(toki.vocab_size)
         # Bytes of each token, in the narrowest type: these are looked up for every token of the text.
@@ -225,8 +227,8 @@ def seen_differently(text: bytes) -> bool:
 
 
 def _bytes_of(runs: tuple[tuple[int, int], ...]) -> dict[int, tuple[int, np.ndarray, set[bytes]]]:
-    """For each byte that these characters begin with in UTF-8: how many bytes they have, which come second, bool [256], and
-    what all but the first are."""
+    """For each byte that these characters begin with in UTF-8: how many bytes they have, which come second, bool [256],
+    and what all but the first are."""
     found = {}
     for first, last in runs:
         for code in range(first, last + 1):

@@ -42,8 +42,8 @@ def make_h5(
     Args:
         pt_folder: the folder with the chunks, or the folder of the text beside which they lie. out_h5_folder: made if
         need be. A file of that name there is replaced once the new one is whole. toki: the tokenizer that made the ids.
-        reversed_of: the fingerprint of a dataset (modules/data/token_file.py) of whose text, reversed, this is made: its
-        control.
+        reversed_of: the fingerprint of a dataset (modules/data/token_file.py) of whose text, reversed, this is made:
+        its control.
 
     Returns the path of the file. Of several processes under torchrun the first writes it; the others return at once.
 
@@ -57,14 +57,15 @@ def make_h5(
     manifest = read_manifest(folder)
     if manifest.chunks is None:
         raise UserError(
-            f"{folder}: tokenization has not finished; start tokenize_folder (tokenize_to_h5.py) again, it goes on where it stopped"
+            f"{folder}: tokenization has not finished; start tokenize_folder (tokenize_to_h5.py) again, it goes on "
+            "where it stopped"
         )
     if manifest.tokenizer_fingerprint != toki.fingerprint:
         raise UserError(f"{folder} holds chunks of another tokenizer than {toki.folder}: give the one that made them")
     if manifest.bos_id != toki.bos_id:
         raise UserError(
-            f"{toki.folder} has the BOS id {toki.bos_id}, and had {manifest.bos_id} when the chunks in {folder} were made: put "
-            "tokenizer_config.json back as it was"
+            f"{toki.folder} has the BOS id {toki.bos_id}, and had {manifest.bos_id} when the chunks in {folder} were made: "
+            "put tokenizer_config.json back as it was"
         )
     dtype = id_dtype(toki.vocab_size)
     total = sum(row.tokens for row in manifest.chunks)

@@ -58,7 +58,8 @@ class Row(Schema):
         most = MOST_EXPANSION * max(0, self.stop - self.start)
         if max(self.tokens, self.text_bytes) > most:
             raise ValueError(
-                f"{self.tokens:,} tokens and {self.text_bytes:,} bytes of bytes {self.start:,} to {self.stop:,}: expected at most {most:,}"
+                f"{self.tokens:,} tokens and {self.text_bytes:,} bytes of bytes {self.start:,} to {self.stop:,}: "
+                f"expected at most {most:,}"
             )
         return self
 
@@ -156,13 +157,14 @@ def check_they_meet(texts: list[Text], rows: list[Row]) -> None:
             text, reached = row.text, 0
         if row.text != text or row.start != reached or row.stop <= row.start:
             raise ValueError(
-                f"chunk {number} is of bytes {row.start:,} to {row.stop:,} of text {row.text}, and should begin at byte "
-                f"{reached:,} of text {text}"
+                f"chunk {number} is of bytes {row.start:,} to {row.stop:,} of text {row.text}, and should begin "
+                f"at byte {reached:,} of text {text}"
             )
         reached = row.stop
     if text != len(texts) - 1 or not _may_end(texts[text], reached):
         raise ValueError(
-            f"the chunks end at byte {reached:,} of {texts[text].name}, text {text + 1} of {len(texts)}, before the texts do"
+            f"the chunks end at byte {reached:,} of {texts[text].name}, text {text + 1} of {len(texts)}, before "
+            "the texts do"
         )
 
 

@@ -19,13 +19,11 @@ def say(message: str) -> None:
 
 def readable(size: float) -> str:
     """1234567 -> "1.2 MB"."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            break
+    units = ["B", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
         size /= 1000
-    else:
-        unit = "GB"
-    return f"{size:.3g} {unit}"
+        del units[0]
+    return f"{size:.3g} {units[0]}"
 
 
 def lasting(seconds: float) -> str:
@@ -79,7 +77,8 @@ class Progress:
             self._said, rate = True, self._done / seconds
             left = max(0, sum(self._sizes) // self._world_size - self._skipped - self._done) / rate
             say(
-                f"{self._name}: {readable(sum(self._sizes))} of text, {readable(rate)} a second: about {lasting(left)} more"
+                f"{self._name}: {readable(sum(self._sizes))} of text, {readable(rate)} a second: "
+                f"about {lasting(left)} more"
             )
 
     def warn_of_cuts(self, text: Path, positions: list[int]) -> None:
@@ -88,6 +87,6 @@ class Progress:
             self._warnings += 1
             more = " (not said again for further places)" if self._warnings == MOST_WARNINGS else ""
             warn_once(
-                f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; the ids around it may differ "
-                f"from those of the uncut text{more}"
+                f"{text}: more than {LONGEST_RUN} bytes without a place to cut, so cut at byte {position}; "
+                f"the ids around it may differ from those of the uncut text{more}"
             )

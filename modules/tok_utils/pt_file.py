@@ -1,8 +1,9 @@
-"""Arrays and numbers in a `.pt` file, as `torch.save` writes it and `torch.load(weights_only=True)` reads it, without torch.
+"""Arrays and numbers in a `.pt` file, as `torch.save` writes it and `torch.load(weights_only=True)` reads it, without
+torch.
 
 To import torch takes longer than to tokenize a hundred megabytes. The format is a zip archive of a pickle, which names
-the tensors' types and shapes, and of their data, a file each; both have CRC-32 checksums. Of a pickle nothing is run: it
-may name what stands in KNOWN and nothing else.
+the tensors' types and shapes, and of their data, a file each; both have CRC-32 checksums. Of a pickle nothing is run:
+it may name what stands in KNOWN and nothing else.
 """
 
 import io

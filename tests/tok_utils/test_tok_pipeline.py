@@ -18,8 +18,9 @@ import zstandard
 from modules import tok_utils
 from modules.data.token_file import open_tokens
 from modules.system.errors import UserError
-from modules.tok_utils import create_tokenizer, disk, make_h5, progress, tokenize_folder
+from modules.tok_utils import chunks, create_tokenizer, disk, make_h5, progress, tokenize_folder
 from modules.tok_utils import job as job_module
+from modules.tok_utils.encoder import Encoder
 from modules.tok_utils.text_source import TextSource
 from modules.tokenizer import get_tokenizer
 from tests.tok_texts import sample_text, trained
@@ -32,6 +33,12 @@ def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode("utf-8"))
     return path
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads_as_asked_for(monkeypatch):
+    """Though the texts are small."""
+    monkeypatch.setattr(chunks, "BYTES_A_THREAD", 1)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +128,20 @@ def test_the_same_tokens_for_any_compression_and_the_same_bytes_for_any_number_o
             before.st_mode,
         )
     assert ids_in(h5_path) == toki.encode(text)
+
+
+def test_threads_are_as_many_as_asked_for_but_no_more_than_do_good(tmp_path, toki, monkeypatch, capfd):
+    made = []
+    monkeypatch.setattr(chunks, "Encoder", lambda *arguments: made.append(0) or Encoder(*arguments))
+    monkeypatch.setattr(chunks, "available_cores", lambda: 2)
+    write(tmp_path / "t.txt", sample_text(30_000))
+    for wanted, bytes_a_thread, threads in ((None, 1, 2), (3, 1, 3), (100, 1, 8), (3, 1 << 20, 1), (3, 20_000, 2)):
+        monkeypatch.setattr(chunks, "BYTES_A_THREAD", bytes_a_thread)
+        made.clear()
+        run(tmp_path, toki, num_workers=wanted)
+        assert len(made) == threads
+        shutil.rmtree(tmp_path / "t_tokens")
+    assert "num_workers: 100 are more than 4 for each of 2 cores" in capfd.readouterr().err
 
 
 def test_several_texts_come_in_the_order_of_their_names(tmp_path, toki):
@@ -266,7 +287,7 @@ def test_a_text_is_forecast_after_two_seconds(tmp_path, toki, monkeypatch, capfd
 def test_a_finished_job_is_not_done_again(tmp_path, toki, monkeypatch):
     write(tmp_path / "t.txt", sample_text(200_000))
     first = run(tmp_path, toki).read_bytes()
-    monkeypatch.setattr("modules.tok_utils.chunks._encode", None)
+    monkeypatch.setattr(chunks, "_encode", None)
     assert run(tmp_path, toki).read_bytes() == first
 
 

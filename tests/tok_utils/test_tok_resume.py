@@ -22,9 +22,10 @@ SCRIPT = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from modules.system.errors import one_line_errors
-from modules.tok_utils import make_h5, tokenize_folder
+from modules.tok_utils import chunks, make_h5, tokenize_folder
 from modules.tok_utils.encoder import Encoder
 from modules.tokenizer import get_tokenizer
+chunks.BYTES_A_THREAD = 1
 @one_line_errors
 def main(folder, tokenizer_path, num_workers, how="fast"):
     if how == "slowly":
