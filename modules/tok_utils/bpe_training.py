@@ -19,7 +19,7 @@ import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -86,13 +86,25 @@ def train(feed: Feed, vocab_size: int, folder: Path, feed_bytes: int) -> Tokeniz
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[BOS_TOKEN], initial_alphabet=ALPHABET, show_progress=False
     )
-    interruptibly(lambda: backend.train_from_iterator(map(items_of, feed()), trainer))
+    interruptibly(lambda: backend.train_from_iterator(items_of(feed()), trainer))
     return backend
 
 
-def items_of(piece: str) -> list[str]:
-    """A piece as lines, cut within runs that are too long."""
-    return [item for line in LINE_BREAK.split(piece) for item in without_long_runs(line)]
+def items_of(pieces: Iterable[str], by_line: bool = True) -> Iterator[list[str]]:
+    """Each piece as items, cut within runs that are too long, which is said once: its lines, or the whole of it where
+    not `by_line` and nothing is to be cut."""
+    told = False
+    for piece in pieces:
+        if not by_line and not may_have_long_runs(piece):
+            yield [piece]
+            continue
+        lines = LINE_BREAK.split(piece)
+        items = [item for line in lines for item in without_long_runs(line)]
+        if len(items) > len(lines) and not told:
+            told = True
+            what = f"runs of more than {LONGEST_RUN:,} letters, digits, signs or blanks"
+            tell(f"{what} are cut at that length for training", sys.stderr)
+        yield items
 
 
 def without_long_runs(line: str) -> list[str]:
@@ -136,10 +148,10 @@ def _by_gigabpe(feed: Feed, vocab_size: int, folder: Path, feed_bytes: int) -> T
 def _write_files(pieces: Iterator[str], folder: Path, files: contextlib.ExitStack) -> list[str]:
     """The pieces as `gigabpe` is to read them, in files that go when `files` is closed; their paths."""
     paths, out = [], None
-    for piece in pieces:
-        if VERTICAL_TAB in piece:
-            raise _NotForGigabpe("the text has vertical tabs, which gigabpe is given for line ends")
-        for item in items_of(piece) if may_have_long_runs(piece) else [piece]:
+    for items in items_of(pieces, by_line=False):
+        for item in items:
+            if VERTICAL_TAB in item:
+                raise _NotForGigabpe("the text has vertical tabs, which gigabpe is given for line ends")
             if out is None:
                 path = files.enter_context(scratch_file(folder))
                 paths.append(str(path))

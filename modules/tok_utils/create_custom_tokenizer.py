@@ -135,7 +135,7 @@ def _train(folder: Path, texts: list[Path], vocab_size: int, wanted: str, feed: 
         else f"collecting {wanted} of {where}"
     )
     if wanted == "symmetric":
-        backend = interruptibly(lambda: symmetric.train(map(bpe_training.items_of, feed()), vocab_size))
+        backend = interruptibly(lambda: symmetric.train(bpe_training.items_of(feed()), vocab_size))
     elif wanted == "gpt2":
         sweep(folder.parent)  # what a training that was killed there left
         backend = bpe_training.train(feed, vocab_size, folder.parent, feed.size)
@@ -184,7 +184,6 @@ class _Feed:
                 total += source.estimated_size()
         self._share = 1.0 if sample_bytes is None else min(1.0, sample_bytes / total)
         self.size = int(total * self._share)
-        self._runs_said = wanted not in SPLITS
 
     def __call__(self) -> Iterator[str]:
         fed, share = 0, self._share
@@ -196,7 +195,6 @@ class _Feed:
                         if math.ceil((number + 1) * share) == math.ceil(number * share):
                             continue
                         decoded = _decode(source.read(piece.start, piece.stop), text, piece.start, self._errors)
-                        self._say_runs(decoded, text)
                         yield decoded
                         progress.update(piece.stop - piece.start)
                         fed += piece.stop - piece.start
@@ -204,16 +202,6 @@ class _Feed:
                 raise UserError(f"{self._texts[0]}: the text is empty")
         if self._splitter.definition == {}:
             say("merging")
-
-    def _say_runs(self, piece: str, text: Path) -> None:
-        if self._runs_said or not bpe_training.may_have_long_runs(piece):
-            return
-        if len(bpe_training.items_of(piece)) > len(bpe_training.LINE_BREAK.split(piece)):
-            self._runs_said = True
-            most = f"{bpe_training.LONGEST_RUN:,}"
-            say(
-                f"{text}: runs of more than {most} letters, digits, signs or blanks are cut at that length for training"
-            )
 
 
 def _decode(data: bytes, text: Path, start: int, errors: str) -> str:
