@@ -460,6 +460,7 @@ def stage(first_step, precision="fp32", **optim):
         first_step=first_step,
         optim_params=OptimParams(lr=1e-3, warmup_steps=10, oscil_steps=50, **optim),
         precision=precision,
+        tf32=False,
     )
 
 
