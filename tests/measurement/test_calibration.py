@@ -77,7 +77,7 @@ def test_arrows_of_fewer_seeds_share_none(total, n_seeds):
         "forward": np.tile(np.arange(1, total + 1.0)[:, None], 20),
         "backward": np.tile(np.arange(2, total + 2.0)[:, None], 20),
     }
-    seeds = [{each["forward"] for each in found.per_seed} for found in calibration.arrows(losses, n_seeds)]
+    seeds = [{each.forward for each in found.per_seed} for found in calibration.arrows(losses, n_seeds)]
     assert len(seeds) == total // n_seeds and all(len(each) == n_seeds for each in seeds)
     assert all(one.isdisjoint(other) for one, other in combinations(seeds, 2))
 
