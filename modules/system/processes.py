@@ -33,9 +33,9 @@ def this_process() -> Process:
         return Process()
     if "WORLD_SIZE" not in os.environ:
         warn_once(
-            f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process that nobody "
-            "launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as "
-            "torchrun does"
+            f"RANK is {os.environ['RANK']} in the environment, but there is no WORLD_SIZE: taken for one process "
+            "that nobody launched. A launch of several sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and "
+            "MASTER_PORT, as torchrun does"
         )
         return Process()
     rank, world_size, local_world_size, local_rank = (
@@ -65,8 +65,8 @@ def meet(process: Process, what: str) -> None:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"process {process.rank + 1} of {process.world_size}: the others have not all {what} ({reason}); what is done "
-            "is kept: start again to go on"
+            f"process {process.rank + 1} of {process.world_size}: the others have not all {what} ({reason}); "
+            "what is done is kept: start again to go on"
         ) from error
 
 
@@ -88,7 +88,8 @@ def integer_variable(name: str, default: int | None = None, most: int = 2**31 - 
         value = -1
     if not 0 <= value <= most:
         raise UserError(
-            f"environment: expected {name} to be an integer of 0 to {most:,}, found {'none' if text is None else repr(text)[:40]}"
+            f"environment: expected {name} to be an integer of 0 to {most:,}, found "
+            f"{'none' if text is None else repr(text)[:40]}"
         )
     return value
 
