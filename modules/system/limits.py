@@ -2,9 +2,9 @@
 
 from modules.system.errors import UserError
 
-WORKERS_A_CORE = 4  # more wait for each other's cores, with 200 MB each
+WORKERS_A_CORE = 4  # more wait for each other's cores, with a cache of words each
 SMALLEST_VOCAB = 257  # BOS and the 256 bytes
-LARGEST_CHUNK = 1 << 30  # bytes; each worker holds two such pieces of text and their ids
+LARGEST_CHUNK = 1 << 30  # bytes; each thread holds two such pieces of text and their ids
 MOST_BYTES = 1 << 63  # more than any file has
 
 

@@ -65,8 +65,8 @@ def meet(process: Process, what: str) -> None:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"process {process.rank + 1} of {process.world_size}: the others have not all {what} ({reason}); what is done "
-            "is kept: start again to go on"
+            f"process {process.rank + 1} of {process.world_size}: the others have not all {what} ({reason}); "
+            "what is done is kept: start again to go on"
         ) from error
 
 

@@ -8,9 +8,9 @@ A cut is safe where (1) in the whole text a piece ends, (2) the pieces before en
 the cut, and (3) those after start the same way when it starts there. (3) always follows from (1): the
 pattern has no look-behind and matching resumes at the end of each piece.
 
-- Between a non-space and a white-space character (BEFORE_SPACE). Only `\s+` matches white space after the first character, and it
-  matches nothing else, so no piece holds both: (1). Only `\s+(?!\S)` looks ahead, from the end of white space; before
-  the cut stands something else: (2).
+- Between a non-space and a white-space character (BEFORE_SPACE). Only `\s+` matches white space after the first
+  character, and it matches nothing else, so no piece holds both: (1). Only `\s+(?!\S)` looks ahead, from the end of
+  white space; before the cut stands something else: (2).
 - Between two of letter, digit, other (CLASS_CHANGE), an apostrophe before a letter excepted: each alternative without
   white space matches one class after its optional leading space, save the contractions, which are an apostrophe and
   then letters: (1). A greedy run ends at the same place whether another class or nothing follows, and whether a

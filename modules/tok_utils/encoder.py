@@ -193,8 +193,8 @@ class Encoder:
 def ids_differ(text: Path, where: str) -> UserError:
     """The error for a text that gigatoken encodes to other ids than `tokenizers`, which defines them."""
     return UserError(
-        f"{text}: gigatoken and tokenizers encode it to different ids {where}: let the library encode, which takes longer, "
-        'with --encoder tokenizers (encoder="tokenizers"); chunks that are there were compared and stay'
+        f"{text}: gigatoken and tokenizers encode it to different ids {where}: let the library encode, which takes "
+        'longer, with --encoder tokenizers (encoder="tokenizers"); chunks that are there were compared and stay'
     )
 
 
@@ -248,7 +248,7 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 
 def fast_tokenizer(toki: Tokenizer) -> gigatoken.Tokenizer | str:
-    """A gigatoken tokenizer of the same ids, which has met no word yet; or what is known to keep it from giving them."""
+    """A gigatoken tokenizer of the same ids, which has met no word yet; or what keeps it from giving them."""
     definition, model = toki.definition, toki.definition["model"]
     if definition.get("normalizer") is not None:
         return "it normalizes the text"

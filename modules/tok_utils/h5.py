@@ -64,8 +64,8 @@ def make_h5(
         raise UserError(f"{folder} holds chunks of another tokenizer than {toki.folder}: give the one that made them")
     if manifest.bos_id != toki.bos_id:
         raise UserError(
-            f"{toki.folder} has the BOS id {toki.bos_id}, and had {manifest.bos_id} when the chunks in {folder} were made: "
-            "put tokenizer_config.json back as it was"
+            f"{toki.folder} has the BOS id {toki.bos_id}, and had {manifest.bos_id} when the chunks in {folder} were "
+            "made: put tokenizer_config.json back as it was"
         )
     dtype = id_dtype(toki.vocab_size)
     total = sum(row.tokens for row in manifest.chunks)
