@@ -312,9 +312,9 @@ class Reading:
         """Only the order `number` of a model, which is still told by its start token."""
         return Reading(self.orders[number : number + 1], self.start_ids[number : number + 1])
 
-    def __iter__(self):
+    def each(self) -> list["Reading"]:
         """Each of the orders alone."""
-        return (self.one(number) for number in range(len(self.orders)))
+        return [self.one(number) for number in range(len(self.orders))]
 
 
 READ_FORWARD, READ_BACKWARD = Reading((FORWARD,)), Reading((BACKWARD,))

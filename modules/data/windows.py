@@ -65,9 +65,9 @@ class Windows:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self):
+    def in_each_order(self) -> list["Windows"]:
         """The same windows in each of the orders alone."""
-        return (replace(self, reading=one) for one in self.reading)
+        return [replace(self, reading=one) for one in self.reading.each()]
 
     def batch(self, visits: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets [B, length], int64, of the `visits` [B], in the order of reading.

@@ -32,6 +32,9 @@ def planned_runs(config_paths: Sequence[str], seeds: int) -> list[Config]:
     """
     runs = {}
     configs = [(path, with_known_model(load_config(path), path)) for path in config_paths]
+    for path, config in configs:
+        if config.order not in ("forward", "backward"):
+            raise UserError(f"{path}: training_params.order: expected forward or backward, found {config.order}")
     for number in range(seeds):  # outermost: all of a sweep is there, with few seeds, before any of it has many
         for path, config in configs:
             seed = config.training_params.seed + number

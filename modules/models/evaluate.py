@@ -38,9 +38,9 @@ def held_out_losses(
 ) -> np.ndarray:
     """Loss of every token of `windows` (or of those in `indices`) in nats: [windows, T] float64, IN TEXT ORDER.
 
-    `windows` are of one order: `next(iter(windows))` or another where a model reads in several, and then those windows
-    alone. Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way
-    the model reads, so the results of any two orders subtract token by token.
+    Entry [w, i] belongs to the i-th token of window w as the text has it, whichever way the model reads, so the results
+    of any two orders subtract token by token. Where a model reads in several orders, all windows are read in the first;
+    `windows.in_each_order()` has those of each.
     Dropout is off, and fp32 is fp32 (a GPU's TF32 is left to training); the model is left in the mode in which it came.
 
     Raises Interrupted when `interrupted()` says so, asked before each batch.
@@ -102,7 +102,7 @@ def snippet(
     Where the model reads in several orders, a text in each, after the order's name.
     """
     texts = {}
-    for one in windows:
+    for one in windows.in_each_order():
         generator = torch.Generator(device).manual_seed(seed)
         places = one.places(np.zeros(1, dtype=np.int64))
         start, order = torch.tensor([[one.start_id(0)]], device=device), one.reading.orders[0]
@@ -112,6 +112,6 @@ def snippet(
         read_BT = model.generate(start, places.shape[-1], top_k=50, generator=generator, places_BT=places_BT)[:, 1:]
         in_text_order = to_text_order(read_BT.cpu().numpy(), places)
         texts[name_of(order)] = tokenizer.detokenize(torch.from_numpy(in_text_order))
-    return (
-        next(iter(texts.values())) if len(texts) == 1 else "\n".join(f"{name}: {text}" for name, text in texts.items())
-    )
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return "\n".join(f"{name}: {text}" for name, text in texts.items())

@@ -139,7 +139,7 @@ def validate(training: Training, stop_asked: Callable[[], bool]) -> tuple[dict, 
     most = -(-len(windows) // processes.count)
     batch_size = max(1, training.config.valid_batch_size // processes.count)
     totals, by_window = [], []
-    for held_out in training.held_out:
+    for held_out in training.held_out.in_each_order():
         try:
             losses_WT = held_out_losses(
                 training.model,

@@ -131,7 +131,7 @@ def test_an_exact_model_loses_the_same_in_every_order(tmp_path_factory, seed, he
     for orders in [(order,) for order in ORDERS] + [("forward", "backward", "random:3")]:
         model = AnyOrderModel(table, orders)
         _, windows = split(file, 4, 2, held_out, 1, Reading.of(orders, VOCABULARY))
-        for one in windows:
+        for one in windows.in_each_order():
             losses = held_out_losses(model, one, 7, torch.device("cpu"), progress=False)
             assert losses.sum(axis=1) == pytest.approx(truth, abs=1e-9), orders
 

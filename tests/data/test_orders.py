@@ -174,7 +174,7 @@ def test_a_model_of_several_orders_is_told_which_and_reads_as_much_in_each():
             met.add((visit % count, order))
         assert np.array_equal(windows.in_text_order(targets, visits)[:, 0], 1 + visits % count)
     assert len(met) > 1.5 * count, "windows meet other orders in other epochs"
-    for number, one in enumerate(windows):
+    for number, one in enumerate(windows.in_each_order()):
         inputs, targets = one.batch([4])
         assert inputs[0, 0] == 100 + number and targets[0].tolist() == ids[4:12][positions(orders[number], 8)].tolist()
 

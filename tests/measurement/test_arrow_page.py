@@ -132,11 +132,8 @@ def test_text_losses_are_aligned_and_each_direction_sees_its_side(n, context):
 
 def test_losses_of_a_text_in_any_order():
     ids = np.arange(10, 40)
-    for reading in (
-        Reading(("even_odd",)),
-        Reading(((2, 0, 3, 1, 4, 5),)),
-        Reading.of(("forward", "ends_in"), 7).one(0),
-    ):
+    listed = Reading(((2, 0, 3, 1, 4, 5),))
+    for reading in (Reading(("even_odd",)), listed):
         losses = text_losses(CountingModel(), ids, 6, reading, bos_id=7)
         assert np.array_equal(losses // 1000, ids)
         starts, chosen, offset = central_windows(30, 6)

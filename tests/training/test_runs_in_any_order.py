@@ -66,7 +66,7 @@ def test_the_logged_loss_is_that_of_the_evaluated_state_in_each_order(tmp_path, 
     by_order = validations.read(tmp_path / "runs" / PROJECT / "validations" / "toy", 8, 3, trained.held_out_windows)
     assert list(entry["losses"]) == ["backward", "chunks:4", "forward"]
     losses = []
-    for number, windows in enumerate(held_out_windows(trained)):
+    for number, windows in enumerate(held_out_windows(trained).in_each_order()):
         losses.append(held_out_losses(load_model(trained, CPU), windows, 16, CPU))
         assert entry["losses"][list(entry["losses"])[number]] == pytest.approx(losses[-1].mean(), rel=1e-6)
         np.testing.assert_allclose(by_order[number], losses[-1].mean(axis=1), rtol=1e-5)
