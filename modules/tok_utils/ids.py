@@ -67,7 +67,7 @@ def ids_to_h5(
         len(ids), tokens_crc32=tokens_crc32, vocab_size=size, bos_id=vocab_size if bos_id is None else bos_id
     )
     with alone(path), replacing(path) as temporary:
-        offset = create(temporary, len(ids), dtype, attributes)
+        offset = create(temporary, {"tokens": (len(ids), dtype)}, attributes)["tokens"]
         with open(temporary, "rb+") as file:
             file.seek(offset)
             for start in _blocks(ids, f"write {path.name}"):
