@@ -211,7 +211,7 @@ def languages() -> dict[str, dict]:
 
 
 def synthetic() -> dict[str, dict]:
-    """Sources with a strong arrow (see modules/corpora/synthetic.py), tokenized a character a token, an example a window.
+    """Sources with a strong arrow (see modules/corpora/synthetic.py): a character is a token, an example a window.
 
     Steps of half as many windows cost half and give primes as large an arrow, but do not teach the circuit
     (benchmarks/RESULTS.md).

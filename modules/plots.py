@@ -87,17 +87,16 @@ def drawable() -> frozenset[int]:
 def run_curve(name: str, order: str, entries: Sequence[dict]) -> Figure:
     """Training and held-out loss of one run against the step, from the entries of its metrics file."""
     figure, axes = new_axes(label(name), "step", "loss (nats per token)")
-    for split, words, style in (
-        ("train", "training", {"alpha": 0.4}),
-        ("valid", "held out", {"marker": "o", "markersize": 3.5}),
-    ):
+    for split, words, alpha, marker in (("train", "training", 0.4, None), ("valid", "held out", None, "o")):
         points = [(entry["step"], entry["loss"]) for entry in entries if entry["split"] == split]
         axes.plot(
             [step for step, _ in points],
             [loss for _, loss in points],
             color=DIRECTION_COLOURS.get(order, OTHER_ORDER_COLOUR),
             label=words,
-            **style,
+            alpha=alpha,
+            marker=marker,
+            markersize=3.5,
         )
     focus_on_the_end(axes, [entry["loss"] for entry in entries])
     axes.legend()

@@ -94,7 +94,8 @@ class BpeModel(Schema):
             (merge.split(" ", 1) if isinstance(merge, str) else merge)[-1].startswith(prefix) for merge in self.merges
         ):
             raise ValueError(
-                f"continuing_subword_prefix: expected what the second token of every merge begins with, found {shown(prefix)}"
+                "continuing_subword_prefix: expected what the second token of every merge begins with, "
+                f"found {shown(prefix)}"
             )
         return self
 
@@ -198,7 +199,8 @@ class Tokenizer:
             if (token_id := self.backend.token_to_id(name)) is not None:
                 return token_id
         raise UserError(
-            f"{self.folder}: no {BOS_TOKEN} in the vocabulary, and no bos_token in tokenizer_config.json; windows need one"
+            f"{self.folder}: no {BOS_TOKEN} in the vocabulary, and no bos_token in tokenizer_config.json; "
+            "windows need one"
         )
 
     @functools.cached_property
@@ -224,7 +226,7 @@ class Tokenizer:
             return text, back
         normalizer = self.backend.normalizer
         wanted = normalizer.normalize_str(text) if normalizer else text
-        return tuple(each.replace(SENTENCEPIECE_BLANK, " ").removeprefix(" ") for each in (wanted, back))
+        return _without_blank(wanted), _without_blank(back)
 
     def token_bytes(self) -> list[bytes] | None:
         """The bytes that each id stands for, by id; a special token's are those of its name.
@@ -239,8 +241,9 @@ class Tokenizer:
     def _token_bytes(self) -> list[bytes] | str:
         """The bytes of each id, verified; or why there are none, which is told here."""
         spell = _spelling(self.definition)
-        reason = spell if isinstance(spell, str) else None
-        if reason is None:
+        if isinstance(spell, str):
+            reason = spell
+        else:
             added = {i: token.content for i, token in self.backend.get_added_tokens_decoder().items()}
             tokens = [self.backend.id_to_token(i) or "" for i in range(self.vocab_size)]
             pieces = [added[i].encode("utf-8") if i in added else spell(token) for i, token in enumerate(tokens)]
@@ -285,7 +288,7 @@ class Tokenizer:
             {"model": {key: value for key, value in model.items() if key not in large}}
             | {key: self.definition.get(key) for key in ("normalizer", "pre_tokenizer", "added_tokens")}
         )
-        parts["model"] |= large
+        parts["model"].update(large)
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
@@ -298,7 +301,8 @@ def get_tokenizer(m_path: str | os.PathLike) -> Tokenizer:
     toki, dropout = load(m_path)
     if dropout:
         tell(
-            f"{m_path}: drops merges at random (dropout {dropout}); switched off here, so that a text has one series of ids",
+            f"{m_path}: drops merges at random (dropout {dropout}); switched off here, "
+            "so that a text has one series of ids",
             sys.stderr,
         )
     return toki
@@ -310,14 +314,17 @@ def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise UserError(
-            f"{folder}: expected a tokenizer folder with a tokenizer.json in it; found {'none' if folder.exists() else 'no folder'}. "
-            "Make one with create_tokenizer (tokenize_to_h5.py), or use modules/tokenizers/en_tokenizer"
+            f"{folder}: expected a tokenizer folder with a tokenizer.json in it; found "
+            f"{'none' if folder.exists() else 'no folder'}. Make one with create_tokenizer "
+            "(tokenize_to_h5.py), or use modules/tokenizers/en_tokenizer"
         )
     definition = _read_json(path)
     model = definition.get("model") if isinstance(definition, dict) else None
-    words = isinstance(model, dict) and model.get("type") == "WordLevel"
-    if not words and (not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model):
-        found = model.get("type", "a model without merges") if isinstance(model, dict) else "no model"
+    if not isinstance(model, dict):
+        raise UserError(f"{path}: expected a BPE tokenizer, found no model")
+    words = model.get("type") == "WordLevel"
+    if not words and (model.get("type", "BPE") != "BPE" or "merges" not in model):
+        found = model.get("type", "a model without merges")
         raise UserError(f"{path}: expected a BPE tokenizer, found {shown(found)}")
     checked(WordsDefinition if words else Definition, definition, str(path))
     dropout = model.get("dropout")
@@ -418,6 +425,11 @@ def steps_of(part: dict | None) -> list[dict]:
     return [step for each in inner for step in steps_of(each)] if inner is not None else [part]
 
 
+def _without_blank(text: str) -> str:
+    """A text without the blank that SentencePiece puts before it, and with its own blanks as blanks."""
+    return text.replace(SENTENCEPIECE_BLANK, " ").removeprefix(" ")
+
+
 def first_line(error: BaseException) -> str:
     """An error's first line, or its kind where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
@@ -432,7 +444,8 @@ def _byte_of_character() -> dict[str, int]:
 
 
 class _Latin1(dict):
-    """For `str.translate`: the Latin-1 character of the byte that a character stands for, one beyond Latin-1 for others."""
+    """For `str.translate`: the Latin-1 character of the byte that a character stands for, one beyond Latin-1 for
+    others."""
 
     def __missing__(self, code: int) -> int:
         return 0x100
@@ -442,7 +455,7 @@ BYTE_OF_CHARACTER = _byte_of_character()
 _LATIN_1 = _Latin1({ord(character): byte for character, byte in BYTE_OF_CHARACTER.items()})
 
 
-def _without_defaults(value):
+def _without_defaults(value: Any) -> Any:
     """`value` without what says nothing, at every depth: writers differ in whether they spell it out."""
     if isinstance(value, dict):
         return {

@@ -50,8 +50,8 @@ def write_docstring_corpus(path: str | Path, max_mb: float, folders: list[str] |
     One block a line, a blank line after each docstring; ends after the file with which `max_mb` (10^6 bytes) is
     reached. Returns the bytes written. UserError where there is no prose at all.
     """
-    folders = [Path(folder) for folder in folders] if folders else installed_folders()
-    files = shuffled(folders, "*.py", lambda inside: not SKIPPED_FOLDERS.intersection(inside.parts))
+    searched = [Path(folder) for folder in folders] if folders else installed_folders()
+    files = shuffled(searched, "*.py", lambda inside: not SKIPPED_FOLDERS.intersection(inside.parts))
     # Ctrl-C is this process's to tell of.
     pool = ProcessPoolExecutor(available_cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
     try:
@@ -119,26 +119,20 @@ def file_prose(file: Path) -> list[list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
             tree = ast.parse(file.read_bytes())
-        return [prose_blocks(ast.get_docstring(node)) for node in documented(tree)]
-    except (
-        SyntaxError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-        OSError,
-    ):  # a parser's stack that is full is a MemoryError
+        return [prose_blocks(docstring) for docstring in docstrings(tree)]
+    # a parser's stack that is full is a MemoryError
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
         return []
 
 
-def documented(node: ast.AST) -> Iterator[ast.AST]:
-    """The module, classes and functions under `node` that have a docstring, in the order of the text."""
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
-        node, clean=False
-    ):
-        yield node
+def docstrings(node: ast.AST) -> Iterator[str]:
+    """The docstrings of the module, classes and functions under `node`, in the order of the text."""
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if docstring := ast.get_docstring(node):
+            yield docstring
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.stmt, ast.excepthandler)):  # expressions, most of a tree, hold no definitions
-            yield from documented(child)
+            yield from docstrings(child)
 
 
 def prose_blocks(docstring: str) -> list[str]:

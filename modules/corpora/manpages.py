@@ -67,8 +67,9 @@ def write_manpage_corpus(
     files = shuffled([root], "*.gz", lambda inside: SECTION.fullmatch(inside.parts[0]) is not None)
     if not files:
         raise UserError(
-            f"{root}: expected manual pages (man1/*.gz, ...), found none; on Debian: apt-get install manpages-{language}, or where the "
-            f"system leaves pages out: apt-get download manpages-{language}, dpkg -x FILE.deb FOLDER, --folder FOLDER/usr/share/man"
+            f"{root}: expected manual pages (man1/*.gz, ...), found none; on Debian: "
+            f"apt-get install manpages-{language}, or where the system leaves pages out: "
+            f"apt-get download manpages-{language}, dpkg -x FILE.deb FOLDER, --folder FOLDER/usr/share/man"
         )
     progress = bar(
         ([prose_blocks(read_page(file))] for file in files),

@@ -8,7 +8,7 @@ where the answer is known:
     markov_chain      detailed balance holds: the text and its reversal have the same law. No arrow, known entropy.
     iid               independent symbols: no arrow, known entropy.
     with_mirror_image any text, each block followed by its own mirror image: no arrow.
-    turned_by_coin    any tokenized documents, each forward or mirrored as a coin says: no arrow, and real text otherwise.
+    turned_by_coin    any tokenized documents, each forward or mirrored as a coin says: no arrow, else real text.
 
 Each is a generator of pieces of text, so a file of any size takes no memory, and
 the same arguments always give the same text. `seed` decides both the rule (the
@@ -74,7 +74,8 @@ def open_source(source: str, **settings) -> Source:
         case "mirror", {"text": path, "block": block}:
             return Source(with_mirror_image(read_text(path), block), None, None)
     raise UserError(
-        f"expected primes, circuit, markov, iid or mirror with its sizes, found {source} with {', '.join(settings) or 'none'}"
+        "expected primes, circuit, markov, iid or mirror with its sizes, "
+        f"found {source} with {', '.join(settings) or 'none'}"
     )
 
 
@@ -326,7 +327,8 @@ def check_room(path: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"{path}: the text would be of {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there; ask for less of it"
+            f"{path}: the text would be of {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there; "
+            "ask for less of it"
         )
 
 

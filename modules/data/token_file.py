@@ -156,11 +156,11 @@ class TokenFile:
             return
         found = 0
         for block in self.blocks("checking all tokens"):
-            found = zlib.crc32(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")), found)
+            found = zlib.crc32(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).data, found)
         if found != self.tokens_crc32:
             raise UserError(
-                f"{self.path}: damaged: its tokens have the checksum {found:08x}, written were such of {self.tokens_crc32:08x}; "
-                "make it anew from its chunks (make_h5) or from the text"
+                f"{self.path}: damaged: its tokens have the checksum {found:08x}, written were such of "
+                f"{self.tokens_crc32:08x}; make it anew from its chunks (make_h5) or from the text"
             )
 
     def check_ids(self, vocab_size: int) -> None:
@@ -180,8 +180,8 @@ class TokenFile:
         worst = largest if smallest >= 0 else smallest
         if self.vocab_size is not None and not 0 <= worst < self.vocab_size:
             raise UserError(
-                f"{self.path}: damaged: holds the token id {worst:,}, but says that its vocabulary has {self.vocab_size:,} ids "
-                f"(0 to {self.vocab_size - 1:,}); make it anew (make_h5)"
+                f"{self.path}: damaged: holds the token id {worst:,}, but says that its vocabulary has "
+                f"{self.vocab_size:,} ids (0 to {self.vocab_size - 1:,}); make it anew (make_h5)"
             )
         if not 0 <= worst < vocab_size:
             raise UserError(
@@ -197,15 +197,18 @@ class TokenFile:
     def check_tokenizer(self, toki: Tokenizer) -> None:
         """Refuse a tokenizer that cannot have made the file: another fingerprint, or an id beyond its vocabulary.
         UserError."""
-        if self.tokenizer_fingerprint not in (None, toki.fingerprint):
+        if self.tokenizer_fingerprint is None:
+            if (largest := self.extremes[1]) >= toki.vocab_size:
+                raise UserError(
+                    f"{toki.folder}: not the tokenizer of {self.path}: it has {toki.vocab_size:,} ids "
+                    f"(0 to {toki.vocab_size - 1:,}), and the file holds the id {largest:,}; "
+                    "give the one that tokenized it"
+                )
+        elif self.tokenizer_fingerprint != toki.fingerprint:
             raise UserError(
-                f"{toki.folder}: not the tokenizer of {self.path}: fingerprint {toki.fingerprint[:12]} with {toki.vocab_size:,} "
-                f"ids, the data has {self.tokenizer_fingerprint[:12]} with {self.vocab_size or 'unknown'}; give the one that tokenized it"
-            )
-        if self.tokenizer_fingerprint is None and (largest := self.extremes[1]) >= toki.vocab_size:
-            raise UserError(
-                f"{toki.folder}: not the tokenizer of {self.path}: it has {toki.vocab_size:,} ids (0 to {toki.vocab_size - 1:,}), "
-                f"and the file holds the id {largest:,}; give the one that tokenized it"
+                f"{toki.folder}: not the tokenizer of {self.path}: fingerprint {toki.fingerprint[:12]} with "
+                f"{toki.vocab_size:,} ids, the data has {self.tokenizer_fingerprint[:12]} with "
+                f"{self.vocab_size or 'unknown'}; give the one that tokenized it"
             )
 
 
@@ -214,7 +217,7 @@ def same_dataset(one: str, other: str) -> bool:
     return one == other or ("+" in one) != ("+" in other) and one.split("+")[0] == other.split("+")[0]
 
 
-def open_tokens(path: str | os.PathLike) -> TokenFile:
+def open_tokens(path: str | os.PathLike[str]) -> TokenFile:
     """Open the `tokens` dataset of an .h5 file, of ours or of the older chunked kind. Small files are compared with
     their checksum.
 
@@ -244,7 +247,7 @@ def open_tokens(path: str | os.PathLike) -> TokenFile:
                 raise UserError(f"{path}: not a whole .h5 file (its tokens end beyond its end); run make_h5 again")
             tokens = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
         else:
-            tokens[:1], tokens[-1:]  # noqa: B018 (a compression that this machine lacks shows here)
+            tokens[:1], tokens[-1:]
         documents = documents_of(file, path, said.documents_crc32, len(dataset))
         if tokens is dataset:
             at_failure.pop_all()  # it stays open
@@ -294,12 +297,12 @@ def documents_of(file: h5py.File, path: str, crc32: int | None, n_tokens: int) -
     if "documents" not in list(file) and crc32 is None:
         return None
     found = own_dataset(file, path, "documents")[:]
-    if crc32 is not None and zlib.crc32(found) != crc32:
+    if crc32 is not None and zlib.crc32(found.data) != crc32:
         raise UserError(f"{path}: damaged: its documents do not fit their checksum; make it anew (make_h5)")
     if found.dtype != np.uint64 or found[0] != 0 or found[-1] >= n_tokens or np.any(found[1:] <= found[:-1]):
         raise UserError(
-            f"{path}: expected 'documents' to be ascending positions of the {n_tokens:,} tokens, uint64, the first 0; make "
-            "it anew (make_h5)"
+            f"{path}: expected 'documents' to be ascending positions of the {n_tokens:,} tokens, uint64, the first 0; "
+            "make it anew (make_h5)"
         )
     return found
 
@@ -309,12 +312,14 @@ def own_dataset(file: h5py.File, path: str, name: str = "tokens") -> h5py.Datase
     integers."""
     if name not in list(file):  # `in file` is not true of a link to nothing
         raise UserError(
-            f"{path}: expected a dataset named '{name}', found {sorted(file)[:10] or 'nothing'}; was it made by make_h5?"
+            f"{path}: expected a dataset named '{name}', found {sorted(file)[:10] or 'nothing'}; "
+            "was it made by make_h5?"
         )
     link = file.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         raise UserError(
-            f"{path}: expected '{name}' to be in the file itself, found a link to {getattr(link, 'filename', '')}{link.path}"
+            f"{path}: expected '{name}' to be in the file itself, "
+            f"found a link to {getattr(link, 'filename', '')}{link.path}"
         )
     dataset = file[name]
     if (

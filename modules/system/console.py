@@ -43,7 +43,7 @@ _warned: set[str] = set()
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def tell(line: str, stream=None) -> None:
+def tell(line: object, stream=None) -> None:
     """Say a line, or several, on `stream` (standard output by default), above a bar if there is one. Never raises."""
     sink = _Sink(stream or sys.stdout)
     text = printable(str(line), keep="\n\t") + "\n"

@@ -126,10 +126,11 @@ def _by_gigabpe(feed: Feed, vocab_size: int, folder: Path, feed_bytes: int) -> T
         raise _NotForGigabpe("gigabpe is not installed (pip install gigabpe)")
     if shutil.disk_usage(folder).free < SPARE * feed_bytes:
         raise _NotForGigabpe(f"{folder}: no room for a copy of the text while the tokenizer is trained")
+    train_bpe = gigabpe.train_bpe  # pyrefly: ignore[missing-attribute] (it is compiled, and has no stubs)
     with contextlib.ExitStack() as files:
         paths = _write_files(feed(), folder, files)
         _, merges = interruptibly(
-            lambda: gigabpe.train_bpe(paths, vocab_size, special_tokens=[BOS_TOKEN], pretokenizer="bytelevel")
+            lambda: train_bpe(paths, vocab_size, special_tokens=[BOS_TOKEN], pretokenizer="bytelevel")
         )
     # It gives bytes that the text lacks no ids, and so has room for more merges.
     vocab = {token: i for i, token in enumerate([BOS_TOKEN, *ALPHABET])}
@@ -155,7 +156,7 @@ def _write_files(pieces: Iterator[str], folder: Path, files: contextlib.ExitStac
             if out is None:
                 path = files.enter_context(scratch_file(folder))
                 paths.append(str(path))
-                out = open(path, "wb", buffering=1 << 16)  # noqa: SIM115 (closed below)
+                out = open(path, "wb", buffering=1 << 16)
                 files.callback(out.close)
             ends_in_space = item[-1:].isspace()
             out.write((item.replace("\n", VERTICAL_TAB) + "\n" * (not ends_in_space)).encode("utf-8"))

@@ -101,6 +101,7 @@ def _next_cut(source: TextSource | TextInMemory, start: int, piece_bytes: int, t
         if end - start > LONGEST_RUN:
             return first + _character_start(window, end - first), True
         end += min(piece_bytes, STEP)
+    assert source.size is not None  # its end has been read
     return source.size, False
 
 

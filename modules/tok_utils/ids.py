@@ -61,7 +61,7 @@ def ids_to_h5(
                 f"{ids_path}: expected ids of 0 to {vocab_size - 1:,}, found {int(block[at]):,} at "
                 f"position {start + at:,}; give the --vocab_size of their tokenizer, and for a .bin the right --id_type"
             )
-        tokens_crc32 = zlib.crc32(np.ascontiguousarray(block, dtype=dtype), tokens_crc32)
+        tokens_crc32 = zlib.crc32(np.ascontiguousarray(block, dtype=dtype).data, tokens_crc32)
     require(path.parent, len(ids) * dtype.itemsize)
     attributes = attributes_of(
         len(ids), tokens_crc32=tokens_crc32, vocab_size=size, bos_id=vocab_size if bos_id is None else bos_id

@@ -121,7 +121,8 @@ def check_kept(texts: list[Path], toki: Tokenizer, reading: Reading = PLAIN, enc
     """Encode samples of the texts and compare what their ids say, and that an `encoder`'s are the same. What the
     tokenizer's own normalizer makes of a text counts as the text.
 
-    Lost white space and rare unknown tokens are said. Raises UserError where anything else is lost, or `encoder` differs.
+    Lost white space and rare unknown tokens are said. Raises UserError where anything else is lost, or `encoder`
+    differs.
     """
     tokens = unknown = 0
     lost_space = False
@@ -130,7 +131,7 @@ def check_kept(texts: list[Path], toki: Tokenizer, reading: Reading = PLAIN, enc
             ids = toki.encode(sample)
             if encoder is not None and encoder.encode(sample.encode("utf-8")).tolist() != ids:
                 raise ids_differ(text, "in a sample of it")
-            unknown_here = ids.count(toki.unk_id)
+            unknown_here = 0 if toki.unk_id is None else ids.count(toki.unk_id)
             tokens, unknown = tokens + len(ids), unknown + unknown_here
             wanted, kept = toki.round_trip(sample, ids)
             if kept == wanted or unknown_here:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import zstandard
 
@@ -43,6 +43,12 @@ FASTA_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ*-."  # amino acids, bases and what 
 RUN_OF_N = re.compile(rb"N+")
 _LARGE = bytes(range(256)).upper()
 DAMAGE = (EOFError, zstandard.ZstdError, lzma.LZMAError, gzip.BadGzipFile, gzip.zlib.error)
+
+
+class Stream(Protocol):
+    """A file to be read, or what decompresses one."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def _uncompressed(name: str) -> tuple[str, str]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def json_parts(stream: BinaryIO, path: Path, field: str) -> Iterator[Part]:
+def json_parts(stream: Stream, path: Path, field: str) -> Iterator[Part]:
     """The field `field` of each line's object. UserError, with the line's number, where a line has none, or none that
     is a string.
 
@@ -209,7 +215,7 @@ class ParquetReader:
         return UserError(f"{self._path}: expected a whole Parquet file: {str(error).splitlines()[0]}")
 
 
-def fasta_parts(stream: BinaryIO, path: Path, n: str) -> Iterator[Part]:
+def fasta_parts(stream: Stream, path: Path, n: str) -> Iterator[Part]:
     """The sequences' letters, a document for each header; see the head of this file. UserError, with the line's number,
     for what is no FASTA."""
     line, line_starts, in_header, starts, headed = 1, True, False, False, False
@@ -253,7 +259,7 @@ def _between_n(letters: bytes) -> Iterator[bytes]:
             yield stretch
 
 
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
+def _lines(stream: Stream) -> Iterator[bytes]:
     """The lines of a stream, whole, without their ends."""
     rest = []  # of a line whose end is not there yet
     while block := stream.read(READ_BYTES):
@@ -281,7 +287,7 @@ def _listed(names) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def decompressed(file: BinaryIO, compression: str) -> BinaryIO:
+def decompressed(file: BinaryIO, compression: str) -> Stream:
     """A stream of what is in a file, all members and frames of it; the file itself where it is not compressed."""
     if compression == ".gz":
         return gzip.GzipFile(fileobj=file)

@@ -102,7 +102,7 @@ class TextSource:
             and path.name.lower().removesuffix(compression).endswith(".faa")
         ):
             raise UserError(f"{path}: fasta_n: in proteins N is an amino acid: leave it at keep")
-        self._file = open(path, "rb")  # noqa: SIM115 (closed in __exit__)
+        self._file = open(path, "rb")
         self._parquet = None
         try:
             if kind == "parquet":
@@ -236,7 +236,7 @@ def spread_samples(path: Path, reading: Reading = PLAIN) -> list[str]:
     """Up to SAMPLES stretches of a text, spread over it (from its start, where it is not plain), without what is torn
     or not UTF-8."""
     with TextSource(path, reading) as source:
-        spread = source.size if source.is_plain else SAMPLES * SAMPLE_BYTES
+        spread = source.file_bytes if source.is_plain else SAMPLES * SAMPLE_BYTES
         starts = sorted({max(0, spread - SAMPLE_BYTES) * sample // (SAMPLES - 1) for sample in range(SAMPLES)})
         return [source.read(start, start + SAMPLE_BYTES).decode("utf-8", "ignore") for start in starts]
 

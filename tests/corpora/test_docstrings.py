@@ -52,7 +52,10 @@ def test_prose_stays_and_the_rest_goes(tmp_path):
 
 
 def test_a_block_ends_where_the_indentation_changes():
-    docstring = "Summary of a function that does a lot of things.\nname : type\n    What it is for, in at least forty characters.\n"
+    docstring = (
+        "Summary of a function that does a lot of things.\nname : type\n"
+        "    What it is for, in at least forty characters.\n"
+    )
     assert prose_blocks(docstring) == ["What it is for, in at least forty characters."]
 
 

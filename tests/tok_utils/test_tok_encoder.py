@@ -20,14 +20,19 @@ from modules.tokenizer import BYTE_OF_CHARACTER, Tokenizer, get_tokenizer, merge
 from tests.tok_texts import CHARACTERS, hard_text, llama2_like, sample_text, trained
 
 ROOT = Path(__file__).resolve().parents[2]
-WHITE_SPACE = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+WHITE_SPACE = (
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
 # The splits that gigatoken knows, as published tokenizers write them; None is GPT-2's.
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 PATTERNS = {
     "gpt2": None,
-    "llama3, cl100k, olmo": rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}",
+    "llama3, cl100k, olmo": (
+        rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}"
+    ),
     "qwen2": rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}",
     "qwen3.5": (
         rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}"
@@ -71,8 +76,8 @@ def toki(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokis(tmp_path_factory):
-    """A tokenizer for each split, trained on what the tests are made of, so that merges go wherever the split lets them;
-    and those of the repository and of the paper, where they lie beside it."""
+    """A tokenizer for each split, trained on what the tests are made of, so that merges go wherever the split lets
+    them; and those of the repository and of the paper, where they lie beside it."""
     texts = ["".join(pair) * 3 for pair in itertools.product(CHARACTERS, repeat=2)] + [sample_text(50_000)]
     folder = tmp_path_factory.mktemp("tokis")
     made = {name: trained(folder / name, texts, 1500, split_by(pattern)) for name, pattern in PATTERNS.items()}

@@ -345,7 +345,8 @@ def test_a_compressed_text_can_be_mirrored(tmp_path):
 
 def test_a_lock_is_waited_for_gone_with_its_holder_and_leaves_nothing(tmp_path, capfd):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom modules.system.locks import alone\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
+        "from modules.system.locks import alone\n"
         f"with alone(Path({str(tmp_path / 'x')!r})): print(1, flush=True); input()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -123,7 +123,8 @@ def start_together(folder: Path, place: str, toki, processes: int) -> list[subpr
     return [
         start(
             folder, place, toki, 1,
-            RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+            RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
         )
         for rank in range(processes)
     ]  # fmt: skip
@@ -165,7 +166,8 @@ def test_torchrun_starts_again_what_was_killed(job, toki):
     folder, wanted = job
     copied(folder, "restarted")
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "3", "--monitor-interval", "0.2"]
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        + ["--max-restarts", "3", "--monitor-interval", "0.2"]
         + [folder / "script.py", folder / "restarted", toki.folder, "1", "slowly"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
