@@ -1,14 +1,13 @@
 """Reading windows: one gather from a memory map of the contiguous .h5, beside one h5py slice an item as usual data sets
 do it.
 
-    python benchmarks/bench_data.py
+    python -m benchmarks.bench_data
 
 Prints Markdown rows: tokens/s, and what the order of windows and the whole batch cost. The two ways take turns.
 """
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.records import recording
 from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
 from modules.data.windows import split, step_order
@@ -52,6 +51,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
+    with recording("data"):
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Every way of reading in turns, and a row for each."""
     batch, length = options.batch, options.context
 
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +88,8 @@ def main() -> None:
             ]
 
     print(
-        f"{options.tokens:,} tokens, batches of {batch} windows of {length}, {options.rounds} turns of {options.seconds:g} s\n"
+        f"{options.tokens:,} tokens, batches of {batch} windows of {length}, "
+        f"{options.rounds} turns of {options.seconds:g} s\n"
     )
     print("| way | M tokens/s | times the first |\n|---|---|---|")
     for i, name in enumerate(ways):

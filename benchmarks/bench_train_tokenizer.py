@@ -1,6 +1,6 @@
 """Training a tokenizer: `create_tokenizer` against `tokenizers` alone, in one run, with the same tokenizer in the end.
 
-    python benchmarks/bench_train_tokenizer.py --mb 200
+    python -m benchmarks.bench_train_tokenizer --mb 200
 
 The corpus is that of bench_tokenize.py: docstrings with a share of the letters replaced at random, so that distinct
 words never cease. The peer is what people do: the file's lines, in lists of a megabyte, go to `train_from_iterator`, on
@@ -17,8 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.records import recording
 
 LINE = re.compile(r"(?<=\S)(?=\n)")  # lines that train the tokenizer of the whole text: GPT-2's pattern sees no further
 BATCH = 1 << 20
@@ -40,6 +39,12 @@ def main() -> None:
 
     if not text.exists():
         make_corpus(text, args.mb * 10**6, args.noise)
+    with recording("train_tokenizer"):
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Both sides on the corpus: a row each, and whether they made the same tokenizer."""
     print(f"{args.mb} MB, {args.vocab_size:,} ids, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     print("| side | s | CPU s | times the peer | times the peer's CPU | peak memory, MB |\n|---|---|---|---|---|---|")
     peers = None
@@ -60,7 +65,7 @@ def run(side: str, args: argparse.Namespace) -> tuple[float, float, int]:
     """Seconds, CPU seconds and peak resident bytes of one side in a process of its own."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (args.folder / side / name).unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--side", side]
+    command = [sys.executable, "-m", "benchmarks.bench_train_tokenizer", "--side", side]
     for name in ("mb", "vocab_size", "noise", "folder"):
         command += [f"--{name}", str(getattr(args, name))]
     began = time.monotonic()

@@ -1,14 +1,16 @@
 """Training speed and memory of this project's step beside the usual one, in one run on one machine.
 
-    python benchmarks/bench_training.py                                # mini and gpt1, fp32 and bf16, GRU and LSTM
-    python benchmarks/bench_training.py --models gpt1 medium --precision bf16 --batch 90 --device cuda
+    python -m benchmarks.bench_training                                # mini and gpt1, fp32 and bf16, GRU and LSTM
+    python -m benchmarks.bench_training --models gpt1 medium --precision bf16 --batch 90 --device cuda
 
 Contenders train the same model (layers, heads, width, vocabulary, dropout, untied head) with the same optimizer (fused
 AdamW, gradient norm clipped) on the same windows:
-  ours            the trainer's own step, built from a config as a run builds it: on a CPU a batch goes through in pieces
-  transformers    GPT2LMHeadModel, logits then cross-entropy, the batch as a whole; eager, and with the whole forward compiled
-  plain           our model's logits then cross-entropy: on CUDA compiled as a whole, as nanoGPT does it, with the vocabulary padded to a
-                  multiple of 64; for GRU and LSTM, eager, the only peer
+  ours            the trainer's own step, built from a config as a run builds it: on a CPU a batch goes through in
+                  pieces
+  transformers    GPT2LMHeadModel, logits then cross-entropy, the batch as a whole; eager, and with the whole forward
+                  compiled
+  plain           our model's logits then cross-entropy: on CUDA compiled as a whole, as nanoGPT does it, with the
+                  vocabulary padded to a multiple of 64; for GRU and LSTM, eager, the only peer
 Each contender lives in a process of its own, so that peak memory is its own, and the processes take turns: a machine
 that slows down slows all of them. Speeds are medians over the turns, ratios medians of the ratios within a turn. With
 --clock cpu they are tokens a second of CPU time on one thread, for a machine that others are using.
@@ -24,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -33,18 +35,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from configs.make_configs import RECURRENT, SIZES, VOCAB_SIZE  # noqa: E402
-from modules.config import Config, parse_config  # noqa: E402
+from benchmarks.records import recording
+from configs.make_configs import RECURRENT, SIZES, VOCAB_SIZE
+from modules.config import Config, parse_config
 from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
 from modules.data.windows import split
-from modules.models import GPT, build_model  # noqa: E402
-from modules.models.evaluate import autocast_for  # noqa: E402
-from modules.training.batches import pieces_of_a_batch, training_batches  # noqa: E402
-from modules.training.loop import batches_of, train_step  # noqa: E402
-from modules.training.parallel import Processes  # noqa: E402
-from modules.training.run import data_of, prepare  # noqa: E402
+from modules.models import GPT, build_model
+from modules.models.evaluate import autocast_for
+from modules.training.batches import pieces_of_a_batch, training_batches
+from modules.training.loop import batches_of, train_step
+from modules.training.parallel import Processes
+from modules.training.run import data_of, prepare
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16; TF32 has half
 PHASES = ("loading", "forward", "backward", "optimizer")
@@ -122,7 +124,8 @@ def transformers_gpt2(params: dict) -> torch.nn.Module:
 
 def whole_batch(batches, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The next `pieces` of `batches` in one."""
-    return tuple(torch.cat(parts) for parts in zip(*itertools.islice(batches, pieces), strict=True))
+    inputs, targets = zip(*itertools.islice(batches, pieces), strict=True)
+    return torch.cat(inputs), torch.cat(targets)
 
 
 class Ours:
@@ -163,7 +166,6 @@ class Peer:
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, reading=READ_FORWARD)
-        self.batches = training_batches(windows, task.config, processes, 0, self.pieces)
         self.pieces = pieces_of_a_batch(task.config, processes)
         self.batches = training_batches(windows, task.config, processes, 0, self.pieces)
 
@@ -216,7 +218,8 @@ class Measured:
 
     def phases(self, seconds: float) -> dict[str, float]:
         """Share of our step that each phase takes, the device waited for after each; "optimizer" is all but the other
-        three."""
+        three. Of our contender alone."""
+        assert isinstance(self.contender, Ours)
         spent = dict.fromkeys(PHASES, 0.0)
 
         def clocked(phase: str, function):
@@ -326,7 +329,7 @@ def compare(task: Task, rounds: int, seconds: float, eager: bool) -> str:
     """Run a task's contenders in turns; the result as a row of Markdown."""
     contenders = [Contender(task)]
     for name in peers(task.model, task.device, eager):
-        contenders.append(Contender(Task(**asdict(task) | {"contender": name})))
+        contenders.append(Contender(dataclasses.replace(task, contender=name)))
     turns = [[one.do("tokens_per_s", seconds) for one in contenders] for _ in range(rounds)]
     memory = [one.do("peak_memory") for one in contenders]
     speeds = [statistics.median(column) for column in zip(*turns, strict=True)]
@@ -407,13 +410,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of a turn")
     options = parser.parse_args()
+    with recording("training"):
+        print_table(options)
 
+
+def print_table(options: argparse.Namespace) -> None:
+    """A row for each model and precision."""
     device = (
         torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
     )
     print(
-        f"{device}, torch {torch.__version__}, batch {options.batch}, context {options.context}, dropout {options.dropout}, "
-        f"vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s of {options.clock} time\n"
+        f"{device}, torch {torch.__version__}, batch {options.batch}, context {options.context}, "
+        f"dropout {options.dropout}, vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s of "
+        f"{options.clock} time\n"
     )
     columns = [
         "model",

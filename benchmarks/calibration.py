@@ -21,6 +21,7 @@ measured, name another folder. It prints Markdown, and tests/test_calibration.py
 
 import argparse
 import collections
+import contextlib
 import json
 import math
 import multiprocessing
@@ -36,6 +37,7 @@ import h5py
 import numpy as np
 import torch
 
+from benchmarks.records import recording
 from configs.make_configs import synthetic
 from modules.config import Config, parse_config
 from modules.corpora import synthetic as sources
@@ -53,7 +55,7 @@ from modules.tok_utils.encoder import Encoder, id_dtype
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.training.loop import Training, steps
 from modules.training.parallel import Processes
-from modules.training.run import data_of, prepare
+from modules.training.run import data_of, last_step_of, prepare
 
 CPU = Processes(0, 1, torch.device("cpu"))
 
@@ -72,7 +74,7 @@ def character_tokenizer(folder: Path) -> Tokenizer:
 
 def write_tokens(path: Path, text: str | np.ndarray, toki: Tokenizer) -> Path:
     """A dataset file of a text or of its ids, as make_h5 writes it, without its files in between."""
-    ids = Encoder(toki, fast=True).encode(text) if isinstance(text, str) else text
+    ids = Encoder(toki, fast=True).encode(text.encode("utf-8")) if isinstance(text, str) else text
     with h5py.File(path, "w") as file:
         tokens = file.create_dataset("tokens", data=ids.astype(id_dtype(toki.vocab_size)))
         tokens.attrs.update(
@@ -120,7 +122,7 @@ def small_config(
 def trained(config: Config) -> Training:
     """The run of a config, trained to its end in this process; nothing is written."""
     training = prepare(config, data_of(config, None, CPU), CPU)
-    collections.deque(steps(training, config.training_params.steps_to_train), maxlen=0)
+    collections.deque(steps(training, last_step_of(config, len(training.windows))), maxlen=0)
     return training
 
 
@@ -277,7 +279,7 @@ def do_all(jobs: Sequence[Job], processes: int) -> None:
 
 CHARACTERS = 60_000  # of a simulated text; a training of 150 steps sees 77,000 tokens of its half-overlapping windows
 REAL_MB, REAL_VOCAB = 6, 512
-SEPARATOR = "\n"  # between documents
+SEPARATOR = b"\n"  # between documents
 
 
 def materials(folder: Path, real: bool) -> None:
@@ -292,7 +294,7 @@ def materials(folder: Path, real: bool) -> None:
         toki = get_tokenizer(create_tokenizer(text, folder, tokenizer_name="docstrings", vocab_size=REAL_VOCAB))
         documents = [each for each in text.read_text(encoding="utf-8").split("\n\n") if each]
         encode = Encoder(toki, fast=True).encode
-        ids_of = [encode(each) for each in documents]
+        ids_of = [encode(each.encode("utf-8")) for each in documents]
         with replacing(ids) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
@@ -326,6 +328,8 @@ def text_of(job: Job) -> str | np.ndarray:
             text = "".join(sources.linear_circuit(LINES, bits=10, seed=number))
         case "primes" | "primes_mirrored":
             text = "".join(sources.prime_products(LINES, digits=3, seed=number))
+        case unknown:
+            raise ValueError(f"expected one of {[*NULLS, *STRONG]}, found {unknown}")
     return text[::-1] if job.source.endswith("mirrored") else text
 
 
@@ -571,13 +575,14 @@ def main() -> None:
         "strong": lambda: strong(args.seeds, args.folder),
         "entropy": entropy,
     }
-    for part in args.parts or tables:
-        start = time.perf_counter()
-        if not args.show:
-            do_all(jobs[part], args.jobs)
-        elif part == "entropy":
-            continue  # keeps nothing
-        print(f"{tables[part]()}\n\n{time.perf_counter() - start:.0f} s.\n", flush=True)
+    with contextlib.nullcontext() if args.show else recording("calibration"):
+        for part in args.parts or tables:
+            start = time.perf_counter()
+            if not args.show:
+                do_all(jobs[part], args.jobs)
+            elif part == "entropy":
+                continue  # keeps nothing
+            print(f"{tables[part]()}\n\n{time.perf_counter() - start:.0f} s.\n", flush=True)
 
 
 if __name__ == "__main__":

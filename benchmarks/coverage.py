@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from benchmarks.records import recording
 from modules.measurement.noise import next_seeds, noise_of
 from modules.measurement.report import table
 
@@ -54,7 +55,7 @@ def correlated(random: np.random.Generator, n: int, length: float, windows: int)
     return series.T * np.float32(windows / math.sqrt(windows + 2 * np.sum((windows - lags) * correlation**lags)))
 
 
-def simulated(model: str, length: float, n_seeds: int, runs: int, windows: int = WINDOWS) -> Iterator[np.ndarray]:
+def simulated(model: str, length: int, n_seeds: int, runs: int, windows: int = WINDOWS) -> Iterator[np.ndarray]:
     """`runs` measurements whose truth is 0. Each [seeds, windows]"""
     windows_sd, seeds_sd, law, interaction_sd = MODELS[model]
     random = np.random.default_rng([list(MODELS).index(model), length, n_seeds])
@@ -76,7 +77,7 @@ def true_se(model: str, n_seeds: int) -> float:
     return math.sqrt(windows_sd**2 + (seeds_sd**2 + interaction_sd**2) / n_seeds)
 
 
-def coverage(model: str, length: float, n_seeds: int, runs: int, windows: int = WINDOWS) -> tuple[float, float]:
+def coverage(model: str, length: int, n_seeds: int, runs: int, windows: int = WINDOWS) -> tuple[float, float]:
     """Share of intervals that hold the truth, and their mean half-width by the true standard error."""
     reached = [
         (abs(parts.mean()), noise_of(parts).half_width) for parts in simulated(model, length, n_seeds, runs, windows)
@@ -90,11 +91,9 @@ def stopped(model: str, half_width: float, runs: int) -> tuple[float, float]:
     seeds."""
     found = []
     for parts in simulated(model, 0, MOST, runs, STOPPED_WINDOWS):
-        n, following = 0, 2
-        while following > n:
-            n = following
-            noise = noise_of(parts[:n])
-            following = next_seeds(noise, half_width, MOST)
+        n, noise = 2, noise_of(parts[:2])
+        while (following := next_seeds(noise, half_width, MOST)) > n:
+            n, noise = following, noise_of(parts[:following])
         found.append((abs(parts[:n].mean()) <= noise.half_width, n))
     return tuple(np.mean(found, axis=0))
 
@@ -120,12 +119,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=4_000, help="simulated measurements a cell (default %(default)s)")
     args = parser.parse_args()
-    for title, of in (
-        ("Coverage of the truth (half-width by the true standard error)", coverage_table),
-        ("Seeds until the interval is short enough", stopping_table),
-    ):
-        start = time.process_time()
-        print(f"## {title}\n\n{of(args.runs)}\n\n{time.process_time() - start:.0f} s on one core.\n", flush=True)
+    with recording("coverage"):
+        for title, of in (
+            ("Coverage of the truth (half-width by the true standard error)", coverage_table),
+            ("Seeds until the interval is short enough", stopping_table),
+        ):
+            start = time.process_time()
+            print(f"## {title}\n\n{of(args.runs)}\n\n{time.process_time() - start:.0f} s on one core.\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from modules.system.processes import available_cores
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 RESULTS = HERE / "RESULTS.md"
-MARKED = re.compile(r"(<!-- record ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- record ([\w.+-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PACKAGES = ("torch", "numpy", "tokenizers", "gigatoken", "gigabpe", "transformers")
 
 
@@ -86,9 +86,7 @@ def machine() -> dict[str, str | float]:
     """Processor, GPU, cores, load and the versions of what the figures depend on."""
     import torch
 
-    found = {"processor": platform.processor() or platform.machine(), "cores": available_cores()}
-    with contextlib.suppress(OSError):
-        found["processor"] = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    found: dict[str, str | float] = {"processor": processor(), "cores": available_cores()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     versions = {}
@@ -98,6 +96,14 @@ def machine() -> dict[str, str | float]:
     if hasattr(os, "getloadavg"):  # not on Windows
         found["load"] = round(os.getloadavg()[0], 1)
     return found | {"python": platform.python_version(), **versions}
+
+
+def processor(told: Path = Path("/proc/cpuinfo")) -> str:
+    """Its name as Linux has it; what kind it is where Linux has none, as on ARM."""
+    with contextlib.suppress(OSError):
+        if name := re.search(r"model name\s*: (.*)", told.read_text()):
+            return name[1]
+    return platform.processor() or platform.machine()
 
 
 def filled(page: str, folder: Path = RECORDS) -> str:
