@@ -51,7 +51,6 @@ FLIPS = {
 }
 BACKWARDS = {
     "config.py": "where it is chosen",
-    "measurement/pairing.py": "compared",
     "measurement/runs.py": "where it is chosen",
     "measurement/comparison.py": "compared",
 }
