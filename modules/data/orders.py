@@ -217,8 +217,8 @@ def orders_of(said: object, length: int) -> tuple[Order, ...]:
         return (named(said, length),)
     if not isinstance(said, list) or len(said) < 2 or not all(map(is_one_order, said)):
         raise ValueError(
-            f"expected a name, a list of {length} positions, or a list of two or more of these, found {str(said)[:40]}; "
-            f"valid names are {USAGES}, {BOTH}"
+            f"expected a name, a list of {length} positions, or a list of two or more of these, "
+            f"found {str(said)[:40]}; valid names are {USAGES}, {BOTH}"
         )
     orders = tuple(named(one, length) for one in said)
     if FRESH in orders:
