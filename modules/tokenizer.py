@@ -20,6 +20,7 @@ written in a text is text.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -298,7 +299,7 @@ def get_tokenizer(m_path: str | os.PathLike) -> Tokenizer:
 
     Raises UserError where there is no readable tokenizer.json of a BPE tokenizer.
     """
-    toki, dropout = load(m_path)
+    toki, dropout = _load_once(str(m_path), _digest(Path(m_path)))
     if dropout:
         tell(
             f"{m_path}: drops merges at random (dropout {dropout}); switched off here, "
@@ -306,6 +307,22 @@ def get_tokenizer(m_path: str | os.PathLike) -> Tokenizer:
             sys.stderr,
         )
     return toki
+
+
+@functools.lru_cache(maxsize=4)
+def _load_once(m_path: str, _: bytes) -> tuple[Tokenizer, float | None]:
+    """`load`, unless these very files were loaded already: large vocabularies take a third of a second."""
+    return load(m_path)
+
+
+def _digest(folder: Path) -> bytes:
+    """Of all that is read of a tokenizer folder; of nothing where it cannot be read, which `load` then says."""
+    digest = hashlib.blake2b()
+    for path in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        with contextlib.suppress(OSError):
+            digest.update(path.read_bytes())
+        digest.update(b" ")
+    return digest.digest()
 
 
 def load(m_path: str | os.PathLike) -> tuple[Tokenizer, float | None]:

@@ -213,12 +213,12 @@ def orders_of(said: object, length: int) -> tuple[Order, ...]:
     """
     if said == BOTH:
         return (FORWARD, BACKWARD)
-    if isinstance(said, str) or is_positions(said):
+    if is_one_order(said):
         return (named(said, length),)
-    if not isinstance(said, list) or len(said) < 2 or any(type(x) is not str and not is_positions(x) for x in said):
+    if not isinstance(said, list) or len(said) < 2 or not all(map(is_one_order, said)):
         raise ValueError(
-            f"expected a name, a list of {length} positions, or a list of two or more of these, found {str(said)[:40]}; "
-            f"valid names are {USAGES}, {BOTH}"
+            f"expected a name, a list of {length} positions, or a list of two or more of these, "
+            f"found {str(said)[:40]}; valid names are {USAGES}, {BOTH}"
         )
     orders = tuple(named(one, length) for one in said)
     if FRESH in orders:
@@ -231,6 +231,11 @@ def orders_of(said: object, length: int) -> tuple[Order, ...]:
 def is_positions(said: object) -> bool:
     """Whether a config's value lists positions: integers, at least one."""
     return isinstance(said, (list, tuple)) and len(said) > 0 and all(type(place) is int for place in said)
+
+
+def is_one_order(said: object) -> bool:
+    """Whether a config's value is meant for one order: a name or positions."""
+    return isinstance(said, str) or is_positions(said)
 
 
 def is_backward(said: object) -> bool:

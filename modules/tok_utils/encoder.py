@@ -20,13 +20,13 @@ which gigatoken 0.10.0 knows and tokenizers 0.23.3 does not. No other character 
 """
 
 import codecs
-import json
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import gigatoken
 import numpy as np
+import pydantic_core
 
 from modules.system.errors import UserError
 from modules.system.processes import resident_bytes
@@ -271,4 +271,4 @@ def fast_tokenizer(toki: Tokenizer) -> gigatoken.Tokenizer | str:
 
 def _gigatoken_of(toki: Tokenizer) -> gigatoken.Tokenizer:
     parts = {name: toki.definition.get(name) for name in ("version", "model", "pre_tokenizer")}
-    return gigatoken.Tokenizer.from_json(json.dumps(parts | {"added_tokens": []}))
+    return gigatoken.Tokenizer.from_json(pydantic_core.to_json(parts | {"added_tokens": []}).decode("utf-8"))

@@ -42,14 +42,15 @@ MODULES = Path(__file__).parents[2] / "modules"
 FLIPS = {
     "corpora/reverse.py": "reverses the characters of a text, before there are tokens",
     "corpora/synthetic.py": "makes texts that mirror each other",
+    "tok_utils/symbols.py": "the last white space of a text",
     "tok_utils/symmetric.py": "the tokens of a reversed text",
+    "measurement/control.py": "what stands between the documents of a reversed text",
     "measurement/contrast.py": "the documents of a reversed text",
     "measurement/noise.py": "a series and its mirror image, before a Fourier transform",
     "training/side_by_side.py": "the last of the lines of an error",
 }
 BACKWARDS = {
     "config.py": "where it is chosen",
-    "measurement/pairing.py": "compared",
     "measurement/runs.py": "where it is chosen",
     "measurement/comparison.py": "compared",
 }

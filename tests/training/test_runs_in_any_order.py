@@ -8,7 +8,8 @@ import torch
 
 from modules.config import load_config
 from modules.data.orders import positions
-from modules.measurement.comparison import held_out_windows, load_model, pair_up, read_run
+from modules.measurement.evaluation import held_out_windows, load_model
+from modules.measurement.pairing import pair_up, read_run
 from modules.models.evaluate import held_out_losses, snippet
 from modules.system.errors import UserError
 from modules.training import validations
