@@ -14,6 +14,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
@@ -228,12 +229,12 @@ def orders_of(said: object, length: int) -> tuple[Order, ...]:
     return orders
 
 
-def is_positions(said: object) -> bool:
+def is_positions(said: object) -> TypeGuard[Sequence[int]]:
     """Whether a config's value lists positions: integers, at least one."""
     return isinstance(said, (list, tuple)) and len(said) > 0 and all(type(place) is int for place in said)
 
 
-def is_one_order(said: object) -> bool:
+def is_one_order(said: object) -> TypeGuard[str | Sequence[int]]:
     """Whether a config's value is meant for one order: a name or positions."""
     return isinstance(said, str) or is_positions(said)
 

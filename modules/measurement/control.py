@@ -84,5 +84,5 @@ def _reading_of_reversed(reading: Reading, texts: tuple[Text, ...]) -> Reading:
 
 def control_run(run: Config, data: Path) -> Config:
     """The run on the control that belongs to `run`: the same in all but its data."""
-    name = f"{base_name(run.name)}{SUFFIX}_{run.direction}_seed{run.training_params.seed}"
+    name = f"{base_name(run.name)}{SUFFIX}_{run.order}_seed{run.training_params.seed}"
     return run.with_training(dataset_folder=str(data)).with_name(name)

@@ -177,6 +177,7 @@ class GPT(LanguageModel):
     def embedded(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """What goes into the first block [B, T, D]."""
         if self.next_position is not None:
+            assert self.position is not None  # places that are told are learned
             tokens_BT, next_BT = tokens_BT.unbind(-1)
             here_BT = F.pad(next_BT[:, :-1], (1, 0), value=self.context)
             return self.embedding(tokens_BT) + self.position(here_BT) + self.next_position(next_BT)

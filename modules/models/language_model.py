@@ -57,7 +57,7 @@ class LanguageModel(nn.Module):
         `through` then."""
         return []
 
-    def through(self, part: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    def through(self, part: nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
         """`part(*inputs)`; in training without keeping its activations, where the config asks for that."""
         if self.checkpoint_activations and self.training:
             return checkpoint(part, *inputs, use_reentrant=False)

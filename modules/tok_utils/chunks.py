@@ -90,6 +90,7 @@ def tokenize_folder(
     meet(process, "come")
     # The lock keeps other commands off; the other processes of this one share the work.
     with contextlib.nullcontext() if process.rank else alone(chunks_folder):
+        mine = None
         if process.rank == 0:
             mine = job()
             if not mine.finished():  # by the command that was waited for
@@ -97,8 +98,7 @@ def tokenize_folder(
                 check_space(texts, encoders[0], chunks_folder, out_h5_folder, reading)
                 mine.begin()
         meet(process, "begun")
-        if process.rank:
-            mine = job()
+        mine = mine or job()
         if not mine.finished():
             chunks = _encode(mine, encoders, process)
             if not chunks:

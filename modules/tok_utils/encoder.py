@@ -84,7 +84,11 @@ class Encoder:
         self._toki, self._fast, self._errors = toki, fast, errors
         self._dtype = id_dtype(toki.vocab_size)
         # Bytes of each token, in the narrowest type: these are looked up for every token of the text.
-        lengths = [len(piece) for piece in toki.token_bytes()] if fast else [0]
+        lengths = [0]
+        if fast:
+            token_bytes = toki.token_bytes()
+            assert token_bytes is not None  # `fast_tokenizer` asks for them
+            lengths = [len(piece) for piece in token_bytes]
         self._lengths = np.array(lengths, dtype=np.min_scalar_type(max(lengths)))
         self._gigatoken, self._seen = ready, 0
         self._most_resident = (resident_bytes() or 0) + GROWTH
@@ -115,12 +119,10 @@ class Encoder:
                 ids = self._fast_ids(encoded)
                 if not self._may_be_right(encoded, ids):
                     return Differs(part.start + self._first_difference(encoded, ids))
-                ends = np.cumsum(self._lengths[ids], dtype=np.int64) if here else None
             else:
-                ids, ends = self._by_library(encoded), None
-                if here:
-                    ends = self._ends_by_library(encoded)
+                ids = self._by_library(encoded)
             if here:
+                ends = np.cumsum(self._lengths[ids], dtype=np.int64) if self._fast else self._ends_by_library(encoded)
                 documents.append(tokens + np.searchsorted(ends, here, side="right"))
             parts.append(ids)
             forced += [part.stop] if part.forced else []
@@ -129,7 +131,7 @@ class Encoder:
         if starts is not None:
             first_tokens = np.unique(np.concatenate(documents)).astype(np.uint64)
             starts = first_tokens[first_tokens < tokens]  # a normalizer may leave no token of a chunk's last document
-        return Encoded(ids, text_bytes, zlib.crc32(data), zlib.crc32(ids), forced, starts)
+        return Encoded(ids, text_bytes, zlib.crc32(data), zlib.crc32(ids.data), forced, starts)
 
     def _fast_ids(self, text: bytes) -> np.ndarray:
         """By gigatoken, but for the stretches with characters that it sees differently."""

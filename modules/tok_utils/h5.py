@@ -55,7 +55,7 @@ def make_h5(
     if this_process().rank > 0:
         return path
     manifest = read_manifest(folder)
-    if manifest.chunks is None:
+    if manifest is None or manifest.chunks is None:
         raise UserError(
             f"{folder}: tokenization has not finished; start tokenize_folder (tokenize_to_h5.py) again, it goes on "
             "where it stopped"
@@ -68,36 +68,44 @@ def make_h5(
             "made: put tokenizer_config.json back as it was"
         )
     dtype = id_dtype(toki.vocab_size)
-    total = sum(row.tokens for row in manifest.chunks)
-    require(path.parent, total * dtype.itemsize + sum(8 * ((row.documents or 0) + 1) for row in manifest.chunks))
+    rows = manifest.chunks
+    total = sum(row.tokens for row in rows)
+    require(path.parent, total * dtype.itemsize + sum(8 * ((row.documents or 0) + 1) for row in rows))
     with alone(path):
-        _write(path, folder, manifest, toki, total, dtype, reversed_of)
+        _write(path, folder, manifest, rows, toki, total, dtype, reversed_of)
     return path
 
 
 def _write(
-    path: Path, folder: Path, manifest: Manifest, toki: Tokenizer, total: int, dtype: np.dtype, reversed_of: str | None
+    path: Path,
+    folder: Path,
+    manifest: Manifest,
+    rows: list[Row],
+    toki: Tokenizer,
+    total: int,
+    dtype: np.dtype,
+    reversed_of: str | None,
 ) -> None:
     """Write the .h5 at `path`, whole or not at all."""
     tokens_crc32 = 0
-    for row in manifest.chunks:
+    for row in rows:
         tokens_crc32 = joined_crc32(tokens_crc32, row.tokens_crc32, row.tokens * dtype.itemsize)
     # Relative: data and text that are moved together still know each other, and the same folders give the same bytes.
     texts = [(os.path.relpath(folder.parent / text.name, path.parent), text.fingerprint) for text in manifest.texts]
-    documents = _documents(folder, manifest)
+    documents = _documents(folder, rows, manifest.identity)
     attributes = attributes_of(
         total,
         vocab_size=toki.vocab_size,
         tokenizer_fingerprint=toki.fingerprint,
         bos_id=toki.bos_id,
-        text_bytes=sum(row.text_bytes for row in manifest.chunks),
+        text_bytes=sum(row.text_bytes for row in rows),
         tokens_crc32=tokens_crc32,
         texts=json.dumps(texts),
         symmetric=why_not_symmetric(toki) is None,
         reading=manifest.reading,
         symbols=symbols_of(toki),
         reversed_of=reversed_of,
-        documents_crc32=None if documents is None else zlib.crc32(documents),
+        documents_crc32=None if documents is None else zlib.crc32(documents.data),
     )
     try:
         with replacing(path) as temporary:
@@ -110,7 +118,7 @@ def _write(
                     file.seek(offsets["documents"])
                     file.write(documents.data)
                 file.seek(offsets["tokens"])
-                for number, row in enumerate(bar(manifest.chunks, desc=f"write {path.name}", unit="chunk")):
+                for number, row in enumerate(bar(rows, desc=f"write {path.name}", unit="chunk")):
                     ids = _read(_chunk(folder, number), row, manifest.identity, "tokens", row.tokens_crc32)
                     if ids.dtype != dtype or (len(ids) and ids.max() >= toki.vocab_size):
                         raise _damaged(_chunk(folder, number))
@@ -139,15 +147,15 @@ def _chunks_folder(folder: Path) -> Path:
     )
 
 
-def _documents(folder: Path, manifest: Manifest) -> np.ndarray | None:
+def _documents(folder: Path, rows: list[Row], identity: str) -> np.ndarray | None:
     """The tokens with which documents begin, ascending; None where no text is divided. A text that is not is one."""
-    if all(row.documents is None for row in manifest.chunks):
+    if all(row.documents is None for row in rows):
         return None
     found, tokens = [], 0
-    for number, row in enumerate(manifest.chunks):
+    for number, row in enumerate(rows):
         if row.documents is not None:
             path = _chunk(folder, number)
-            here = _read(path, row, manifest.identity, "documents", row.documents_crc32)
+            here = _read(path, row, identity, "documents", row.documents_crc32)
             if np.any(here[1:] <= here[:-1]) or np.any(here >= row.tokens):
                 raise _damaged(path)
             found.append(here + np.uint64(tokens))
@@ -161,7 +169,7 @@ def _chunk(folder: Path, number: int) -> Path:
     return folder / f"chunk_{number:06d}.pt"
 
 
-def _read(path: Path, row: Row, identity: str, name: str, crc32: int) -> np.ndarray:
+def _read(path: Path, row: Row, identity: str, name: str, crc32: int | None) -> np.ndarray:
     """An array of a chunk's file. Raises UserError unless it is there and is what the manifest says."""
     try:
         chunk = read_chunk(path, name)
@@ -172,7 +180,7 @@ def _read(path: Path, row: Row, identity: str, name: str, crc32: int) -> np.ndar
     except MemoryError as error:
         raise UserError(f"{path}: no memory is left to read it; nothing is lost: start again when there is") from error
     array = getattr(chunk, name)
-    if chunk.job != identity or chunk.row() != row or zlib.crc32(array) != crc32:
+    if chunk.job != identity or chunk.row() != row or zlib.crc32(array.data) != crc32:
         raise _damaged(path)
     return array
 
@@ -209,6 +217,7 @@ def summary(h5_path: Path, toki: Tokenizer) -> str:
     """What a finished .h5 holds, in a few lines: sizes, bytes a token, share of the vocabulary used, a decoded snippet
     from the middle."""
     token_file = open_tokens(h5_path)
+    assert token_file.text_bytes is not None  # make_h5 says it
     count = len(token_file.tokens)
     used = np.zeros(toki.vocab_size, dtype=bool)
     for block in token_file.blocks("counting the ids that are used"):

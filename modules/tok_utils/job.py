@@ -138,11 +138,7 @@ class Contents(Schema):
     def row(self) -> Row:
         """What the manifest says of it."""
         said = self.model_dump(include=Row.model_fields.keys() - {"tokens", "documents"})
-        return Row(tokens=_length(self.tokens), documents=_length(self.documents), **said)
-
-
-def _length(array: np.ndarray | Tensor | None) -> int | None:
-    return None if array is None else array.size
+        return Row(tokens=self.tokens.size, documents=None if self.documents is None else self.documents.size, **said)
 
 
 def identity_of(header: dict) -> str:
@@ -284,7 +280,7 @@ class Job:
             "tokens_crc32": encoded.ids_crc32,
         }
         if encoded.documents is not None:
-            contents |= {"documents": encoded.documents, "documents_crc32": zlib.crc32(encoded.documents)}
+            contents |= {"documents": encoded.documents, "documents_crc32": zlib.crc32(encoded.documents.data)}
         buffer = io.BytesIO()
         write_pt(buffer, contents)
         try:
@@ -292,7 +288,8 @@ class Job:
                 temporary.write_bytes(buffer.getbuffer())
         except OSError as error:
             raise UserError(
-                f"{self.path(chunk.number)} cannot be written: {os.strerror(error.errno)}. "
+                f"{self.path(chunk.number)} cannot be written: "
+                f"{os.strerror(error.errno) if error.errno else error}. "
                 "What is done is kept: start again to go on from here"
             ) from error
 

@@ -34,6 +34,7 @@ def write_pt(file: io.BytesIO, values: dict[str, int | str | np.ndarray]) -> Non
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     entry = zipfile.ZipInfo(f"archive/{name}")  # it carries no time: the same contents are the same bytes
+    assert archive.fp is not None  # it is open
     start = archive.fp.tell() + 30 + len(entry.filename) + 4  # after the entry's header and that of the padding
     padding = -start % ALIGNMENT
     entry.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)

@@ -505,6 +505,17 @@ main(int(sys.argv[1]))
     assert run(tmp_path, toki).read_bytes() == wanted
 
 
+def test_a_failure_without_a_number_is_one_line_too(tmp_path, toki, monkeypatch):
+    def replacing(path):
+        raise OSError("the store said no")
+
+    write(tmp_path / "t.txt", sample_text(10_000))
+    monkeypatch.setattr(job_module, "replacing", replacing)
+    monkeypatch.setattr(job_module.Job, "begin", lambda self: None)
+    with pytest.raises(UserError, match="chunk_000000.pt cannot be written: the store said no. What is done is kept"):
+        run(tmp_path, toki)
+
+
 def test_an_unwritable_folder_is_one_line(tmp_path, toki):
     write(tmp_path / "t.txt", sample_text(10_000))
     write(tmp_path / "t_tokens", "a file where the folder should be")
