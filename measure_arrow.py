@@ -132,7 +132,8 @@ def measured(arguments: argparse.Namespace) -> int:
     from modules.system.processes import this_process
     from modules.training.devices import pick_device
 
-    texts = read_texts(arguments.text, arguments.tokenizer_path)  # a mistake in them is told before hours of training
+    # a mistake in them is told before hours of training
+    texts = read_texts(arguments.text, arguments.tokenizer_path) if arguments.text else {}
     wish = Wish(
         arguments.out, arguments.tokenizer_path, shlex.join(["python", *sys.argv]), texts, arguments.save_losses
     )

@@ -1,7 +1,7 @@
 """Text file to .h5: ours against `tokenizers.encode_batch`, in one run, on all cores.
 
-    python benchmarks/bench_tokenize.py                              # 6 MB and 200 MB, the peer on all of it
-    python benchmarks/bench_tokenize.py --mb 2000 4000 --peer_mb 200   # the peer on the first 200 MB only
+    python -m benchmarks.bench_tokenize                                # 6 MB and 200 MB, the peer on all of it
+    python -m benchmarks.bench_tokenize --mb 2000 4000 --peer_mb 200   # the peer on the first 200 MB only
 
 The corpus is the docstrings of the installed packages, repeated to the size asked for with a share of the letters
 replaced at random, afresh in each repetition: words like those of the tokenizer's training, and a steady supply of ones
@@ -27,11 +27,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.records import recording
+from modules.tokenizer import get_tokenizer
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from modules.tokenizer import get_tokenizer  # noqa: E402
-
 PEER_BATCH = 1 << 22
 NEXT_SPACE = re.compile(r"(?<=\S)(?=\s)")
 
@@ -63,12 +62,13 @@ def main() -> None:
         size = min(args.peer_mb or args.mb[0], args.mb[0]) * 10**6
         peer(text_of(args, args.mb[0]), args.tokenizer_path, args.folder / "peer.ids", size, args.peer_characters)
     else:
-        print(
-            "| MB | cores | side | on MB | s | MB/s | ratio | MB/CPU s | ratio | peak memory, MB "
-            "| make_h5, MB/s of ids | load |\n" + "|---" * 12 + "|"
-        )
-        for megabytes in args.mb:
-            compare(args, megabytes)
+        with recording("tokenize"):
+            print(
+                "| MB | cores | side | on MB | s | MB/s | ratio | MB/CPU s | ratio | peak memory, MB "
+                "| make_h5, MB/s of ids | load |\n" + "|---" * 12 + "|"
+            )
+            for megabytes in args.mb:
+                compare(args, megabytes)
 
 
 def text_of(args: argparse.Namespace, megabytes: int) -> Path:
@@ -110,7 +110,8 @@ def run(args: argparse.Namespace, side: str, megabytes: int, cores: int) -> tupl
         "--side": side,
         "--cores": cores,
     } | ({"--peer_mb": args.peer_mb} if args.peer_mb else {})
-    command = [sys.executable, __file__] + [str(word) for pair in options.items() for word in pair]
+    command = [sys.executable, "-m", "benchmarks.bench_tokenize"]
+    command += [str(word) for pair in options.items() for word in pair]
     chosen = sorted(os.sched_getaffinity(0))[:cores]
     began, cpu_before = time.monotonic(), cpu_of_children()
     process = subprocess.Popen(
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace, side: str, megabytes: int, cores: int) -> tupl
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, chosen),  # noqa: PLW1509 (no threads here)
+        preexec_fn=lambda: os.sched_setaffinity(0, chosen),  # no threads here, which it could lock
         env=os.environ | {"RAYON_NUM_THREADS": str(cores)},
     )
     peak = 0
@@ -128,7 +129,7 @@ def run(args: argparse.Namespace, side: str, megabytes: int, cores: int) -> tupl
     seconds = time.monotonic() - began
     if process.returncode:
         raise SystemExit(f"{side} on {cores} cores failed")
-    return seconds, cpu_of_children() - cpu_before, peak, process.stdout.read().strip()
+    return seconds, cpu_of_children() - cpu_before, peak, process.communicate()[0].strip()
 
 
 def cpu_of_children() -> float:

@@ -506,14 +506,10 @@ def strong(n_seeds: int, folder: Path) -> str:
             )
         if len(both_ways) == 2:
             n = min(len(each.parts) for each in both_ways)
-            halves += [
-                [STRONG[name], half, *in_nats(estimate)]
-                for half, estimate in zip(
-                    ("turns round with the text", "does not"),
-                    contrast.turning(*(first_seeds(each, n) for each in both_ways)),
-                    strict=True,
-                )
-            ]
+            turns, stays = contrast.turning(*(first_seeds(each, n) for each in both_ways))
+            assert stays is not None  # both texts were trained on
+            halves.append([STRONG[name], "turns round with the text", *in_nats(turns)])
+            halves.append([STRONG[name], "does not", *in_nats(stays)])
     header = [
         "source",
         "seeds",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.data.token_file import TokenFile
 from modules.data.windows import Windows
 from modules.measurement import arrow, contrast, token_classes
 from modules.measurement.convergence import Convergence, convergence
@@ -204,6 +205,12 @@ class Measurement:
         return [forward.run.seed for forward, _ in self.pairs]
 
     @property
+    def token_file(self) -> TokenFile:
+        """The dataset, where the runs are here."""
+        assert self.windows is not None
+        return self.windows.token_file
+
+    @property
     def is_of_a_text(self) -> bool:
         """Whether it is of runs here, and not of a control."""
         return self.windows is not None and self.windows.token_file.reversed_of is None
@@ -226,11 +233,12 @@ def compare(
     of_tokens = None if starts is None else document_of_tokens(starts, windows)
     found, shared = measured_alike(forward, backward, documents, block_tokens)
     pieces = token_classes.pieces_of(toki) if toki else None
-    classes = words_at = None
+    by_class = words_at = None
     if pieces:
         ids = held_out_ids(windows)
         classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape)
-        bytes_per_token = np.mean([len(pieces[i]) for i in ids.ravel()])
+        by_class = arrow.by_class(forward, backward, classes, token_classes.NAMES, token_classes.words_of(classes))
+        bytes_per_token = float(np.mean([len(pieces[i]) for i in ids.ravel()]))
         words_at = words_from(ids.ravel(), pieces)
     else:
         bytes_per_token = average_bytes_per_token(windows)
@@ -244,10 +252,8 @@ def compare(
         by_length=by_length(pairs, found, documents),
         convergence=convergence_of(pairs, found, documents),
         by_context=arrow.by_context(forward, backward),
-        by_class=arrow.by_class(forward, backward, classes, token_classes.NAMES, token_classes.words_of(classes))
-        if pieces
-        else None,
-        documents=None if starts is None else largest(forward, backward, of_tokens, windows.first, words_at),
+        by_class=by_class,
+        documents=None if of_tokens is None else largest(forward, backward, of_tokens, windows.first, words_at),
         passages=largest(forward, backward, passages, 0, words_at) if words_at else None,
         curves=curves_of(pairs),
         control=None,
@@ -304,9 +310,10 @@ def compare_losses(
     return Measurement(comparison, [], None, losses, documents, of_tokens, found.percent)
 
 
-def stacked(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[np.ndarray]:
+def stacked(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> tuple[np.ndarray, np.ndarray]:
     """Forward and backward held-out losses, each [seeds, windows, tokens]."""
-    return [np.stack([each.losses_WT for each in of_seeds]) for of_seeds in zip(*pairs, strict=True)]
+    forward, backward = (np.stack([each.losses_WT for each in of_seeds]) for of_seeds in zip(*pairs, strict=True))
+    return forward, backward
 
 
 def measured_alike(
@@ -362,7 +369,7 @@ def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
     for each in measurements:
         control = next((other for other in measurements if is_control(other, each)), None)
         said, turns = None, each.estimate
-        if control is not None or each.windows.token_file.symmetric:
+        if control is not None or each.token_file.symmetric:
             # Where all turns, the half is the arrow itself, in its unit.
             unit = "percent of the mean" if control else "percent"
             (turns, stays), (turns_nats, stays_nats) = (
@@ -384,8 +391,8 @@ def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 def is_control(control: Measurement, text: Measurement) -> bool:
     """Whether the first is the second on the reversed text."""
-    reversed_of = control.windows.token_file.reversed_of
-    if reversed_of is None or not text.windows.token_file.matches(reversed_of):
+    reversed_of = control.token_file.reversed_of
+    if reversed_of is None or not text.token_file.matches(reversed_of):
         return False
     runs = [each.pairs[0][0].run for each in (control, text)]
     return control.seeds == text.seeds and not differences(*runs, but=("data", "tokenizer"))
@@ -410,7 +417,7 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
             where = ", ".join(
                 f"{name} {value:,}" if name != "text" else str(value) for name, value in zip(others, rest, strict=True)
             )
-            held_out = {(each.windows.token_file.fingerprint, each.comparison.held_out.tokens) for each in group}
+            held_out = {(each.token_file.fingerprint, each.comparison.held_out.tokens) for each in group}
             shared = {"same_seeds": len({tuple(each.seeds) for each in group}) == 1, "same_text": len(held_out) == 1}
             for (one, other), (low, high) in zip(pairwise(group), pairwise(values), strict=True):
                 difference = contrast.contrast(other.sample(), one.sample(), **shared)
@@ -463,8 +470,10 @@ def by_length(
         of_some = None if documents is None else documents[: len(some)]
         if of_some is not None and len(np.unique(of_some)) < FEWEST_GROUPS:
             of_some = None
-        losses = (np.stack([each.by_length[length] for each in of_seeds]) for of_seeds in zip(*pairs, strict=True))
-        found[length] = arrow.measure(*(each[..., None] for each in losses), documents=of_some)
+        forward, backward = (
+            np.stack([each.by_length[length] for each in of_seeds])[..., None] for of_seeds in zip(*pairs, strict=True)
+        )
+        found[length] = arrow.measure(forward, backward, documents=of_some)
     found[pairs[0][0].losses_WT.shape[1]] = whole
     return [
         LengthRow(length, each.forward, each.backward, each.percent.value, each.percent.both, each.n_windows)
@@ -478,12 +487,16 @@ def convergence_of(
     """How far the models have come, from what their runs left beside their states."""
     runs = [[each.run for each in of_seeds] for of_seeds in zip(*pairs, strict=True)]
     run = runs[0][0]
-    at_the_end = {each[0].direction: [last_training_loss(one) for one in each] for each in runs}
-    known = all(loss is not None for losses in at_the_end.values() for loss in losses)
+    at_the_end = {
+        each[0].direction: [loss for one in each if (loss := last_training_loss(one)) is not None] for each in runs
+    }
+    known = all(len(losses) == len(pairs) for losses in at_the_end.values())
     low, high = found.nats.both
     training_tokens = run.state["dataset"]["n_tokens"] - run.state["held_out_tokens"]
+    forward, backward = ([validations_of(one) for one in each] for each in runs)
     return convergence(
-        *([validations_of(one) for one in each] for each in runs),
+        forward,
+        backward,
         run.state["step"],
         run.state["tokens"] / max(training_tokens, 1),
         {direction: float(np.mean(losses)) for direction, losses in at_the_end.items()} if known else None,

@@ -7,6 +7,7 @@ counts as independent. Several contrasts in one report go through `holm`: of twe
 0.05.
 """
 
+import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
@@ -33,7 +34,10 @@ def combination(
         stretches = min(each.parts.shape[1] for each in on_it)
         first = on_it[0].documents
         documents[text] = (
-            first if first is not None and all(np.array_equal(each.documents, first) for each in on_it) else None
+            first
+            if first is not None
+            and all(each.documents is not None and np.array_equal(each.documents, first) for each in on_it)
+            else None
         )
         for each, weight, trained, label in zip(samples, weights, seeds, texts, strict=True):
             if label == text:
@@ -43,7 +47,7 @@ def combination(
             found = " and ".join(map(str, sorted(numbers)))
             raise ValueError(f"expected samples that share seeds to have equally many, found {found}")
     value = sum(weight * each.value for weight, each in zip(weights, samples, strict=True))
-    return estimate(value, noise_of_cells({key: sum(parts) for key, parts in cells.items()}, documents))
+    return estimate(value, noise_of_cells({key: summed(parts) for key, parts in cells.items()}, documents))
 
 
 def noise_of_cells(cells: dict[tuple, np.ndarray], documents: dict[Hashable, np.ndarray | None]) -> Noise:
@@ -52,14 +56,19 @@ def noise_of_cells(cells: dict[tuple, np.ndarray], documents: dict[Hashable, np.
     alone = {key: noise_of(parts, documents=documents[key[1]]) for key, parts in cells.items()}
     of_seeds, of_texts = [], []
     for trained in {key[0] for key in cells}:
-        means_S = sum(parts.mean(axis=1) for key, parts in cells.items() if key[0] == trained)
+        means_S = summed([parts.mean(axis=1) for key, parts in cells.items() if key[0] == trained])
         of_seeds.append((means_S.var(ddof=1) / len(means_S), len(means_S) - 1) if len(means_S) > 1 else (0.0, 0))
     for text in {key[1] for key in cells}:
-        means_W = sum(parts.mean(axis=0) for key, parts in cells.items() if key[1] == text)
+        means_W = summed([parts.mean(axis=0) for key, parts in cells.items() if key[1] == text])
         noise = noise_of(means_W[None], documents=documents[text])
         of_texts.append((noise.windows, noise.windows_df))
     (seeds, seeds_df), (windows, windows_df) = added(of_seeds), added(of_texts)
     return Noise(seeds, windows, sum(noise.interaction for noise in alone.values()), seeds_df, windows_df)
+
+
+def summed(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum of arrays of one shape, of which there is at least one."""
+    return functools.reduce(np.add, arrays)
 
 
 def added(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -67,6 +67,7 @@ def control_of(token_file: TokenFile, folder: Path) -> Path:
         suffix = ".jsonl" if kind_and_compression(text.path)[0] in ("json", "parquet") else ".txt"
         stem = name if len(token_file.texts) == 1 else f"{number:06d}"
         reverse_text(text.path, texts / f"{stem}{suffix}", reading=reading)
+    assert token_file.vocab_size is not None  # what says its texts says this too
     tokenizer = create_tokenizer(
         texts, own, "tokenizer", vocab_size=token_file.vocab_size, symbols=token_file.symbols, reading=turned
     )

@@ -95,8 +95,8 @@ def point(
     documents: np.ndarray | None,
 ) -> Point:
     """The arrow of one validation."""
-    losses = (np.stack([each[step] for each in runs])[..., None] for runs in (forward, backward))
-    found = arrow.measure(*losses, documents=documents)
+    first, second = (np.stack([each[step] for each in runs])[..., None] for runs in (forward, backward))
+    found = arrow.measure(first, second, documents=documents)
     return Point(step, found.percent.value, found.percent.both, (found.forward + found.backward) / 2)
 
 

@@ -73,7 +73,7 @@ def load_model(run: Trained, device: torch.device) -> LanguageModel:
             f"{run.path}: was replaced while it was measured (step {run.state['step']:,} before, {state['step']:,} "
             "now); measure again when its run has ended"
         )
-    model = build_model(run.config.model, run.seed, **run.config.model_arguments)
+    model = build_model(run.config.trained_model, run.seed, **run.config.model_arguments)
     weights = state["model"]
     check_tensors(weights, {name: tensor.shape for name, tensor in model.state_dict().items()}, f"{run.path}: model")
     model.load_state_dict(weights)

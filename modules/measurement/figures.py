@@ -51,6 +51,7 @@ def arrow_by_checkpoint(comparisons: Sequence[Comparison]) -> Figure:
     figure, axes = arrow_axes("The arrow while training", "step")
     handles = []
     for comparison, style in zip(comparisons, series_styles(), strict=False):
+        assert comparison.convergence is not None  # report.py leaves the others out
         points = comparison.convergence.points
         steps = [point.step for point in points]
         handles += axes.plot(steps, [point.percent for point in points], markersize=4, **style)
@@ -100,6 +101,7 @@ def arrow_by_tokens_seen(comparisons: Sequence[Comparison]) -> Figure:
     handles = []
     for comparison, style in zip(comparisons, series_styles(), strict=False):
         curve = comparison.by_context
+        assert curve is not None  # report.py leaves the others out
         groups = growing_groups(len(curve.arrow))
         forward = group_means(curve.forward, groups)
         seen, percent = group_means(curve.tokens_seen, groups), 100 * group_means(curve.arrow, groups) / forward
@@ -144,9 +146,14 @@ def arrow_by_model_size(comparisons: Sequence[Comparison]) -> Figure:
         comparisons,
         "The arrow by model size",
         "parameters (without positions)",
-        lambda c: c.parameters,
+        parameters_of,
         lambda c: (c.text, f"context {c.context}"),
     )
+
+
+def parameters_of(comparison: Comparison) -> int:
+    assert comparison.parameters is not None  # report.py leaves the others out
+    return comparison.parameters
 
 
 def arrow_by(
@@ -217,6 +224,7 @@ def draw_with_intervals(axes: Axes, x: Sequence[float], comparisons: Sequence[Co
     percents = [comparison.arrow.percent for comparison in comparisons]
     values = np.array([percent.value for percent in percents])
     low, high = np.array([percent.both for percent in percents]).T
+    # pyrefly: ignore[bad-return] (legends take it; that no stub says)
     return axes.errorbar(x, values, yerr=[values - low, high - values], capsize=3, markersize=5, **style)
 
 

@@ -48,7 +48,7 @@ def write_losses(folder: Path, losses: Mapping[str, Losses]) -> dict[str, Path]:
     arrays |= {f"{DOCUMENTS}_{name}": each.documents for name, each in losses.items() if each.documents is not None}
     written = {"npz": folder / "losses.npz", "csv": folder / "losses.csv"}
     with replacing(written["npz"]) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyrefly: ignore[bad-argument-type] (no array is named as its parameters are)
     write_csv(written["csv"], ["window"], losses, window_rows)
     if known := {name: each for name, each in losses.items() if each.document_of_tokens is not None}:
         written["by document"] = folder / "losses-by-document.csv"
@@ -74,6 +74,7 @@ def window_rows(losses_WT: np.ndarray, _: Losses) -> Iterable[tuple]:
 
 def document_rows(losses_WT: np.ndarray, losses: Losses) -> Iterable[tuple]:
     """Number, first token in the held-out text, tokens there and mean loss of each document."""
+    assert losses.document_of_tokens is not None  # asked for those that have it
     number, first, tokens, sums = sums_by(losses.document_of_tokens, losses_WT.ravel())
     return zip(number, first, tokens, sums / tokens, strict=True)
 

@@ -101,11 +101,13 @@ def evaluate_pairs(
     if toki is not None:
         windows.token_file.check_tokenizer(toki)
     shown = [first_held_out(windows), *texts] if toki is not None and pieces_of(toki) is not None else []
+
+    def evaluated(run: Trained, is_first: bool) -> Evaluation:
+        return evaluate(run, held_out_windows(run, opened), device, shown, toki if is_first else None)
+
     evaluations = [
-        tuple(
-            evaluate(run, held_out_windows(run, opened), device, shown, toki if number == 0 else None) for run in pair
-        )
-        for number, pair in enumerate(pairs)
+        (evaluated(forward, number == 0), evaluated(backward, number == 0))
+        for number, (forward, backward) in enumerate(pairs)
     ]
     return evaluations, windows, toki
 
@@ -138,6 +140,7 @@ def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
         first = each.pairs[0] if each.pairs else ()
         told += [f"{one.run.direction} snippet: {one.snippet!r}" for one in first if one.snippet is not None]
         if first and first[0].texts:
+            assert each.windows is not None and token_bytes is not None  # or there would be no texts
             shown = [("held-out text", first_held_out(each.windows)), *wish.texts.items()]
             for number, (suffix, (what, ids)) in enumerate(zip(suffixes, shown, strict=True)):
                 forward, backward = (
@@ -174,7 +177,7 @@ def report_on_losses(path: str, wish: Wish) -> str:
         for order, array in losses.by_order.items()
         if order != REFERENCE
     ]
-    block_tokens = arrow.shared_block([arrow.measure(*losses) for _, _, *losses, _, _ in given])
+    block_tokens = arrow.shared_block([arrow.measure(forward, other) for _, _, forward, other, _, _ in given])
     measurements = [compare_losses(*each, block_tokens if len(given) > 1 else None) for each in given]
     out = wish.out or Path(path).with_suffix("").with_name(f"{Path(path).stem}-report")
     return report_on(measurements, replace(wish, out=out))
@@ -196,7 +199,7 @@ def in_words(comparison: Comparison) -> str:
     return "\n  ".join(lines)
 
 
-def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, np.ndarray]:
+def read_texts(paths: Sequence[str], tokenizer_path: str) -> dict[Path, np.ndarray]:
     """The ids of text files, compressed or not, the first TEXT_PAGE_TOKENS of each; no more of a text is read than
     these need.
 
@@ -204,7 +207,7 @@ def read_texts(paths: Sequence[str], tokenizer_path: str | None) -> dict[Path, n
     """
     if len({Path(path).stem for path in paths}) < len(paths):
         raise UserError(f"{', '.join(paths)}: two texts of one name would be one page; rename one")
-    toki, texts = get_tokenizer(tokenizer_path) if paths else None, {}
+    toki, texts = get_tokenizer(tokenizer_path), {}
     for path in map(Path, paths):
         check_is_text(path)
         ids, reached = [], 0

@@ -3,14 +3,15 @@
 The arrow is one percent of the loss, so a comparison of runs that differ in anything but direction is worth nothing,
 and is refused with the first things that differ. What must agree is what the config's fields are marked with
 (fields.py), the data and the tokenizer by their fingerprints (not by their paths), and the steps done. What each step
-was trained with (learning rate, optimizer, precision) is compared step by step, as it was and not as the last config says
-(history.py). What only says where or how fast a run went (folders, logging, devices, micro-batches) may differ.
+was trained with (learning rate, optimizer, precision) is compared step by step, as it was and not as the last config
+says (history.py). What only says where or how fast a run went (folders, logging, devices, micro-batches) may differ.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from modules.config import HELD_OUT, Config, parse_config
 from modules.data.token_file import TokenFile, same_dataset
@@ -88,7 +89,7 @@ def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
     )
 
 
-def facts(run: Trained) -> dict[str, object]:
+def facts(run: Trained) -> dict[str, Any]:
     """All that must be equal in the two directions, by the name under which a difference is reported."""
     identity = run.config.identity()
     del identity["training_params.order"]

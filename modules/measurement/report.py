@@ -201,13 +201,15 @@ def checks_in_words(comparison: Comparison) -> list[str]:
             "The half that turns round with the text, the arrow of time, is "
             f"{control.turns.value:+.2f} % ({interval(control.turns.both, 2)}; {control.turns_nats.value:+.4f} nats)"
         )
-        said += (
-            ": the tokenizer has no direction, so all of the arrow turns."
-            if control.exact
-            else f", the half that does not {control.stays.value:+.2f} % ({interval(control.stays.both, 2)}; "
-            f"{control.stays_nats.value:+.4f} nats); the reversed text's arrow is {control.arrow.value:+.2f} % "
-            f"({interval(control.arrow.both, 2)})."
-        )
+        if control.exact:
+            said += ": the tokenizer has no direction, so all of the arrow turns."
+        else:
+            assert control.stays and control.stays_nats and control.arrow  # a control that was trained has them
+            said += (
+                f", the half that does not {control.stays.value:+.2f} % ({interval(control.stays.both, 2)}; "
+                f"{control.stays_nats.value:+.4f} nats); the reversed text's arrow is {control.arrow.value:+.2f} % "
+                f"({interval(control.arrow.both, 2)})."
+            )
     return [said, convergence.verdict, f"{convergence.passes:.2f} passes over the text.", *convergence.warnings]
 
 
@@ -302,7 +304,7 @@ def what_counts_as_one(held_out: HeldOut) -> str:
 def halves_table(control: Control) -> str:
     """Both halves of an arrow, with their intervals in both units."""
     halves = [("turns round with the text", control.turns, control.turns_nats)]
-    if control.stays:
+    if control.stays and control.stays_nats:
         halves.append(("does not turn", control.stays, control.stays_nats))
     return table(
         ["half", "percent", "95 % both", "nats per token", "95 % both"],
@@ -321,7 +323,7 @@ def largest_parts(kind: str, found: Largest) -> list[str]:
         for each in found.stretches
     ]
     if found.stretches[0].words is None:
-        columns, *rows = (row[:-1] for row in (columns, *rows))
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     return [
         f"Of {found.count:,} {kind}s of {found.least_tokens} held-out tokens or more, whose arrows have a standard "
         f"deviation of {found.sd:.3f} nats per token. The largest of so many are large by chance too.",
