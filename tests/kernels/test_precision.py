@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
 from modules.data.windows import Windows
 from modules.kernels.precision import fp32_products, has_tf32
@@ -33,7 +34,7 @@ def test_a_cpu_has_none():
 
 @pytest.mark.parametrize("outside", [False, True])
 def test_held_out_losses_are_in_fp32_whatever_was_set_before(tmp_path, outside):
-    windows = Windows(open_tokens(write_tokens(tmp_path / "toy.h5", 2_000)), 0, 8, 16, 16, False)
+    windows = Windows(open_tokens(write_tokens(tmp_path / "toy.h5", 2_000)), 0, 8, 16, 16, READ_FORWARD)
     model = build_model("gpt", 0, vocab_size=64, n_layers=1, n_heads=1, embed_dim=8, attn_length=16)
     seen = []
     model.embedding.register_forward_pre_hook(lambda *_: seen.append(now()))
