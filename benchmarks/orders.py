@@ -94,7 +94,7 @@ def write_config(folder: Path, text: str, position: str, args: argparse.Namespac
             "dataset_folder": str(dataset(folder, text, args.megabytes)),
             "batch_size": 32,
             "steps_to_train": steps,
-            "held_out_tokens": 2048 * context,
+            "held_out_tokens": args.held_out * context,
             "save_every": max(1, steps // 4),
             "backup_every": 10 * steps,
             "step_log": max(1, steps // 40),
@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/orders"), help="of everything (default %(default)s)")
     parser.add_argument("--steps", type=int, default=1000, help="of docstrings; primes: twice as many (%(default)s)")
     parser.add_argument("--megabytes", type=float, default=4.0, help="of each text (default %(default)s)")
+    parser.add_argument("--held_out", type=int, default=2048, help="windows (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default %(default)s)")
     args = parser.parse_args()
     args.folder = args.folder.resolve()

@@ -203,7 +203,7 @@ def why_none(run: Trained, others: Sequence[Trained], reference: str) -> str:
     """What keeps `run` from having a partner among `others`."""
     if not others:
         wanted = "run of another order" if run.order == reference else f"{reference} run"
-        return f"a {run.order} run, but no {wanted} was given to compare it with"
+        return f"reads {run.order}, but no {wanted} was given to compare it with"
     nearest = min(others, key=lambda other: len(differences(run, other)))
     different = differences(run, nearest)
     more = f" and {len(different) - SHOWN_DIFFERENCES} more" if len(different) > SHOWN_DIFFERENCES else ""
