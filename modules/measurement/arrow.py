@@ -137,12 +137,14 @@ def measure(
     documents: np.ndarray | None = None,
     order: str = BACKWARD,
     reference: str = FORWARD,
+    in_one_model: bool = False,
 ) -> Arrow:
     """The arrow between `forward` and `backward`, [seeds, windows, tokens] or [windows, tokens] nats in text order.
 
     block: windows that count as one, where all texts of a sweep are to share it; by default the correlation of the
     windows decides. documents: the document of each window [windows], any labels: then documents are what varies, and
     `block` is not asked. order, reference: what the orders of reading of `backward` and `forward` are called.
+    in_one_model: whether a seed's losses in both are of one model.
 
     Raises ValueError where the shapes differ, a loss is not finite, or there are fewer than two windows or documents.
     """
@@ -170,17 +172,18 @@ def measure(
         n_windows=n_windows,
         n_tokens=n_windows * forward.shape[2],
         block=round(n_windows / n_pieces),
-        verdict=verdict(nats, percent.value, order, reference),
+        verdict=verdict(nats, percent.value, order, reference, in_one_model),
         outlook=outlook(percent, seeds_sd),
     )
 
 
-def verdict(nats: Estimate, percent: float, order: str, reference: str) -> str:
+def verdict(nats: Estimate, percent: float, order: str, reference: str, in_one_model: bool) -> str:
     """The result in a sentence, from the interval over both; without a direction where there is one seed."""
     low, high = nats.both
     if nats.seeds is None:
+        who = "this model's two losses" if in_one_model else "these two models"
         return (
-            f"One seed: these two models differ by {abs(percent):.2f} %; at least 3 seeds (5 are the default) tell "
+            f"One seed: {who} differ by {abs(percent):.2f} %; at least 3 seeds (5 are the default) tell "
             "whether the text does."
         )
     if (reference, order) != (FORWARD, BACKWARD):

@@ -2,7 +2,8 @@
 
 The page is one file without scripts and without anything to fetch: it can be mailed, and opened in ten years. A word is
 the tokens from one that starts it to the next; its losses are the sums of theirs. Blue words are cheaper forward,
-vermilion ones backward (or in whichever two orders the page is of), deeper with the difference; pointing at a word shows its losses and those of its tokens.
+vermilion ones backward (or in whichever two orders the page is of), deeper with the difference; pointing at a word
+shows its losses and those of its tokens.
 """
 
 import html

@@ -105,8 +105,8 @@ class Control:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was compared: enough to make the comparison again, of the reference's run of the first seed. What is not known
-    of others' losses is None or empty.
+    """What was compared: enough to make the comparison again, of the reference's run of the first seed. What is not
+    known of others' losses is None or empty.
 
     text: the name of the data. runs: the names of all.
     """
@@ -248,7 +248,8 @@ def compare(
     starts = getattr(windows.token_file, "documents", None)
     documents = None if starts is None else groups_of(starts, windows)
     of_tokens = None if starts is None else document_of_tokens(starts, windows)
-    found, shared = measured_alike(forward, backward, documents, block_tokens, order, reference)
+    names = {"order": order, "reference": reference, "in_one_model": in_one_model is not None}
+    found, shared = measured_alike(forward, backward, documents, block_tokens, **names)
     pieces = token_classes.pieces_of(toki) if toki else None
     classes = words_at = None
     if pieces:
@@ -311,7 +312,7 @@ def compare_losses(
     """The comparison of losses that somebody measured, nats [seeds, windows, tokens], `forward` in the order
     `reference` and `other` in the given order: all that losses alone can tell. documents [windows]: see
     `arrow.measure`."""
-    found, shared = measured_alike(forward, other, documents, block_tokens, order, reference)
+    found, shared = measured_alike(forward, other, documents, block_tokens, order=order, reference=reference)
     context = forward.shape[2]
     places, has_tokens = known_places(reference, order, context), context > 1
     of_tokens = None if documents is None else np.repeat(documents, context)
@@ -366,20 +367,14 @@ def stacked(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[np.ndarray]:
 
 
 def measured_alike(
-    forward: np.ndarray,
-    backward: np.ndarray,
-    documents: np.ndarray | None,
-    block_tokens: float | None,
-    order: str,
-    reference: str,
+    forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None, block_tokens: float | None, **names
 ) -> tuple[arrow.Arrow, bool]:
     """The arrow, and whether it was measured with the block that the comparisons of a report share: documents take its
-    place."""
-    found = arrow.measure(forward, backward, documents=documents, order=order, reference=reference)
+    place. names: what `arrow.measure` says of the orders."""
+    found = arrow.measure(forward, backward, documents=documents, **names)
     if block_tokens is None or documents is not None:
         return found, False
-    block = arrow.block_for(found, block_tokens)
-    return arrow.measure(forward, backward, block, order=order, reference=reference), True
+    return arrow.measure(forward, backward, arrow.block_for(found, block_tokens), **names), True
 
 
 def held_out(found: arrow.Arrow, context: int, shared: bool, documents: np.ndarray | None) -> HeldOut:

@@ -60,8 +60,8 @@ def convergence(
     """Of the validations of each seed's runs, step -> mean losses of the held-out windows [windows], nats per token.
 
     training_losses: the training loss at the end by order (forward's, or that of what stands for it, first), or None.
-    held_out: the final held-out losses by order, nats per token. half_width: of the final arrow's interval, nats per token. documents: see
-    `arrow.measure`.
+    held_out: the final held-out losses by order, nats per token. half_width: of the final arrow's interval, nats per
+    token. documents: see `arrow.measure`.
     """
     steps = sorted(set.intersection(*(set(each) for each in (*forward, *backward)))) if forward else []
     points = [point(step, forward, backward, documents) for step in steps]

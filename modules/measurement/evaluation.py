@@ -30,10 +30,11 @@ SUB_WINDOW_TOKENS = 1 << 18
 class Evaluation:
     """What a run's model says in one order, losses in nats.
 
-    windows: its held-out windows, read in this order. losses_WT: of each held-out token in text order [windows, tokens]. by_length: of held-out windows read in shorter
-    parts, length of these -> [windows], the first SUB_WINDOW_TOKENS of them. texts: of each token [n] of each text that
-    was asked for, in text order. snippet: a text that the model makes up, as long as the texts after BOS that it has
-    seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
+    windows: its held-out windows, read in this order. losses_WT: of each held-out token in text order [windows,
+    tokens]. by_length: of held-out windows read in shorter parts, length of these -> [windows], the first
+    SUB_WINDOW_TOKENS of them; empty where the order lists positions, which are those of whole windows. texts: of each
+    token [n] of each text that was asked for, in text order. snippet: a text that the model makes up, as long as the
+    texts after BOS that it has seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
     """
 
     run: Trained
@@ -64,7 +65,7 @@ def evaluate(
             {
                 length: sub_window_losses(model, replace(one, count=count), length, batch_size, device)
                 for length in powers
-                if isinstance(one.reading.orders[0], str)  # a list of positions is one of whole windows
+                if isinstance(one.reading.orders[0], str)
             },
             [text_losses(model, ids, context, one.reading, one.token_file.bos_id, device) for ids in texts],
             snippet(model, one, toki, min(SNIPPET_TOKENS, context), run.seed, device) if toki else None,
@@ -94,8 +95,8 @@ def load_model(run: Trained, device: torch.device) -> LanguageModel:
 
 
 def held_out_windows(run: Trained, opened: Callable[[str], TokenFile] = open_tokens) -> Windows:
-    """The held-out windows of a run, in all its orders. UserError where its data are not to be found, or were changed since it was
-    trained."""
+    """The held-out windows of a run, in all its orders. UserError where its data are not to be found, or were changed
+    since it was trained."""
     recorded = run.state["dataset"]["fingerprint"]
     if not Path(run.data_path).is_file():
         raise UserError(

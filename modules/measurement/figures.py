@@ -113,7 +113,12 @@ def losses_by_place(comparisons: Sequence[Comparison]) -> Figure:
     for name, side in sides_of([each for each in comparisons if each.by_position]).items():
         by_position = side.comparison.by_position
         handles += axes.plot(
-            by_position.position, getattr(by_position, side.field), color=side.style["color"], linewidth=1.2
+            by_position.position,
+            getattr(by_position, side.field),
+            markersize=3.5,
+            markevery=max(1, len(by_position.position) // 16),
+            linewidth=1.2,
+            **side.style,
         )
         names.append(label(name))
     add_legend(figure, axes, handles, names)

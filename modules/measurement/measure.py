@@ -216,7 +216,8 @@ def in_words(comparison: Comparison) -> str:
     lines = [
         f"{comparison.name}: {held_out_in_words(comparison)}, {len(comparison.compared.seeds)} seed(s)",
         ", ".join(f"{order} {loss.nats_per_token:.4f}" for order, loss in losses.items()) + " nats/token",
-        f"{'arrow' if comparison.order == BACKWARD else 'difference'} {nats.value:+.4f} nats/token, {percent.value:+.2f} %, standard error {percent.se:.2f}, "
+        f"{'arrow' if comparison.order == BACKWARD else 'difference'} {nats.value:+.4f} nats/token, "
+        f"{percent.value:+.2f} %, standard error {percent.se:.2f}, "
         f"95 % interval {low:+.2f} to {high:+.2f} %",
         comparison.arrow.verdict,
         *checks_in_words(comparison),

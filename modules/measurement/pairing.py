@@ -1,10 +1,11 @@
 """Who may be compared with whom: the runs behind states, and what they must agree in.
 
 The arrow is one percent of the loss, so a comparison of runs that differ in anything but their order of reading is
-worth nothing, and is refused with the first things that differ. What must agree is what the config's fields are marked with
-(fields.py), the data and the tokenizer by their fingerprints (not by their paths), and the steps done. What each step
-was trained with (learning rate, optimizer, precision) is compared step by step, as it was and not as the last config says
-(history.py). What only says where or how fast a run went (folders, logging, devices, micro-batches) may differ.
+worth nothing, and is refused with the first things that differ. What must agree is what the config's fields are marked
+with (fields.py), the data and the tokenizer by their fingerprints (not by their paths), and the steps done. What each
+step was trained with (learning rate, optimizer, precision) is compared step by step, as it was and not as the last
+config says (history.py). What only says where or how fast a run went (folders, logging, devices, micro-batches) may
+differ.
 """
 
 import re

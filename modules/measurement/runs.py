@@ -1,8 +1,9 @@
 """Which runs a measurement consists of, and their training.
 
-A measurement of a config is orders x seeds runs, by default forward and backward, each an ordinary run with its own config file, state and metrics: it can be
-watched, stopped and gone on with like any other, and what is finished is used as it is. The derived configs are written
-beside the states (`<state_save_loc>/<project>/configs/`), so that each run can be repeated by itself.
+A measurement of a config is orders x seeds runs, by default in the orders forward and backward, each an ordinary run
+with its own config file, state and metrics: it can be watched, stopped and gone on with like any other, and what is
+finished is used as it is. The derived configs are written beside the states (`<state_save_loc>/<project>/configs/`),
+so that each run can be repeated by itself.
 
 They are trained one after the other, or several at a time (side_by_side.py).
 """

@@ -26,8 +26,8 @@ def text_losses(
     bos_id: int = 0,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
-    """Losses of the tokens `ids` [n] in one order (one of `reading.each()` where a model reads in several), nats, [n], in
-    text order.
+    """Losses of the tokens `ids` [n] in one order (one of `reading.each()` where a model reads in several), nats, [n],
+    in text order.
 
     Raises UserError where the text is shorter than the context and the order a list of the context's positions.
     """
