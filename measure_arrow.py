@@ -1,8 +1,9 @@
-"""Measure the arrow of time: train both directions of each config, compare them on the same held-out text, write a
-report.
+"""Measure the arrow of time: train both directions of each config, or other orders of reading, compare them on the
+same held-out text, write a report.
 
     python measure_arrow.py configs/sweep/*.json --jobs 2
     python measure_arrow.py config.json --until 0.2
+    python measure_arrow.py config.json --orders forward backward even_odd random:1 both
     python measure_arrow.py --states runs/demo/state/demo_forward.state runs/demo/state/demo_backward.state
     python measure_arrow.py --states forward.state backward.state -t tokenizers/english --text letter.txt
     python measure_arrow.py --losses losses.npz
@@ -47,6 +48,20 @@ def parse_arguments() -> argparse.Namespace:
         type=path,
         metavar="NPZ",
         help="report on held-out losses that somebody measured (as --save_losses writes them)",
+    )
+    parser.add_argument(
+        "--orders",
+        nargs="+",
+        metavar="ORDER",
+        default=[],
+        help="train and compare these orders of reading (docs/orders.md) instead of forward and backward; both: one "
+        "model of the two, A+B: one model of any",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="ORDER",
+        default="forward",
+        help="the order to which the others are compared (default %(default)s)",
     )
     parser.add_argument(
         "--seeds", type=integer(1, 1000), default=5, help="train each config for so many seeds (default %(default)s)"
@@ -112,6 +127,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("give config files, --states or --losses: one of the three")
     if arguments.data and not arguments.states:
         parser.error("--data goes with --states; a config says itself where its data are")
+    if arguments.orders and not arguments.configs:
+        parser.error("--orders goes with config files; states and losses say themselves in which order they are")
     if arguments.text and not arguments.tokenizer_path:
         parser.error("--text needs the tokenizer of the data: give -t")
     return arguments
@@ -135,7 +152,12 @@ def measured(arguments: argparse.Namespace) -> int:
     # a mistake in them is told before hours of training
     texts = read_texts(arguments.text, arguments.tokenizer_path) if arguments.text else {}
     wish = Wish(
-        arguments.out, arguments.tokenizer_path, shlex.join(["python", *sys.argv]), texts, arguments.save_losses
+        arguments.out,
+        arguments.tokenizer_path,
+        shlex.join(["python", *sys.argv]),
+        texts,
+        arguments.save_losses,
+        arguments.reference,
     )
     if arguments.losses:
         tell(report_on_losses(arguments.losses, wish))
@@ -171,7 +193,8 @@ def train(arguments: argparse.Namespace, seeds: int) -> tuple[int, list[Path]]:
     from modules.training.side_by_side import train_side_by_side
 
     request = Request(arguments.project_name)
-    runs = with_controls_of(planned_runs(arguments.configs, seeds), request.project, arguments.control)
+    planned = planned_runs(arguments.configs, seeds, arguments.orders, arguments.reference)
+    runs = with_controls_of(planned, request.project, arguments.control)
     if arguments.jobs > 1:
         import torch
 

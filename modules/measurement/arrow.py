@@ -12,6 +12,9 @@ Intervals are for the expected arrow over seeds and held-out text (noise.py). Th
 training text. One seed says how two models differ and nothing of the text: two models trained on a source without an
 arrow are unequal, however much text they are then compared on.
 
+Any two orders of reading are compared like the two directions: what is called forward here is the order to which the
+other is compared, and what is called backward is that other.
+
 Everything is plain numpy: it takes losses from wherever they come.
 """
 
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modules.data.orders import positions, to_reading_order
+from modules.data.orders import BACKWARD, FORWARD, positions, to_reading_order
 from modules.measurement.noise import (
     FEWEST_COSINES,
     MOST_SEEDS,
@@ -40,6 +43,7 @@ from modules.measurement.noise import (
 __all__ = [
     "Arrow",
     "ByContext",
+    "ByPosition",
     "ClassRow",
     "Estimate",
     "Interval",
@@ -49,6 +53,7 @@ __all__ = [
     "block_for",
     "by_class",
     "by_context",
+    "by_position",
     "measure",
     "perplexity",
     "sample",
@@ -130,13 +135,16 @@ def measure(
     backward: np.ndarray,
     block: float | None = None,
     documents: np.ndarray | None = None,
-    order: str = "backward",
+    order: str = BACKWARD,
+    reference: str = FORWARD,
+    in_one_model: bool = False,
 ) -> Arrow:
     """The arrow between `forward` and `backward`, [seeds, windows, tokens] or [windows, tokens] nats in text order.
 
     block: windows that count as one, where all texts of a sweep are to share it; by default the correlation of the
     windows decides. documents: the document of each window [windows], any labels: then documents are what varies, and
-    `block` is not asked. order: what the order of reading of `backward` is called.
+    `block` is not asked. order, reference: what the orders of reading of `backward` and `forward` are called.
+    in_one_model: whether a seed's losses in both are of one model.
 
     Raises ValueError where the shapes differ, a loss is not finite, or there are fewer than two windows or documents.
     """
@@ -164,22 +172,27 @@ def measure(
         n_windows=n_windows,
         n_tokens=n_windows * forward.shape[2],
         block=round(n_windows / n_pieces),
-        verdict=verdict(nats, percent.value, order),
+        verdict=verdict(nats, percent.value, order, reference, in_one_model),
         outlook=outlook(percent, seeds_sd),
     )
 
 
-def verdict(nats: Estimate, percent: float, order: str) -> str:
+def verdict(nats: Estimate, percent: float, order: str, reference: str, in_one_model: bool) -> str:
     """The result in a sentence, from the interval over both; without a direction where there is one seed."""
     low, high = nats.both
     if nats.seeds is None:
+        who = "this model's two losses" if in_one_model else "these two models"
         return (
-            f"One seed: these two models differ by {abs(percent):.2f} %; at least 3 seeds (5 are the default) tell "
+            f"One seed: {who} differ by {abs(percent):.2f} %; at least 3 seeds (5 are the default) tell "
             "whether the text does."
         )
+    if (reference, order) != (FORWARD, BACKWARD):
+        if low > 0 or high < 0:
+            how = "harder" if low > 0 else "easier"
+            return f"{order} is {how} than {reference}: {percent:+.2f} %, and its 95 % interval excludes zero."
+        return f"{order} cannot be told from {reference}: {percent:+.2f} %, and its 95 % interval includes zero."
     if low > 0:
-        harder = order.capitalize()
-        return f"{harder} is harder: an arrow of time of {percent:+.2f} %, and its 95 % interval excludes zero."
+        return f"Backward is harder: an arrow of time of {percent:+.2f} %, and its 95 % interval excludes zero."
     if high < 0:
         return f"Forward is harder: an arrow against time, {percent:+.2f} %, and its 95 % interval excludes zero."
     return f"No arrow can be told from zero: {percent:+.2f} %, and its 95 % interval includes zero."
@@ -250,6 +263,18 @@ class ByContext:
 
 
 @dataclass(frozen=True)
+class ByPosition:
+    """Losses and arrow, nats per token, against the place in the window as the text has it: all [T]. `arrow_se`: over
+    windows, with these models."""
+
+    position: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    arrow: np.ndarray
+    arrow_se: np.ndarray
+
+
+@dataclass(frozen=True)
 class ClassRow:
     """The arrow within a class of tokens, nats per token of the class.
 
@@ -267,20 +292,40 @@ class ClassRow:
     share: float | None
 
 
-def by_context(forward: np.ndarray, backward: np.ndarray) -> ByContext:
+def by_context(
+    forward: np.ndarray, backward: np.ndarray, places: tuple[np.ndarray, np.ndarray] | None = None
+) -> ByContext:
     """Losses and arrow against the number of text tokens already seen, 0 to T - 1 (BOS, always there, is not counted).
+
+    places: where in the text the tokens stand that each of the two orders reads one after the other, [T], or [windows,
+    T] where each window has an order of its own; by default those of forward and backward.
 
     The token at position t of a window is predicted forward after t tokens and backward after T - 1 - t. To compare
     equal knowledge, entry c sets forward's position c against backward's position T - 1 - c: other tokens of the same
     window, so this is paired by window only. Over many windows both positions hold the same kind of text, and the mean
     over c is the arrow exactly.
     """
+    both = checked(forward, backward)
+    length = both[0].shape[2]
+    places = places or (positions(FORWARD, length), positions(BACKWARD, length))
+    read = (
+        to_reading_order(losses.mean(axis=0, dtype=np.float64), of_order)
+        for losses, of_order in zip(both, places, strict=True)
+    )
+    return ByContext(np.arange(length), *columns(*read))
+
+
+def by_position(forward: np.ndarray, backward: np.ndarray) -> ByPosition:
+    """Losses and arrow at each place of a window in the text, token by token."""
     forward, backward = checked(forward, backward)
-    forward_WT = forward.mean(axis=0, dtype=np.float64)
-    backward_WT = to_reading_order(backward.mean(axis=0, dtype=np.float64), positions("backward", forward.shape[2]))
+    in_text = (losses.mean(axis=0, dtype=np.float64) for losses in (forward, backward))
+    return ByPosition(np.arange(forward.shape[2]), *columns(*in_text))
+
+
+def columns(forward_WT: np.ndarray, backward_WT: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of each column: both means, the mean difference and its standard error over windows, all [T]."""
     difference_WT = backward_WT - forward_WT
-    return ByContext(
-        np.arange(forward.shape[2]),
+    return (
         forward_WT.mean(axis=0),
         backward_WT.mean(axis=0),
         difference_WT.mean(axis=0),

@@ -1,8 +1,9 @@
-"""A text as an HTML page whose words are coloured by the direction that predicts them better.
+"""A text as an HTML page whose words are coloured by the direction, or order, that predicts them better.
 
 The page is one file without scripts and without anything to fetch: it can be mailed, and opened in ten years. A word is
 the tokens from one that starts it to the next; its losses are the sums of theirs. Blue words are cheaper forward,
-vermilion ones backward, deeper with the difference; pointing at a word shows its losses and those of its tokens.
+vermilion ones backward (or in whichever two orders the page is of), deeper with the difference; pointing at a word
+shows its losses and those of its tokens.
 """
 
 import html
@@ -15,13 +16,15 @@ from string import Template
 
 import numpy as np
 
+from modules.data.orders import BACKWARD, FORWARD
 from modules.measurement import token_classes
 from modules.measurement.arrow import by_class
-from modules.measurement.token_classes import CLASS_HEADER, class_cells
+from modules.measurement.token_classes import class_cells, class_header
 from modules.plots import DIRECTION_COLOURS
 from modules.system.console import one_line
 from modules.system.files import replacing
 
+DIRECTIONS = (FORWARD, BACKWARD)
 FULL_COLOUR = 3.0  # nats of difference at which the colour has three quarters of its depth
 DEEPEST = 0.75  # opacity that black text stays readable on
 
@@ -57,14 +60,14 @@ th:first-child, td:first-child { text-align: left; }
 <body>
 <h1>$title</h1>
 <p class="legend">$summary</p>
-<p class="legend">cheaper forward<span class="bar"></span>cheaper backward. White: no difference.
+<p class="legend">cheaper $reference<span class="bar"></span>cheaper $order. White: no difference.
 Point at a word to see its losses in nats.</p>
 <div class="text">$words</div>
 <h2>By class of token</h2>
 <table>
 $rows
 </table>
-<p class="legend">Losses in nats per token; the arrow is backward minus forward. $classes</p>
+<p class="legend">Losses in nats per token; the arrow is $order minus $reference. $classes</p>
 </body>
 </html>
 """)
@@ -77,24 +80,33 @@ def write_arrow_page(
     forward: np.ndarray,
     backward: np.ndarray,
     title: str = "Where the arrow of time lives",
+    orders: tuple[str, str] = DIRECTIONS,
 ) -> Path:
     """Write the page of the text `ids` [n] with its `forward` and `backward` losses [n], nats in text order.
 
-    `pieces[id]` are the bytes of a token.
+    `pieces[id]` are the bytes of a token. orders: what the two are called.
     """
     with replacing(path) as temporary:
-        temporary.write_text(page(pieces, ids, forward, backward, title), encoding="utf-8", newline="\n")
+        temporary.write_text(page(pieces, ids, forward, backward, title, orders), encoding="utf-8", newline="\n")
     return Path(path)
 
 
-def page(pieces: Sequence[bytes], ids: np.ndarray, forward: np.ndarray, backward: np.ndarray, title: str) -> str:
+def page(
+    pieces: Sequence[bytes],
+    ids: np.ndarray,
+    forward: np.ndarray,
+    backward: np.ndarray,
+    title: str,
+    orders: tuple[str, str] = DIRECTIONS,
+) -> str:
     """The page as one string."""
+    reference, order = orders
     classes = token_classes.classify(ids, pieces)
     summary = (
         "No text."
         if not len(ids)
         else (
-            f"{len(ids):,} tokens: forward {forward.mean():.3f}, backward {backward.mean():.3f} nats per token, "
+            f"{len(ids):,} tokens: {reference} {forward.mean():.3f}, {order} {backward.mean():.3f} nats per token, "
             f"arrow {backward.mean() - forward.mean():+.3f} ({100 * (backward.mean() / forward.mean() - 1):+.2f} %)."
         )
     )
@@ -112,14 +124,19 @@ def page(pieces: Sequence[bytes], ids: np.ndarray, forward: np.ndarray, backward
     )
     return PAGE.substitute(
         title=visible(one_line(title)),
-        summary=summary,
+        summary=visible(summary),
+        reference=visible(reference),
+        order=visible(order),
         classes=token_classes.WHAT_CLASSES_ARE,
         deepest=DEEPEST,
         forward_rgb=rgb(DIRECTION_COLOURS["forward"]),
         backward_rgb=rgb(DIRECTION_COLOURS["backward"]),
-        rows="\n".join([table_row(CLASS_HEADER, "th"), *(table_row(class_cells(row)) for row in rows)]),
+        rows="\n".join(
+            [table_row(class_header(reference, order), "th"), *(table_row(class_cells(row)) for row in rows)]
+        ),
         words="".join(
-            word_span([pieces[i] for i in ids[word]], forward[word], backward[word]) for word in words_of(classes)
+            word_span([pieces[i] for i in ids[word]], forward[word], backward[word], orders)
+            for word in words_of(classes)
         ),
     )
 
@@ -130,11 +147,12 @@ def words_of(classes: np.ndarray) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise([*starts, len(classes)])]
 
 
-def word_span(pieces: Sequence[bytes], forward: np.ndarray, backward: np.ndarray) -> str:
+def word_span(pieces: Sequence[bytes], forward: np.ndarray, backward: np.ndarray, orders: tuple[str, str]) -> str:
     """One coloured word with its losses in an attribute, which the style sheet shows."""
     difference = backward.sum() - forward.sum()
     depth = DEEPEST * math.tanh(abs(difference) / FULL_COLOUR)
-    lines = [f"forward {forward.sum():.2f}   backward {backward.sum():.2f}   backward - forward {difference:+.2f}"]
+    one, other = orders
+    lines = [f"{one} {forward.sum():.2f}   {other} {backward.sum():.2f}   {other} - {one} {difference:+.2f}"]
     if len(pieces) > 1:
         lines += [
             f"{decode([piece])!r}   {f:.2f}   {b:.2f}   {b - f:+.2f}"

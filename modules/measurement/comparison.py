@@ -1,8 +1,11 @@
 """From evaluations to comparisons: what is known of the runs of one config, in the form in which arrow.json holds it.
 
-A `Comparison` is a tree of dataclasses, one for each config; `dataclasses.asdict` of it is what arrow.json holds, so
-that this file has everything in report.md and every figure can be drawn again from it. A `Measurement` is a comparison
-with the losses it stands on.
+A `Comparison` is a tree of dataclasses, one for each config and each order of reading beside the reference;
+`dataclasses.asdict` of it is what arrow.json holds, so that this file has everything in report.md and every figure can
+be drawn again from it. A `Measurement` is a comparison with the losses it stands on.
+
+The reference is forward and the order backward, unless others are asked for. Whatever they are, fields called `forward`
+are of the reference and fields called `backward` of the order; dictionaries have the names of the two.
 """
 
 import sys
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.data.orders import BACKWARD, FORWARD, positions
 from modules.data.token_file import TokenFile
 from modules.data.windows import Windows
 from modules.measurement import arrow, contrast, token_classes
@@ -83,8 +87,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Control:
-    """What the reversed control says: the half of the arrow that turns round with the text, which is the arrow of time,
-    and the half that does not.
+    """What the reversed control says: the half of the arrow that turns round with the text, which is the arrow of time
+    between two orders that are each other's mirror image, as forward and backward are, and the half that does not.
 
     The halves are in percent of the mean of both directions' losses, so that an arrow that turns round exactly leaves
     zero, and in nats per token. name, arrow: of the control's comparison; None where it is exact, as the tokenizer has
@@ -102,8 +106,8 @@ class Control:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was compared: enough to make the comparison again, of the forward run of the first seed. What is not known
-    of others' losses is None or empty.
+    """What was compared: enough to make the comparison again, of the reference's run of the first seed. What is not
+    known of others' losses is None or empty.
 
     text: the name of the data. runs: the names of all.
     """
@@ -124,17 +128,23 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is told of a config. name: the config's, with a number behind where another comparison has the same.
-    order: that of the losses called "backward". None stands for what is not known, curves are empty then."""
+    """All that is told of a config and an order. config: its name, with a number behind where another has the same, and
+    name: that of the comparison (`called`). order: what is compared, with reference: what it is compared to;
+    in_one_model: the orders of the model, "forward + backward", where one model reads in both. None stands for what is
+    not known, curves are empty then."""
 
     name: str
+    config: str
     order: str
+    reference: str
+    in_one_model: str | None
     losses: dict[str, Loss]
     arrow: arrow.Arrow
     held_out: HeldOut
     by_length: list[LengthRow]
     convergence: Convergence | None
     by_context: arrow.ByContext | None
+    by_position: arrow.ByPosition | None
     by_class: list[arrow.ClassRow] | None
     documents: Largest | None
     passages: Largest | None
@@ -145,6 +155,16 @@ class Comparison:
     @property
     def text(self) -> str:
         return self.compared.text
+
+    @property
+    def is_of_directions(self) -> bool:
+        """Whether it is the arrow of time between models of one direction each."""
+        return (self.reference, self.order, self.in_one_model) == (FORWARD, BACKWARD, None)
+
+    @property
+    def which(self) -> tuple[str, str, str | None]:
+        """The orders: comparisons that differ in them are told apart."""
+        return self.reference, self.order, self.in_one_model
 
     @property
     def context(self) -> int:
@@ -181,11 +201,12 @@ class Contrast(arrow.Estimate):
 class Measurement:
     """A comparison and what it stands on.
 
-    pairs: evaluations (forward, backward) that differ in their seed only; windows: their held-out windows. Empty and
-    None where others measured the losses. losses: held-out losses by direction, nats [seeds, windows, tokens] in text
+    pairs: evaluations (reference, order) that differ in their seed only; windows: their held-out windows. Empty and
+    None where others measured the losses. losses: held-out losses by order, nats [seeds, windows, tokens] in text
     order. documents: the group of documents of each window [windows], and document_of_tokens the document of each token
     [windows x tokens]; None where they are not known (groups also where they are too few). estimate: the arrow of time
-    in percent: the half that turns round with the text, or, without a control, the whole.
+    in percent: the half that turns round with the text, or, without a control or where the two orders are no mirror
+    images, the whole.
     """
 
     comparison: Comparison
@@ -198,11 +219,12 @@ class Measurement:
 
     def sample(self, unit: str = "percent") -> arrow.Sample:
         """The arrow as contrasts take it."""
-        return arrow.sample(self.losses["forward"], self.losses["backward"], self.documents, unit)
+        one, other = self.comparison.reference, self.comparison.order
+        return arrow.sample(self.losses[one], self.losses[other], self.documents, unit)
 
     @property
     def seeds(self) -> list[int]:
-        return [forward.run.seed for forward, _ in self.pairs]
+        return [reference.run.seed for reference, _ in self.pairs]
 
     @property
     def token_file(self) -> TokenFile:
@@ -222,16 +244,19 @@ def compare(
     toki: Tokenizer | None = None,
     block_tokens: float | None = None,
 ) -> Measurement:
-    """Compare evaluations (forward, backward) on the same held-out windows that differ in their seed only.
+    """Compare evaluations (reference, order) on the same held-out windows that differ in their seed only.
 
     With a tokenizer also the arrow by class of token, and bits per byte of the held-out text itself instead of the
     whole file's average. block_tokens: how many held-out tokens count as one in all comparisons of the report.
     """
+    first, second = pairs[0]
+    reference, order, in_one_model = first.run.order, second.run.order, first.run.in_one_model
     forward, backward = stacked(pairs)
     starts = getattr(windows.token_file, "documents", None)
     documents = None if starts is None else groups_of(starts, windows)
     of_tokens = None if starts is None else document_of_tokens(starts, windows)
-    found, shared = measured_alike(forward, backward, documents, block_tokens)
+    names = {"order": order, "reference": reference, "in_one_model": in_one_model is not None}
+    found, shared = measured_alike(forward, backward, documents, block_tokens, **names)
     pieces = token_classes.pieces_of(toki) if toki else None
     by_class = words_at = None
     if pieces:
@@ -244,14 +269,18 @@ def compare(
         bytes_per_token = average_bytes_per_token(windows)
     passages = np.arange(found.n_tokens) // PASSAGE_TOKENS
     comparison = Comparison(
-        name=pairs[0][0].run.name,
-        order="backward",
-        losses=losses_of(found, bytes_per_token),
+        name=called(first.run.name, reference, order, in_one_model),
+        config=first.run.name,
+        order=order,
+        reference=reference,
+        in_one_model=in_one_model,
+        losses=losses_of(found, bytes_per_token, reference, order),
         arrow=found,
         held_out=held_out(found, windows.length, shared, documents),
         by_length=by_length(pairs, found, documents),
         convergence=convergence_of(pairs, found, documents),
-        by_context=arrow.by_context(forward, backward),
+        by_context=arrow.by_context(forward, backward, (places_of(first), places_of(second))),
+        by_position=arrow.by_position(forward, backward),
         by_class=by_class,
         documents=None if of_tokens is None else largest(forward, backward, of_tokens, windows.first, words_at),
         passages=largest(forward, backward, passages, 0, words_at) if words_at else None,
@@ -259,8 +288,21 @@ def compare(
         control=None,
         compared=provenance(pairs),
     )
-    losses = {"forward": forward, "backward": backward}
+    losses = {reference: forward, order: backward}
     return Measurement(comparison, pairs, windows, losses, documents, of_tokens, found.percent)
+
+
+def called(config: str, reference: str, order: str, in_one_model: str | None = None) -> str:
+    """The name of a comparison: that of its config, with what is not as usual behind it."""
+    model = f", {in_one_model} in one model" if in_one_model else ""
+    if reference != FORWARD:
+        return f"{config}{model}, {order} against {reference}"
+    return f"{config}{model}" + ("" if order == BACKWARD else f", {order}")
+
+
+def places_of(evaluation: Evaluation) -> np.ndarray:
+    """Where the held-out tokens stand that are read one after the other: [tokens], or [windows, tokens]."""
+    return evaluation.windows.places(np.arange(len(evaluation.windows)))
 
 
 def compare_losses(
@@ -271,21 +313,28 @@ def compare_losses(
     documents: np.ndarray | None,
     text: str,
     block_tokens: float | None = None,
+    reference: str = FORWARD,
 ) -> Measurement:
-    """The comparison of losses that somebody measured, nats [seeds, windows, tokens], `other` in the given order: all
-    that losses alone can tell. documents [windows]: see `arrow.measure`."""
-    found, shared = measured_alike(forward, other, documents, block_tokens, order)
+    """The comparison of losses that somebody measured, nats [seeds, windows, tokens], `forward` in the order
+    `reference` and `other` in the given order: all that losses alone can tell. documents [windows]: see
+    `arrow.measure`."""
+    found, shared = measured_alike(forward, other, documents, block_tokens, order=order, reference=reference)
     context = forward.shape[2]
+    places, has_tokens = known_places(reference, order, context), context > 1
     of_tokens = None if documents is None else np.repeat(documents, context)
     comparison = Comparison(
-        name=name,
+        name=called(name, reference, order),
+        config=name,
         order=order,
-        losses=losses_of(found, None),
+        reference=reference,
+        in_one_model=None,
+        losses=losses_of(found, None, reference, order),
         arrow=found,
         held_out=held_out(found, context, shared, documents),
         by_length=[],
         convergence=None,
-        by_context=arrow.by_context(forward, other) if context > 1 else None,
+        by_context=arrow.by_context(forward, other, places) if has_tokens and places else None,
+        by_position=arrow.by_position(forward, other) if has_tokens else None,
         by_class=None,
         documents=None,
         passages=None,
@@ -306,29 +355,33 @@ def compare_losses(
             config={},
         ),
     )
-    losses = {"forward": forward, "backward": other}
+    losses = {reference: forward, order: other}
     return Measurement(comparison, [], None, losses, documents, of_tokens, found.percent)
 
 
+def known_places(reference: str, order: str, length: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The positions of both orders [length]; None where one is a word that names no fixed order."""
+    try:
+        return positions(reference, length), positions(order, length)
+    except ValueError:
+        return None
+
+
 def stacked(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> tuple[np.ndarray, np.ndarray]:
-    """Forward and backward held-out losses, each [seeds, windows, tokens]."""
-    forward, backward = (np.stack([each.losses_WT for each in of_seeds]) for of_seeds in zip(*pairs, strict=True))
-    return forward, backward
+    """The held-out losses of the reference and of the order, each [seeds, windows, tokens]."""
+    reference, order = (np.stack([each.losses_WT for each in of_seeds]) for of_seeds in zip(*pairs, strict=True))
+    return reference, order
 
 
 def measured_alike(
-    forward: np.ndarray,
-    backward: np.ndarray,
-    documents: np.ndarray | None,
-    block_tokens: float | None,
-    order: str = "backward",
+    forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None, block_tokens: float | None, **names
 ) -> tuple[arrow.Arrow, bool]:
     """The arrow, and whether it was measured with the block that the comparisons of a report share: documents take its
-    place."""
-    found = arrow.measure(forward, backward, documents=documents, order=order)
+    place. names: what `arrow.measure` says of the orders."""
+    found = arrow.measure(forward, backward, documents=documents, **names)
     if block_tokens is None or documents is not None:
         return found, False
-    return arrow.measure(forward, backward, arrow.block_for(found, block_tokens), order=order), True
+    return arrow.measure(forward, backward, arrow.block_for(found, block_tokens), **names), True
 
 
 def held_out(found: arrow.Arrow, context: int, shared: bool, documents: np.ndarray | None) -> HeldOut:
@@ -346,15 +399,15 @@ def words_from(ids: np.ndarray, pieces: Sequence[bytes]) -> Callable[[int, int],
     return words
 
 
-def losses_of(found: arrow.Arrow, bytes_per_token: float | None) -> dict[str, Loss]:
+def losses_of(found: arrow.Arrow, bytes_per_token: float | None, reference: str, order: str) -> dict[str, Loss]:
     """Both losses in all units."""
     return {
-        direction: Loss(
+        name: Loss(
             nats_per_token=loss,
             perplexity=arrow.perplexity(loss),
             bits_per_byte=None if bytes_per_token is None else float(arrow.bits_per_byte(loss, bytes_per_token)),
         )
-        for direction, loss in (("forward", found.forward), ("backward", found.backward))
+        for name, loss in ((reference, found.forward), (order, found.backward))
     }
 
 
@@ -369,7 +422,7 @@ def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
     for each in measurements:
         control = next((other for other in measurements if is_control(other, each)), None)
         said, turns = None, each.estimate
-        if control is not None or each.token_file.symmetric:
+        if control is not None or (each.token_file.symmetric and are_mirrored(each)):
             # Where all turns, the half is the arrow itself, in its unit.
             unit = "percent of the mean" if control else "percent"
             (turns, stays), (turns_nats, stays_nats) = (
@@ -385,8 +438,16 @@ def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
                 turns_nats=turns_nats,
                 stays_nats=stays_nats,
             )
-        result.append(replace(each, comparison=replace(each.comparison, control=said), estimate=turns))
+        estimate = turns if are_mirrored(each) else each.estimate
+        result.append(replace(each, comparison=replace(each.comparison, control=said), estimate=estimate))
     return result
+
+
+def are_mirrored(measurement: Measurement) -> bool:
+    """Whether each of the two orders reads the reversed text as the other reads the text. Then their difference is the
+    opposite on the reversed text, tokens being equal."""
+    one, other = map(places_of, measurement.pairs[0])
+    return one.ndim == 1 and np.array_equal(one, len(one) - 1 - other)
 
 
 def is_control(control: Measurement, text: Measurement) -> bool:
@@ -394,19 +455,24 @@ def is_control(control: Measurement, text: Measurement) -> bool:
     reversed_of = control.token_file.reversed_of
     if reversed_of is None or not text.token_file.matches(reversed_of):
         return False
+    if control.comparison.which != text.comparison.which:
+        return False
     runs = [each.pairs[0][0].run for each in (control, text)]
     return control.seeds == text.seeds and not differences(*runs, but=("data", "tokenizer"))
 
 
 def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
     """Differences between the arrows of comparisons that differ in one thing ("docstrings: context 64 - context 16"),
-    and trends along it, with Holm's correction over all of them. Controls are left out."""
+    and trends along it, with Holm's correction over all of them; where a config has several orders also the difference
+    of each from the reference, and that of one model's from two models'. Controls are left out."""
     texts = [each for each in measurements if each.is_of_a_text]
     aspects = ("context", "parameters", "text")
-    found: list[tuple[str, bool, arrow.Estimate]] = []
+    found: list[tuple[str, bool, arrow.Estimate]] = between_orders(texts)
     for aspect in aspects:
         others = [name for name in aspects if name != aspect]
-        rest_of = {id(each): tuple(getattr(each.comparison, name) for name in others) for each in texts}
+        rest_of = {
+            id(each): (each.comparison.which, *(getattr(each.comparison, name) for name in others)) for each in texts
+        }
         for rest in dict.fromkeys(rest_of.values()):
             group = sorted(
                 (each for each in texts if rest_of[id(each)] == rest), key=lambda each: getattr(each.comparison, aspect)
@@ -414,9 +480,12 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
             values = [getattr(each.comparison, aspect) for each in group]
             if len(set(values)) < max(2, len(group)):
                 continue  # nothing differs, or something else does
+            which, *values_of_others = rest
             where = ", ".join(
-                f"{name} {value:,}" if name != "text" else str(value) for name, value in zip(others, rest, strict=True)
+                f"{name} {value:,}" if name != "text" else str(value)
+                for name, value in zip(others, values_of_others, strict=True)
             )
+            where = called(where, *which)
             held_out = {(each.token_file.fingerprint, each.comparison.held_out.tokens) for each in group}
             shared = {"same_seeds": len({tuple(each.seeds) for each in group}) == 1, "same_text": len(held_out) == 1}
             for (one, other), (low, high) in zip(pairwise(group), pairwise(values), strict=True):
@@ -432,6 +501,29 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
     ]
 
 
+def between_orders(texts: Sequence[Measurement]) -> list[tuple[str, bool, arrow.Estimate]]:
+    """The contrasts of orders with their reference, for each config that has several, and of one model that reads in
+    both with two models."""
+    found: list[tuple[str, bool, arrow.Estimate]] = []
+    for config in dict.fromkeys(each.comparison.config for each in texts):
+        of_config = [each for each in texts if each.comparison.config == config]
+        if len(of_config) < 2:
+            continue
+        for each in of_config:
+            reference, order, in_one_model = each.comparison.which
+            model = f" in one model of {in_one_model}" if in_one_model else ""
+            found.append((f"{config}: {order} - {reference}{model}", False, each.comparison.arrow.percent))
+        for each in of_config:
+            reference, order, in_one_model = each.comparison.which
+            two = next((other for other in of_config if other.comparison.which == (reference, order, None)), None)
+            if in_one_model and two:
+                same = each.seeds == two.seeds
+                difference = contrast.contrast(each.sample(), two.sample(), same_seeds=same, same_text=True)
+                what = f"{config}: {order} - {reference}, in one model of {in_one_model} - in two"
+                found.append((what, False, difference))
+    return found
+
+
 def marked_for_longer_contexts(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons, with a warning in those whose loss is above that of the same model with a shorter context: they
     are at an earlier stage."""
@@ -442,8 +534,8 @@ def marked_for_longer_contexts(comparisons: Sequence[Comparison]) -> list[Compar
             for other in comparisons
             if other.context < each.context
             and other.parameters is not None
-            and (other.text, other.parameters) == (each.text, each.parameters)
-            and other.losses["forward"].nats_per_token < each.losses["forward"].nats_per_token
+            and (other.text, other.parameters, other.which) == (each.text, each.parameters, each.which)
+            and other.arrow.forward < each.arrow.forward
         ]
         if shorter and each.convergence:
             warning = (
@@ -466,7 +558,9 @@ def by_length(
     """The arrow of these models when the held-out windows are read in parts of 2, 4 ... tokens, and whole: a row a
     length."""
     found = {}
-    for length, some in pairs[0][0].by_length.items():
+    one, other = (each.by_length for each in pairs[0])
+    for length in (length for length in one if length in other):
+        some = one[length]
         of_some = None if documents is None else documents[: len(some)]
         if of_some is not None and len(np.unique(of_some)) < FEWEST_GROUPS:
             of_some = None
@@ -488,7 +582,7 @@ def convergence_of(
     runs = [[each.run for each in of_seeds] for of_seeds in zip(*pairs, strict=True)]
     run = runs[0][0]
     at_the_end = {
-        each[0].direction: [loss for one in each if (loss := last_training_loss(one)) is not None] for each in runs
+        each[0].order: [loss for one in each if (loss := last_training_loss(one)) is not None] for each in runs
     }
     known = all(len(losses) == len(pairs) for losses in at_the_end.values())
     low, high = found.nats.both
@@ -500,15 +594,16 @@ def convergence_of(
         run.state["step"],
         run.state["tokens"] / max(training_tokens, 1),
         {direction: float(np.mean(losses)) for direction, losses in at_the_end.items()} if known else None,
-        {"forward": found.forward, "backward": found.backward},
+        dict(zip(at_the_end, (found.forward, found.backward), strict=True)),
         (high - low) / 2,
         documents,
     )
 
 
 def last_training_loss(run: Trained) -> float | None:
-    """The mean training loss of the last tenth of a run's steps; None where its metrics are not there."""
-    if not run.metrics_path.exists():
+    """The mean training loss of the last tenth of a run's steps; None where its metrics are not there, or it is one of
+    several orders."""
+    if run.in_one_model or not run.metrics_path.exists():
         return None
     last = [
         entry["loss"]
@@ -522,11 +617,13 @@ def validations_of(run: Trained) -> dict[int, np.ndarray]:
     """The losses of the held-out windows at each validation of a run, up to its last step; those that cannot be read
     are told of and left out."""
     folder = run.path.parent.parent / "validations" / run.path.stem
-    read = {}
+    read, orders = {}, len(run.config.orders)
+    shape = (orders, run.held_out_windows) if orders > 1 else (run.held_out_windows,)
     for step in validations.steps(folder):
         if step <= run.state["step"]:
             try:
-                read[step] = validations.read(folder, step, run.held_out_windows)
+                losses = validations.read(folder, step, *shape)
+                read[step] = losses[run.number] if orders > 1 else losses
             except UserError as error:
                 console.tell(f"warning: {error}", sys.stderr)
     return read
@@ -539,19 +636,21 @@ def average_bytes_per_token(windows: Windows) -> float | None:
 
 
 def curves_of(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[dict[str, Curve]]:
-    """For each seed the curve of each direction, where the runs' metrics still lie beside their states."""
+    """For each seed the curve of both orders, where the runs' metrics still lie beside their states."""
     runs = [[each.run for each in pair] for pair in pairs]
     if not all(run.metrics_path.exists() for pair in runs for run in pair):
         return []
-    return [{run.direction: curve(read_metrics(run.metrics_path)) for run in pair} for pair in runs]
+    return [{run.order: curve(read_metrics(run.metrics_path), run.order) for run in pair} for pair in runs]
 
 
-def curve(entries: Sequence[dict]) -> Curve:
-    """The entries of a metrics file."""
+def curve(entries: Sequence[dict], order: str) -> Curve:
+    """The entries of a metrics file. Where a model reads in several orders, the training loss is their mean, and the
+    held-out one that of `order`."""
     lines = []
     for name in ("train", "valid"):
         of_split = [entry for entry in entries if entry["split"] == name]
-        lines.append(Line([entry["step"] for entry in of_split], [entry["loss"] for entry in of_split]))
+        losses = [entry.get("losses", {}).get(order, entry["loss"]) for entry in of_split]
+        lines.append(Line([entry["step"] for entry in of_split], losses))
     return Curve(*lines)
 
 
@@ -567,8 +666,8 @@ def provenance(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> Provenance:
         parameters=run.parameters,
         steps=run.state["step"],
         tokens_seen=run.state["tokens"],
-        seeds=[forward.run.seed for forward, _ in pairs],
-        runs=[each.run.config.name for pair in pairs for each in pair],
+        seeds=[reference.run.seed for reference, _ in pairs],
+        runs=list(dict.fromkeys(each.run.config.name for pair in pairs for each in pair)),
         precision=run.state["precision"],
         changed_on_the_way=history_of(run),
         versions=run.state["versions"],

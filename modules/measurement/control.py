@@ -16,7 +16,7 @@ from pathlib import Path
 from modules.config import Config
 from modules.corpora.reverse import reverse_text
 from modules.data.token_file import Text, TokenFile, open_tokens
-from modules.measurement.pairing import base_name
+from modules.measurement.pairing import base_name, in_run_name
 from modules.system import console
 from modules.system.errors import UserError
 from modules.system.names import file_name
@@ -85,5 +85,6 @@ def _reading_of_reversed(reading: Reading, texts: tuple[Text, ...]) -> Reading:
 
 def control_run(run: Config, data: Path) -> Config:
     """The run on the control that belongs to `run`: the same in all but its data."""
-    name = f"{base_name(run.name)}{SUFFIX}_{run.order}_seed{run.training_params.seed}"
+    base, order = base_name(run.name, run.orders), in_run_name(run.orders)
+    name = f"{base}{SUFFIX}_{order}_seed{run.training_params.seed}"
     return run.with_training(dataset_folder=str(data)).with_name(name)

@@ -33,7 +33,7 @@ class Convergence:
 
     points: one for each validation that all runs have, in order of steps; empty where none is known. change: of the
     arrow over the last third, in percentage points. fall: of the loss over the last third, nats per token. passes: over
-    the training text. gaps: held-out minus training loss by direction, nats per token; None where the training losses
+    the training text. gaps: held-out minus training loss by order, nats per token; None where the training losses
     are not known.
     """
 
@@ -59,9 +59,9 @@ def convergence(
 ) -> Convergence:
     """Of the validations of each seed's runs, step -> mean losses of the held-out windows [windows], nats per token.
 
-    training_losses: the training loss at the end by direction, or None. held_out: the final held-out losses by
-    direction, nats per token. half_width: of the final arrow's interval, nats per token. documents: see
-    `arrow.measure`.
+    training_losses: the training loss at the end by order (forward's, or that of what stands for it, first), or None.
+    held_out: the final held-out losses by order, nats per token. half_width: of the final arrow's interval, nats per
+    token. documents: see `arrow.measure`.
     """
     steps = sorted(set.intersection(*(set(each) for each in (*forward, *backward)))) if forward else []
     points = [point(step, forward, backward, documents) for step in steps]
@@ -108,9 +108,11 @@ def warnings_of(passes: float, gaps: Mapping[str, float] | None, half_width: flo
             f"The models passed {passes:.1f} times over their text, more than {MOST_PASSES}: part of the loss may be "
             "learned by heart."
         )
-    if gaps and abs(gaps["backward"] - gaps["forward"]) > half_width:
-        found.append(
-            f"Held-out loss exceeds training loss by {gaps['forward']:+.4f} nats forward and {gaps['backward']:+.4f} "
-            "backward: the directions differ in how they generalize by more than the arrow's interval."
-        )
+    if gaps:
+        (one, gap), (other, other_gap) = gaps.items()
+        if abs(other_gap - gap) > half_width:
+            found.append(
+                f"Held-out loss exceeds training loss by {gap:+.4f} nats {one} and {other_gap:+.4f} {other}: the "
+                "directions differ in how they generalize by more than the arrow's interval."
+            )
     return found

@@ -1,7 +1,7 @@
 """The one visit to a state: all that a measurement wants of its weights, which then leave the memory again.
 
 Models are evaluated in fp32, whatever the precision of their training, each on its held-out windows: the same text for
-both directions.
+all orders of reading. A model of several orders is evaluated in each.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,15 +28,17 @@ SUB_WINDOW_TOKENS = 1 << 18
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run's model says, losses in nats.
+    """What a run's model says in one order, losses in nats.
 
-    losses_WT: of each held-out token in text order [windows, tokens]. by_length: of held-out windows read in shorter
-    parts, length of these -> [windows], the first SUB_WINDOW_TOKENS of them. texts: of each token [n] of each text that
-    was asked for, in text order. snippet: a text that the model makes up, as long as the texts after BOS that it has
-    seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
+    windows: its held-out windows, read in this order. losses_WT: of each held-out token in text order [windows,
+    tokens]. by_length: of held-out windows read in shorter parts, length of these -> [windows], the first
+    SUB_WINDOW_TOKENS of them; empty where the order lists positions, which are those of whole windows. texts: of each
+    token [n] of each text that was asked for, in text order. snippet: a text that the model makes up, as long as the
+    texts after BOS that it has seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
     """
 
     run: Trained
+    windows: Windows
     losses_WT: np.ndarray
     by_length: dict[int, np.ndarray]
     texts: list[np.ndarray]
@@ -49,19 +51,27 @@ def evaluate(
     device: torch.device,
     texts: Sequence[np.ndarray] = (),
     toki: Tokenizer | None = None,
-) -> Evaluation:
-    """Evaluate the model of `run` on its held-out windows and on `texts`, ids [n] each. With a tokenizer it makes up a
-    snippet as well."""
+) -> list[Evaluation]:
+    """Evaluate the model of `run` on its held-out windows and on `texts`, ids [n] each, in each of its orders. With a
+    tokenizer it makes up a snippet as well."""
     model, batch_size, context = load_model(run, device), run.config.valid_batch_size, windows.length
-    some = replace(windows, count=max(2, min(len(windows), SUB_WINDOW_TOKENS // context)))
-    lengths = [2**power for power in range(1, context.bit_length()) if context % 2**power == 0 and 2**power < context]
-    return Evaluation(
-        run,
-        held_out_losses(model, windows, batch_size, device),
-        {length: sub_window_losses(model, some, length, batch_size, device) for length in lengths},
-        [text_losses(model, ids, context, windows.reading, windows.token_file.bos_id, device) for ids in texts],
-        snippet(model, windows, toki, min(SNIPPET_TOKENS, context), run.seed, device) if toki else None,
-    )
+    count = max(2, min(len(windows), SUB_WINDOW_TOKENS // context))
+    powers = [2**power for power in range(1, context.bit_length()) if context % 2**power == 0 and 2**power < context]
+    return [
+        Evaluation(
+            each,
+            one,
+            held_out_losses(model, one, batch_size, device),
+            {
+                length: sub_window_losses(model, replace(one, count=count), length, batch_size, device)
+                for length in powers
+                if isinstance(one.reading.orders[0], str)
+            },
+            [text_losses(model, ids, context, one.reading, one.token_file.bos_id, device) for ids in texts],
+            snippet(model, one, toki, min(SNIPPET_TOKENS, context), run.seed, device) if toki else None,
+        )
+        for each, one in zip(run.in_each_order(), windows.in_each_order(), strict=True)
+    ]
 
 
 def load_model(run: Trained, device: torch.device) -> LanguageModel:
@@ -85,8 +95,8 @@ def load_model(run: Trained, device: torch.device) -> LanguageModel:
 
 
 def held_out_windows(run: Trained, opened: Callable[[str], TokenFile] = open_tokens) -> Windows:
-    """The held-out windows of a run. UserError where its data are not to be found, or were changed since it was
-    trained."""
+    """The held-out windows of a run, in all its orders. UserError where its data are not to be found, or were changed
+    since it was trained."""
     recorded = run.state["dataset"]["fingerprint"]
     if not Path(run.data_path).is_file():
         raise UserError(

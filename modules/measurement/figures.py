@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modules.measurement.comparison import Comparison
+from modules.data.orders import BACKWARD
+from modules.measurement.comparison import Comparison, called
 from modules.plots import DIRECTION_COLOURS, SIZE, focus_on_the_end, label, new_axes
 from modules.system.names import distinct
 
@@ -17,38 +19,122 @@ SERIES_COLOURS = ["#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#0072B
 MARKERS = "osD^vP*"
 
 
-def loss_curves(comparison: Comparison) -> Figure:
-    """Held-out loss (lines with dots) and training loss (faint) against the step, a line a seed."""
-    figure, axes = new_axes(f"{label(comparison.name)}: loss", "step", "loss (nats per token)")
-    for number, curves in enumerate(comparison.curves):
-        for direction, colour in DIRECTION_COLOURS.items():
-            train, valid = curves[direction].train, curves[direction].valid
-            axes.plot(train.step, train.loss, color=colour, alpha=0.25, linewidth=1)
+# The orders of one config
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two orders of a comparison, as the figures of all orders of a config show it."""
+
+    comparison: Comparison
+    order: str
+    field: str  # where the comparison has it
+    style: dict
+
+
+def sides_of(comparisons: Sequence[Comparison]) -> dict[str, Side]:
+    """Each order of a config by its label, the reference first: once, though all comparisons have it."""
+    found = {}
+    for comparison in comparisons:
+        for order, field in ((comparison.reference, "forward"), (comparison.order, "backward")):
+            name = f"{order}, of {comparison.in_one_model}" if comparison.in_one_model else order
+            found.setdefault(name, (comparison, order, field))
+    others = iter([style for style in series_styles() if style["color"] not in DIRECTION_COLOURS.values()] * 2)
+    styles = {
+        name: {"color": DIRECTION_COLOURS[name], "marker": "o"} if name in DIRECTION_COLOURS else next(others)
+        for name in found
+    }
+    return {name: Side(*of, styles[name]) for name, of in found.items()}
+
+
+def loss_curves(comparisons: Sequence[Comparison]) -> Figure:
+    """Held-out loss (lines with dots) and training loss (faint) of all orders of a config against the step, a line a
+    seed."""
+    figure, axes = new_axes(f"{label(comparisons[0].config)}: loss", "step", "loss (nats per token)")
+    sides = {name: side for name, side in sides_of(comparisons).items() if side.comparison.curves}
+    shown = []
+    for number in range(max(len(side.comparison.curves) for side in sides.values())):
+        for name, side in sides.items():
+            if number >= len(side.comparison.curves):
+                continue
+            curve, colour = side.comparison.curves[number][side.order], side.style["color"]
+            axes.plot(curve.train.step, curve.train.loss, color=colour, alpha=0.25, linewidth=1)
             axes.plot(
-                valid.step,
-                valid.loss,
+                curve.valid.step,
+                curve.valid.loss,
                 color=colour,
-                marker="o",
+                marker=side.style["marker"],
                 markersize=3.5,
-                label=f"{direction}, held out" if number == 0 else None,
+                label=f"{name}, held out" if number == 0 else None,
             )
-    focus_on_the_end(
-        axes,
-        [
-            loss
-            for curves in comparison.curves
-            for direction in DIRECTION_COLOURS
-            for line in (curves[direction].train, curves[direction].valid)
-            for loss in line.loss
-        ],
-    )
-    axes.legend()
+            shown += curve.train.loss + curve.valid.loss
+    focus_on_the_end(axes, shown)
+    if len(sides) <= 4:
+        axes.legend()
+    else:
+        figure.legend(fontsize="small", loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def differences_of_orders(comparisons: Sequence[Comparison]) -> Figure:
+    """How much harder each order of a config is than the reference, in percent, with 95 % intervals."""
+    figure, axes = arrow_axes(f"{label(comparisons[0].config)}: orders of reading", "", comparisons)
+    names = [label(f"{c.order}, of {c.in_one_model}" if c.in_one_model else c.order) for c in comparisons]
+    draw_with_intervals(axes, range(len(names)), comparisons, marker="o", color="black", linestyle="none")
+    axes.set_xticks(range(len(names)), distinct(names), rotation=30, ha="right", fontsize="small")
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    return figure
+
+
+def losses_by_tokens_read(comparisons: Sequence[Comparison]) -> Figure:
+    """The loss of each order of a config against the number of tokens that were read before, grouped as in
+    `arrow_by_tokens_seen`."""
+    title = f"{label(comparisons[0].config)}: loss by what has been read"
+    figure, axes = new_axes(title, "tokens read before the predicted one", "loss (nats per token)")
+    handles, names = [], []
+    for name, side in sides_of(comparisons).items():
+        if (by_context := side.comparison.by_context) is None:
+            continue
+        losses = getattr(by_context, side.field)
+        groups = growing_groups(len(losses))
+        seen = group_means(by_context.tokens_seen, groups)
+        handles += axes.plot(seen, group_means(losses, groups), markersize=4, **side.style)
+        names.append(label(name))
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    add_legend(figure, axes, handles, names)
+    return figure
+
+
+def losses_by_place(comparisons: Sequence[Comparison]) -> Figure:
+    """The loss of each order of a config at each place of a window in the text."""
+    title = f"{label(comparisons[0].config)}: loss by place in the text"
+    figure, axes = new_axes(title, "place in the window", "loss (nats per token)")
+    handles, names = [], []
+    for name, side in sides_of(comparisons).items():
+        if (by_position := side.comparison.by_position) is None:
+            continue
+        handles += axes.plot(
+            by_position.position,
+            getattr(by_position, side.field),
+            markersize=3.5,
+            markevery=max(1, len(by_position.position) // 16),
+            linewidth=1.2,
+            **side.style,
+        )
+        names.append(label(name))
+    add_legend(figure, axes, handles, names)
+    return figure
+
+
+# Several comparisons
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def arrow_by_checkpoint(comparisons: Sequence[Comparison]) -> Figure:
     """The arrow at each validation, in percent, with 95 % bands for at most two comparisons."""
-    figure, axes = arrow_axes("The arrow while training", "step")
+    figure, axes = arrow_axes("The arrow while training", "step", comparisons)
     handles = []
     for comparison, style in zip(comparisons, series_styles(), strict=False):
         assert comparison.convergence is not None  # report.py leaves the others out
@@ -65,7 +151,7 @@ def arrow_by_checkpoint(comparisons: Sequence[Comparison]) -> Figure:
 def arrow_by_length(comparisons: Sequence[Comparison]) -> Figure:
     """The arrow of the same models when they read windows of 2, 4 ... tokens of the held-out text, in percent, with 95
     % intervals."""
-    figure, axes = arrow_axes("The arrow by context, from one pair a seed", "tokens in a window")
+    figure, axes = arrow_axes("The arrow by context, from one pair a seed", "tokens in a window", comparisons)
     handles, lengths = [], set()
     for number, (comparison, style) in enumerate(zip(comparisons, series_styles(), strict=False)):
         rows = comparison.by_length
@@ -97,7 +183,8 @@ def arrow_by_tokens_seen(comparisons: Sequence[Comparison]) -> Figure:
     Neighbouring numbers are taken together, in groups which grow with the number: the first tokens differ most, the
     last hardly.
     """
-    figure, axes = arrow_axes("The arrow by what has been seen", "text tokens seen before the predicted one")
+    what = "text tokens seen before the predicted one"
+    figure, axes = arrow_axes("The arrow by what has been seen", what, comparisons)
     handles = []
     for comparison, style in zip(comparisons, series_styles(), strict=False):
         curve = comparison.by_context
@@ -136,7 +223,7 @@ def arrow_by_context_length(comparisons: Sequence[Comparison]) -> Figure:
         "The arrow by context length",
         "context length (tokens)",
         lambda c: c.context,
-        lambda c: (c.text, c.size),
+        lambda c: (c.text, c.size + orders_in_words(c)),
     )
 
 
@@ -147,7 +234,7 @@ def arrow_by_model_size(comparisons: Sequence[Comparison]) -> Figure:
         "The arrow by model size",
         "parameters (without positions)",
         parameters_of,
-        lambda c: (c.text, f"context {c.context}"),
+        lambda c: (c.text, f"context {c.context}{orders_in_words(c)}"),
     )
 
 
@@ -164,7 +251,7 @@ def arrow_by(
     series_of: Callable[[Comparison], tuple[str, str]],
 ) -> Figure:
     """A line for each series: comparisons with the same text and the same of what `series_of` says second."""
-    figure, axes = arrow_axes(title, x_label)
+    figure, axes = arrow_axes(title, x_label, comparisons)
     series = {}
     for comparison in sorted(comparisons, key=x_of):
         series.setdefault(series_of(comparison), []).append(comparison)
@@ -182,11 +269,12 @@ def arrow_by(
 
 def arrow_by_text(comparisons: Sequence[Comparison]) -> Figure:
     """Percent for each text (language), a series for each model size and context length."""
-    figure, axes = arrow_axes("The arrow by text", "")
+    figure, axes = arrow_axes("The arrow by text", "", comparisons)
     texts = sorted({comparison.text for comparison in comparisons})
     series = {}
     for comparison in comparisons:
-        series.setdefault(f"{comparison.size}, context {comparison.context}", []).append(comparison)
+        what = f"{comparison.size}, context {comparison.context}{orders_in_words(comparison)}"
+        series.setdefault(what, []).append(comparison)
     handles = []
     for number, (members, style) in enumerate(zip(series.values(), series_styles(), strict=False)):
         shift = 0.12 * (number - (len(series) - 1) / 2)
@@ -201,8 +289,16 @@ def arrow_by_text(comparisons: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def arrow_axes(title: str, x_label: str) -> tuple[Figure, Axes]:
-    figure, axes = new_axes(title, x_label, "arrow: backward - forward\n(% of the forward loss)")
+def orders_in_words(comparison: Comparison) -> str:
+    """What a legend says of the orders: nothing of the two directions."""
+    return "" if comparison.is_of_directions else called("", *comparison.which)
+
+
+def arrow_axes(title: str, x_label: str, comparisons: Sequence[Comparison]) -> tuple[Figure, Axes]:
+    orders = {(c.reference, c.order) for c in comparisons}
+    reference, order = orders.pop() if len(orders) == 1 else (comparisons[0].reference, "other order")
+    what = "arrow" if order == BACKWARD else "difference"
+    figure, axes = new_axes(title, x_label, f"{what}: {order} - {reference}\n(% of the {reference} loss)")
     axes.axhline(0, color="black", linewidth=0.8)
     return figure, axes
 

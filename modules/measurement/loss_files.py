@@ -10,6 +10,7 @@ their place.
 import csv
 import errno
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -18,12 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.data.orders import FORWARD, NAMES
 from modules.measurement.documents import sums_by
 from modules.system.errors import UserError
 from modules.system.files import replacing
 
-REFERENCE = "forward"
 DOCUMENTS = "documents"
+# Orders whose names have a "_" themselves; any other word ends at the first.
+ORDER = re.compile(
+    rf"({'|'.join(name for name in NAMES if '_' in name)}|positions_[0-9a-f]{{8}}|[^_]*)(?:_(.*))?", re.S
+)
 
 
 @dataclass
@@ -79,8 +84,9 @@ def document_rows(losses_WT: np.ndarray, losses: Losses) -> Iterable[tuple]:
     return zip(number, first, tokens, sums / tokens, strict=True)
 
 
-def read_losses(path: str | os.PathLike) -> dict[str, Losses]:
-    """The losses in a .npz by the name of their comparison ("" where arrays have none), the forward ones first of each.
+def read_losses(path: str | os.PathLike, reference: str = FORWARD) -> dict[str, Losses]:
+    """The losses in a .npz by the name of their comparison ("" where arrays have none), each with those of the
+    reference.
 
     Raises UserError, one line, where it is no such file, an array is no losses, or those of one comparison do not fit
     each other.
@@ -104,14 +110,16 @@ def read_losses(path: str | os.PathLike) -> dict[str, Losses]:
 
     found: dict[str, Losses] = {}
     for full_name, array in arrays.items():
-        order, _, name = full_name.partition("_")
+        match = ORDER.fullmatch(full_name)
+        assert match is not None, "any name has an order"
+        order, name = match.groups(default="")
         each = found.setdefault(name, Losses())
         if order == DOCUMENTS:
             each.documents = array
         else:
             each.by_order[order] = losses_in(array, f"{path}: {full_name}")
     for name, each in found.items():
-        check_fit(each, f"{path}: {name or 'its arrays'}")
+        check_fit(each, f"{path}: {name or 'its arrays'}", reference)
     if not found:
         raise UserError(f"{path}: holds no arrays; expected forward_NAME and backward_NAME")
     return found
@@ -131,17 +139,17 @@ def losses_in(array: np.ndarray, source: str) -> np.ndarray:
     return np.asarray(array if array.ndim == 3 else array[..., None], dtype=np.float64)
 
 
-def check_fit(losses: Losses, source: str) -> None:
+def check_fit(losses: Losses, source: str, reference: str) -> None:
     """UserError unless there is the reference and another order, all alike in shape, with two windows or more."""
     shapes = {order: array.shape for order, array in losses.by_order.items()}
-    if REFERENCE not in shapes or len(shapes) < 2:
+    if reference not in shapes or len(shapes) < 2:
         raise UserError(
-            f"{source}: expected losses of {REFERENCE} and of another order, found {', '.join(shapes) or 'none'}"
+            f"{source}: expected losses of {reference} and of another order, found {', '.join(shapes) or 'none'}"
         )
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{order} {list(shape)}" for order, shape in shapes.items())
         raise UserError(f"{source}: expected equal shapes in all orders, found {found}")
-    n_windows = shapes[REFERENCE][1]
+    n_windows = shapes[reference][1]
     if n_windows < 2:
         raise UserError(f"{source}: expected at least two windows, found {n_windows}")
     if losses.documents is not None and losses.documents.shape != (n_windows,):

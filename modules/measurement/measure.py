@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from modules.data.orders import BACKWARD, FORWARD
 from modules.data.token_file import TokenFile, open_tokens
 from modules.data.windows import Windows
 from modules.measurement import arrow
@@ -16,6 +17,7 @@ from modules.measurement.arrow_page import write_arrow_page
 from modules.measurement.comparison import (
     Comparison,
     Measurement,
+    called,
     compare,
     compare_losses,
     contrasts_of,
@@ -24,8 +26,8 @@ from modules.measurement.comparison import (
     with_controls,
 )
 from modules.measurement.evaluation import Evaluation, evaluate, held_out_ids, held_out_windows
-from modules.measurement.loss_files import REFERENCE, Losses, read_losses, write_losses
-from modules.measurement.pairing import Trained, pair_up, read_run
+from modules.measurement.loss_files import Losses, read_losses, write_losses
+from modules.measurement.pairing import Trained, differences, pair_up, read_run
 from modules.measurement.report import checks_in_words, held_out_in_words, write_report
 from modules.measurement.token_classes import pieces_of
 from modules.system.console import bar, tell
@@ -48,7 +50,7 @@ class Wish:
 
     out: its folder; by default `report/` beside the folder of the states. tokenizer_path: for snippets, classes of
     tokens and coloured pages. command: how it was asked for. texts: from `read_texts`, each to be coloured.
-    save_losses: write losses.npz and losses.csv too.
+    save_losses: write losses.npz and losses.csv too. reference: the order to which others are compared.
     """
 
     out: Path | None = None
@@ -56,6 +58,7 @@ class Wish:
     command: str | None = None
     texts: Mapping[Path, np.ndarray] = field(default_factory=dict)
     save_losses: bool = False
+    reference: str = FORWARD
 
 
 def measured_states(
@@ -68,21 +71,41 @@ def measured_states(
     """
     keep_freed_memory(device)
     opened = functools.cache(open_tokens)  # once for all runs: it is compared with its checksum
-    groups = pair_up([read_run(Path(path), [opened(path) for path in data]) for path in paths])
+    groups = pair_up([read_run(Path(path), [opened(path) for path in data]) for path in paths], wish.reference)
     toki = get_tokenizer(wish.tokenizer_path) if wish.tokenizer_path else None
+    known: dict[Path, list[Evaluation]] = {}
     evaluated = [
-        evaluate_pairs(pairs, device, toki, list(wish.texts.values()), opened)
+        evaluate_pairs(pairs, device, toki, list(wish.texts.values()), opened, known)
         for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)
     ]
     block_tokens = arrow.shared_block([arrow.measure(*stacked(pairs)) for pairs, *_ in evaluated])
     measurements = [compare(*each, block_tokens if len(evaluated) > 1 else None) for each in evaluated]
-    names = distinct(each.comparison.name for each in measurements)
-    return with_controls(
-        [
-            replace(each, comparison=replace(each.comparison, name=name))
-            for each, name in zip(measurements, names, strict=True)
-        ]
-    )
+    return with_controls(with_configs_told_apart(measurements))
+
+
+def with_configs_told_apart(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The same, configs that differ but have one name with a number behind it."""
+    configs: list[list[Measurement]] = []
+    for each in measurements:
+        run = each.pairs[0][0].run
+        alike = (
+            of_one for of_one in configs if not differences(of_one[0].pairs[0][0].run, run, ["training_params.seed"])
+        )
+        if (of_one := next(alike, None)) is None:
+            configs.append(of_one := [])
+        of_one.append(each)
+    name_of = {}
+    for of_one, config in zip(configs, distinct(of_one[0].comparison.config for of_one in configs), strict=True):
+        name_of |= {id(each): config for each in of_one}
+    return [
+        replace(
+            each,
+            comparison=replace(
+                each.comparison, config=name_of[id(each)], name=called(name_of[id(each)], *each.comparison.which)
+            ),
+        )
+        for each in measurements
+    ]
 
 
 def evaluate_pairs(
@@ -91,30 +114,31 @@ def evaluate_pairs(
     toki: Tokenizer | None = None,
     texts: Sequence[np.ndarray] = (),
     opened: Callable[[str], TokenFile] = open_tokens,
+    known: dict[Path, list[Evaluation]] | None = None,
 ) -> tuple[list[tuple[Evaluation, Evaluation]], Windows, Tokenizer | None]:
-    """What `compare` takes: evaluations of pairs (forward, backward) that differ in their seed only, their held-out
+    """What `compare` takes: evaluations of pairs (reference, order) that differ in their seed only, their held-out
     windows, and the tokenizer if it is theirs. With one that tells the bytes of its tokens the first held-out tokens,
-    for their page, and `texts` are evaluated too."""
+    for their page, and `texts` are evaluated too. known: the states that are evaluated already, each in its orders;
+    those of these pairs are added."""
+    known = {} if known is None else known
     windows = held_out_windows(pairs[0][0], opened)
     if windows.token_file.reversed_of is not None:
         toki = None  # a control has a tokenizer of its own
     if toki is not None:
         windows.token_file.check_tokenizer(toki)
     shown = [first_held_out(windows), *texts] if toki is not None and pieces_of(toki) is not None else []
-
-    def evaluated(run: Trained, is_first: bool) -> Evaluation:
-        return evaluate(run, held_out_windows(run, opened), device, shown, toki if is_first else None)
-
-    evaluations = [
-        (evaluated(forward, number == 0), evaluated(backward, number == 0))
-        for number, (forward, backward) in enumerate(pairs)
-    ]
+    for number, pair in enumerate(pairs):
+        for run in pair:
+            if run.path not in known:
+                of_run, snippets = held_out_windows(run, opened), toki if number == 0 else None
+                known[run.path] = evaluate(run, of_run, device, shown, snippets)
+    evaluations = [(known[one.path][one.number], known[other.path][other.number]) for one, other in pairs]
     return evaluations, windows, toki
 
 
 def first_held_out(windows: Windows) -> np.ndarray:
-    """The held-out text that is shown: the ids [n] of its first tokens."""
-    return held_out_ids(windows).ravel()[:HELD_OUT_PAGE_TOKENS]
+    """The held-out text that is shown: the ids [n] of its first tokens, a window or more."""
+    return held_out_ids(windows).ravel()[: max(HELD_OUT_PAGE_TOKENS, windows.length)]
 
 
 def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
@@ -123,13 +147,7 @@ def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
     comparisons = marked_for_longer_contexts([each.comparison for each in measurements])
     written = write_report(out, comparisons, wish.command, contrasts_of(measurements))
     if wish.save_losses:
-        written |= write_losses(
-            out,
-            {
-                each.comparison.name: Losses(each.losses, each.documents, each.document_of_tokens)
-                for each in measurements
-            },
-        )
+        written |= write_losses(out, losses_by_config(measurements))
     suffixes = ["", *(f"-{text.stem}" for text in wish.texts)]
     pages = [(comparison.name, suffix) for comparison in comparisons for suffix in suffixes]
     stem_of = dict(zip(pages, distinct(map("".join, pages), as_file_systems_see), strict=True))
@@ -138,7 +156,7 @@ def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
     for each, comparison in zip(measurements, comparisons, strict=True):
         told.append(in_words(comparison))
         first = each.pairs[0] if each.pairs else ()
-        told += [f"{one.run.direction} snippet: {one.snippet!r}" for one in first if one.snippet is not None]
+        told += [f"{one.run.order} snippet: {one.snippet!r}" for one in first if one.snippet is not None]
         if first and first[0].texts:
             assert each.windows is not None and token_bytes is not None  # or there would be no texts
             shown = [("held-out text", first_held_out(each.windows)), *wish.texts.items()]
@@ -154,31 +172,41 @@ def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
                     forward,
                     backward,
                     title=f"Where the arrow lives: {comparison.name}, {what}",
+                    orders=(comparison.reference, comparison.order),
                 )
                 told.append(f"coloured {what}: {page}")
-        if (picture := written.get(f"{comparison.name}-loss")) is not None:
-            told.append(f"loss curves: {picture}")
+        for what, kind in (("loss curves", "loss"), ("orders of reading", "orders")):
+            if (picture := written.pop(f"{comparison.config}-{kind}", None)) is not None:  # once for all orders
+                told.append(f"{what}: {picture}")
     told += [f"losses: {written['npz']}"] if wish.save_losses else []
     return "\n".join([*told, f"report: {written['report']}"])
+
+
+def losses_by_config(measurements: Sequence[Measurement]) -> dict[str, Losses]:
+    """The losses of all orders of a config under its name. Those of one model, and of orders that have other seeds, are
+    under the name of their comparison."""
+    found, seeds = {}, {}
+    for each in measurements:
+        comparison = each.comparison
+        name = comparison.config
+        if comparison.in_one_model or seeds.setdefault(name, comparison.compared.seeds) != comparison.compared.seeds:
+            name = comparison.name
+        losses = found.setdefault(name, Losses({}, each.documents, each.document_of_tokens))
+        losses.by_order.update(each.losses)
+    return found
 
 
 def report_on_losses(path: str, wish: Wish) -> str:
     """The report on losses that somebody else measured (loss_files.py), and what to tell the user of it."""
     given = [
-        (
-            (name or Path(path).stem) + ("" if order == "backward" else f", {order}"),
-            order,
-            losses.by_order[REFERENCE],
-            array,
-            losses.documents,
-            Path(path).stem,
-        )
-        for name, losses in read_losses(path).items()
+        (name or Path(path).stem, order, losses.by_order[wish.reference], array, losses.documents, Path(path).stem)
+        for name, losses in read_losses(path, wish.reference).items()
         for order, array in losses.by_order.items()
-        if order != REFERENCE
+        if order != wish.reference
     ]
-    block_tokens = arrow.shared_block([arrow.measure(forward, other) for _, _, forward, other, _, _ in given])
-    measurements = [compare_losses(*each, block_tokens if len(given) > 1 else None) for each in given]
+    block_tokens = arrow.shared_block([arrow.measure(one, other) for _, _, one, other, _, _ in given])
+    shared = block_tokens if len(given) > 1 else None
+    measurements = [compare_losses(*each, shared, wish.reference) for each in given]
     out = wish.out or Path(path).with_suffix("").with_name(f"{Path(path).stem}-report")
     return report_on(measurements, replace(wish, out=out))
 
@@ -189,9 +217,9 @@ def in_words(comparison: Comparison) -> str:
     low, high = percent.both
     lines = [
         f"{comparison.name}: {held_out_in_words(comparison)}, {len(comparison.compared.seeds)} seed(s)",
-        f"forward {losses['forward'].nats_per_token:.4f}, {comparison.order} {losses['backward'].nats_per_token:.4f} "
-        "nats/token",
-        f"arrow {nats.value:+.4f} nats/token, {percent.value:+.2f} %, standard error {percent.se:.2f}, "
+        ", ".join(f"{order} {loss.nats_per_token:.4f}" for order, loss in losses.items()) + " nats/token",
+        f"{'arrow' if comparison.order == BACKWARD else 'difference'} {nats.value:+.4f} nats/token, "
+        f"{percent.value:+.2f} %, standard error {percent.se:.2f}, "
         f"95 % interval {low:+.2f} to {high:+.2f} %",
         comparison.arrow.verdict,
         *checks_in_words(comparison),

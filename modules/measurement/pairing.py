@@ -1,19 +1,21 @@
 """Who may be compared with whom: the runs behind states, and what they must agree in.
 
-The arrow is one percent of the loss, so a comparison of runs that differ in anything but direction is worth nothing,
-and is refused with the first things that differ. What must agree is what the config's fields are marked with
-(fields.py), the data and the tokenizer by their fingerprints (not by their paths), and the steps done. What each step
-was trained with (learning rate, optimizer, precision) is compared step by step, as it was and not as the last config
-says (history.py). What only says where or how fast a run went (folders, logging, devices, micro-batches) may differ.
+The arrow is one percent of the loss, so a comparison of runs that differ in anything but their order of reading is
+worth nothing, and is refused with the first things that differ. What must agree is what the config's fields are marked
+with (fields.py), the data and the tokenizer by their fingerprints (not by their paths), and the steps done. What each
+step was trained with (learning rate, optimizer, precision) is compared step by step, as it was and not as the last
+config says (history.py). What only says where or how fast a run went (folders, logging, devices, micro-batches) may
+differ.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modules.config import HELD_OUT, Config, parse_config
+from modules.data.orders import BACKWARD, BOTH, FORWARD, Order, name_of
 from modules.data.token_file import TokenFile, same_dataset
 from modules.system.errors import UserError
 from modules.training.checkpoint import load_state
@@ -29,7 +31,7 @@ class Trained:
     compared is refused before anything is evaluated. evaluation.py reads them.
 
     state: what the state holds beside its tensors. parameters: how many the model has. data_path: where its
-    data are now.
+    data are now. number: which of the orders in which its model reads is meant.
     """
 
     path: Path
@@ -37,10 +39,20 @@ class Trained:
     state: dict
     parameters: int
     data_path: str
+    number: int = 0
 
     @property
-    def direction(self) -> str:
-        return self.config.order
+    def order(self) -> str:
+        """The order that is meant: "forward", "chunks:8" ..."""
+        return name_of(self.config.orders[self.number])
+
+    @property
+    def in_one_model(self) -> str | None:
+        """All orders of its model, "forward + backward"; None where there is one."""
+        return self.config.order if len(self.config.orders) > 1 else None
+
+    def in_each_order(self) -> list["Trained"]:
+        return [replace(self, number=number) for number in range(len(self.config.orders))]
 
     @property
     def seed(self) -> int:
@@ -48,8 +60,8 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """The run's name without direction and seed: forward and backward runs of all seeds share it."""
-        return base_name(self.config.name)
+        """The run's name without order and seed: the runs of all orders and seeds share it."""
+        return base_name(self.config.name, self.config.orders)
 
     @property
     def stages(self) -> list[Stage]:
@@ -66,9 +78,19 @@ class Trained:
         return self.path.parent.parent / "metrics" / f"{self.path.stem}.jsonl"
 
 
-def base_name(run_name: str) -> str:
-    """ "demo_forward_seed0" and "demo_backward" as "demo"."""
-    return re.sub(r"_(forward|backward)(?=_|$)|_seed\d+$", "", run_name)
+def in_run_name(orders: Sequence[Order]) -> str:
+    """The orders of a model as a part of its run's name, which any system's files can have: "forward", "chunks-8",
+    "both"."""
+    if tuple(orders) == (FORWARD, BACKWARD):
+        return BOTH
+    return "+".join(map(name_of, orders)).replace(":", "-")
+
+
+def base_name(run_name: str, orders: Sequence[Order] = ()) -> str:
+    """A run's name without its order, one of `orders`, and its seed: "demo_forward_seed0" and "demo_backward" as
+    "demo", for orders ["even_odd"] also "demo_even_odd"."""
+    own = f"|{re.escape(in_run_name(orders))}" if orders else ""
+    return re.sub(rf"_(forward|backward{own})(?=_|$)|_seed\d+$", "", run_name)
 
 
 def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
@@ -90,7 +112,7 @@ def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
 
 
 def facts(run: Trained) -> dict[str, Any]:
-    """All that must be equal in the two directions, by the name under which a difference is reported."""
+    """All that must be equal in two orders, by the name under which a difference is reported."""
     identity = run.config.identity()
     del identity["training_params.order"]
     return identity | {
@@ -102,8 +124,8 @@ def facts(run: Trained) -> dict[str, Any]:
 
 
 def differences(one: Trained, other: Trained, but: Sequence[str] = ()) -> list[str]:
-    """What the two runs differ in beside their direction and what is named in `but`; empty where a comparison of them
-    is fair."""
+    """What the two runs differ in beside their orders and what is named in `but`; empty where a comparison of them is
+    fair."""
     mine, others = facts(one), facts(other)
     if same_dataset(mine["data"], others["data"]):
         others["data"] = mine["data"]  # states of earlier versions hold half of the fingerprint
@@ -116,45 +138,79 @@ def differences(one: Trained, other: Trained, but: Sequence[str] = ()) -> list[s
     return found + ([on_the_way] if on_the_way else [])
 
 
-def pair_up(runs: Sequence[Trained]) -> list[list[tuple[Trained, Trained]]]:
-    """Groups of fair pairs (forward, backward): in a group the pairs differ in their seed only, in order of seed.
+def pair_up(runs: Sequence[Trained], reference: str = FORWARD) -> list[list[tuple[Trained, Trained]]]:
+    """Groups of fair pairs (a run that reads in the order `reference`, one of another order): in a group the pairs have
+    the same two orders and differ in their seed only, in order of seed. A model of several orders is paired with
+    itself.
 
-    Raises UserError where a run has no fair partner, or more than one.
+    Raises UserError where a run has no fair partner, or more than one of an order.
     """
-    by_direction = {
-        direction: [run for run in runs if run.direction == direction] for direction in ("forward", "backward")
-    }
-    for run in runs:
-        if run.direction not in by_direction:
-            raise UserError(f"{run.path}: expected a run that reads forward or backward, found {run.direction}")
     groups: list[list[tuple[Trained, Trained]]] = []
-    for run in runs:
-        others = by_direction["backward" if run.direction == "forward" else "forward"]
-        partners = [other for other in others if not differences(run, other)]
-        if len(partners) != 1:
-            raise UserError(f"{run.path}: {why_not_one(run, others, partners)}")
-        if run.direction == "forward":
-            group = next(
-                (group for group in groups if not differences(group[0][0], run, but=["training_params.seed"])), None
-            )
-            if group is None:
-                groups.append(group := [])
-            group.append((run, partners[0]))
+    for pair in pairs_of(runs, reference):
+        group = next((group for group in groups if differ_in_seed(group[0], pair)), None)
+        if group is None:
+            groups.append(group := [])
+        group.append(pair)
     return [sorted(group, key=lambda pair: pair[0].seed) for group in groups]
 
 
-def why_not_one(run: Trained, others: Sequence[Trained], partners: Sequence[Trained]) -> str:
-    """What keeps `run` from having exactly one partner among `others`, the runs of the other direction."""
-    if partners:
-        alike = ", ".join(str(partner.path) for partner in partners)
-        return f"expected one run of the other direction, found {len(partners)} that are alike: {alike}"
+def differ_in_seed(one: tuple[Trained, Trained], other: tuple[Trained, Trained]) -> bool:
+    """Whether the two pairs have the same two orders, and differ in their seed at most."""
+    orders = [(*(run.order for run in pair), pair[0].in_one_model) for pair in (one, other)]
+    return orders[0] == orders[1] and not differences(one[0], other[0], but=["training_params.seed"])
+
+
+def pairs_of(runs: Sequence[Trained], reference: str) -> list[tuple[Trained, Trained]]:
+    """All pairs; see `pair_up`."""
+    found = []
+    for run in runs:
+        if run.in_one_model is None:
+            partners = partners_of(run, runs, reference)
+            found += [(run, partner) for partner in partners] if run.order == reference else []
+            continue
+        alike = [each for each in runs if each.in_one_model == run.in_one_model and not differences(run, each)]
+        check_alone(run, run.in_one_model, alike)
+        orders = {each.order: each for each in run.in_each_order()}
+        if reference not in orders:
+            raise UserError(
+                f"{run.path}: a model that reads {run.in_one_model}: expected {reference} among its orders, to "
+                "compare the others to; name one of them with --reference"
+            )
+        found += [(orders[reference], each) for order, each in orders.items() if order != reference]
+    return found
+
+
+def partners_of(run: Trained, runs: Sequence[Trained], reference: str) -> list[Trained]:
+    """The runs with which one of a single order is compared: those of other orders where it is of the reference, else
+    the one of the reference."""
+    others = [
+        each for each in runs if each.in_one_model is None and (each.order == reference) != (run.order == reference)
+    ]
+    partners = [other for other in others if not differences(run, other)]
+    if not partners:
+        raise UserError(f"{run.path}: {why_none(run, others, reference)}")
+    for order in dict.fromkeys(partner.order for partner in partners):
+        check_alone(run, order, [partner for partner in partners if partner.order == order])
+    return partners
+
+
+def check_alone(run: Trained, order: str, alike: Sequence[Trained]) -> None:
+    """UserError where several runs of an order are alike, seed and all."""
+    if len(alike) > 1:
+        paths = ", ".join(str(each.path) for each in alike)
+        raise UserError(f"{run.path}: expected one {order} run, found {len(alike)} that are alike: {paths}")
+
+
+def why_none(run: Trained, others: Sequence[Trained], reference: str) -> str:
+    """What keeps `run` from having a partner among `others`."""
     if not others:
-        return f"a {run.direction} run, but no run of the other direction was given to compare it with"
+        wanted = "run of another order" if run.order == reference else f"{reference} run"
+        return f"reads {run.order}, but no {wanted} was given to compare it with"
     nearest = min(others, key=lambda other: len(differences(run, other)))
     different = differences(run, nearest)
     more = f" and {len(different) - SHOWN_DIFFERENCES} more" if len(different) > SHOWN_DIFFERENCES else ""
     return (
-        f"no fair comparison: {nearest.path}, the most similar run of the other direction, differs in "
+        f"no fair comparison: {nearest.path}, the most similar run of another order, differs in "
         f"{', '.join(different[:SHOWN_DIFFERENCES])}{more}"
     )
 

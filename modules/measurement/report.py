@@ -6,16 +6,18 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from modules import plots
+from modules.data.orders import BACKWARD, FORWARD
 from modules.measurement import figures
 from modules.measurement.arrow import ClassRow, Interval
 from modules.measurement.comparison import Comparison, Contrast, Control, HeldOut
 from modules.measurement.documents import Largest
-from modules.measurement.token_classes import CLASS_HEADER, WHAT_CLASSES_ARE, class_cells
+from modules.measurement.token_classes import WHAT_CLASSES_ARE, class_cells, class_header
 from modules.system import console
 from modules.system.files import replacing
 from modules.system.names import as_file_systems_see, distinct, file_name, in_markdown, link_to
@@ -63,9 +65,16 @@ def named_apart(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def draw_all(comparisons: Sequence[Comparison]) -> dict[str, figures.Figure]:
     """Each figure that these comparisons have something to show in, by its name: "small-loss", "arrow-by-step"."""
-    drawn = {
-        f"{comparison.name}-loss": figures.loss_curves(comparison) for comparison in comparisons if comparison.curves
-    }
+    drawn = {}
+    for config, of_config in by_config(comparisons).items():
+        if any(comparison.curves for comparison in of_config):
+            drawn[f"{config}-loss"] = figures.loss_curves(of_config)
+        if has_orders(of_config):
+            drawn[f"{config}-orders"] = figures.differences_of_orders(of_config)
+            if any(comparison.by_context for comparison in of_config):
+                drawn[f"{config}-loss-by-tokens-read"] = figures.losses_by_tokens_read(of_config)
+            if any(comparison.by_position for comparison in of_config):
+                drawn[f"{config}-loss-by-place"] = figures.losses_by_place(of_config)
     for name, key, draw in (
         ("arrow-by-checkpoint", "convergence", figures.arrow_by_checkpoint),
         ("arrow-by-context", "by_length", figures.arrow_by_length),
@@ -84,6 +93,17 @@ def draw_all(comparisons: Sequence[Comparison]) -> dict[str, figures.Figure]:
     return drawn
 
 
+def by_config(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """The comparisons of each config: one, or one for each order."""
+    names = dict.fromkeys(comparison.config for comparison in comparisons)
+    return {name: [comparison for comparison in comparisons if comparison.config == name] for name in names}
+
+
+def has_orders(comparisons: Sequence[Comparison]) -> bool:
+    """Whether there are others than the two directions among those of a config."""
+    return not all(comparison.is_of_directions for comparison in comparisons)
+
+
 def markdown(
     comparisons: Sequence[Comparison],
     pictures: Mapping[str, str],
@@ -91,18 +111,27 @@ def markdown(
     contrasts: Sequence[Contrast] = (),
 ) -> str:
     """The whole report; `pictures` are the names of figures and of their files, which lie beside it."""
-    own = {f"{comparison.name}-loss" for comparison in comparisons}
-    parts = ["# The arrow of time", HOW_TO_READ, summary(comparisons), *contrast_parts(contrasts)]
-    parts += [picture(name, file) for name, file in pictures.items() if name not in own]
-    for comparison in comparisons:
-        parts.append(section(comparison))
-        if (name := f"{comparison.name}-loss") in pictures:
-            parts.append(picture(name, pictures[name]))
+    configs = by_config(comparisons)
+    own = {
+        name: [f"{name}-{kind}" for kind in ("orders", "loss", "loss-by-tokens-read", "loss-by-place")]
+        for name in configs
+    }
+    parts = ["# The arrow of time", HOW_TO_READ]
+    parts += [HOW_TO_READ_ORDERS] if any(map(has_orders, configs.values())) else []
+    parts += [summary(comparisons), *contrast_parts(contrasts)]
+    parts += [picture(name, file) for name, file in pictures.items() if name not in sum(own.values(), [])]
+    for config, of_config in configs.items():
+        of_it = [picture(name, pictures[name]) for name in own[config] if name in pictures]
+        sections = [section(comparison) for comparison in of_config]
+        parts += [*orders_parts(of_config), *of_it, *sections] if has_orders(of_config) else [*sections, *of_it]
     if command:
         inside = max(map(len, re.findall("`+", command)), default=0)
         fence = "`" * max(3, 1 + inside)  # one as long as one in the command would end there
         parts.append(f"## Made by\n\n{fence}\n{command}\n{fence}")
     return "\n\n".join(parts) + "\n"
+
+
+DIRECTIONS_HEADER = ("forward", "backward", "arrow")
 
 
 def picture(name: str, file: str) -> str:
@@ -121,6 +150,64 @@ that still moves while the loss falls says which direction is learned faster, an
 percent of the mean of both losses, all else in percent of the forward loss."""
 
 
+HOW_TO_READ_ORDERS = """\
+Where other orders of reading are compared, each is compared to one reference in the same way: its difference is its
+loss minus that of the reference, in percent of the reference's loss, on the same tokens. Whatever the order, losses by
+place are of the text's own places. A row that names a model of several orders compares two orders of one set of
+weights."""
+
+
+def orders_parts(comparisons: Sequence[Comparison]) -> list[str]:
+    """All orders of a config together: loss and difference, and the losses by tokens read and by place in the text."""
+    sides = figures.sides_of(comparisons)
+    by_order = {
+        name: next(
+            (c for c in comparisons if (c.order, c.in_one_model) == (side.order, side.comparison.in_one_model)), None
+        )
+        for name, side in sides.items()
+    }
+    rows = [
+        [
+            name,
+            len(side.comparison.compared.seeds),
+            f"{getattr(side.comparison.arrow, side.field):.4f}",
+            *(
+                ("the reference", "", "")
+                if (c := by_order[name]) is None
+                else (
+                    f"{c.arrow.nats.value:+.4f}",
+                    f"{c.arrow.percent.value:+.2f} %",
+                    interval(c.arrow.percent.both, 2),
+                )
+            ),
+        ]
+        for name, side in sides.items()
+    ]
+    header = ["order", "seeds", "loss (nats/token)", "difference", "in percent", "95 % (both)"]
+    parts = [f"## {in_markdown(comparisons[0].config)}: orders of reading", table(header, rows)]
+    for title, key, column in (
+        ("Loss by tokens read before", "by_context", "tokens read"),
+        ("Loss by place in the text", "by_position", "place"),
+    ):
+        known = figures.sides_of([c for c in comparisons if getattr(c, key)])
+        if known:
+            losses = [getattr(getattr(side.comparison, key), side.field) for side in known.values()]
+            groups = figures.growing_groups(len(losses[0])) if key == "by_context" else eighths(len(losses[0]))
+            means = zip(*(figures.group_means(each, groups) for each in losses), strict=True)
+            rows = [
+                [str(start) if stop == start + 1 else f"{start} to {stop - 1}", *(f"{mean:.4f}" for mean in of_group)]
+                for (start, stop), of_group in zip(groups, means, strict=True)
+            ]
+            parts += [f"### {title}", table([column, *known], rows)]
+    return parts
+
+
+def eighths(n: int) -> list[tuple[int, int]]:
+    """0 to n in eight parts, or as many as there are, as (start, stop)."""
+    edges = sorted({n * part // 8 for part in range(9)})
+    return list(pairwise(edges))
+
+
 def summary(comparisons: Sequence[Comparison]) -> str:
     """A row for each comparison."""
     rows = [
@@ -130,14 +217,15 @@ def summary(comparisons: Sequence[Comparison]) -> str:
             c.context,
             "unknown" if c.parameters is None else f"{c.size}: {c.compared.parameters:,}",
             len(c.compared.seeds),
-            f"{c.losses['forward'].nats_per_token:.4f}",
-            f"{c.losses['backward'].nats_per_token:.4f}",
+            f"{c.arrow.forward:.4f}",
+            f"{c.arrow.backward:.4f}",
             f"{c.arrow.nats.value:+.4f}",
             f"{c.arrow.percent.value:+.2f} %",
             interval(c.arrow.percent.both, 2),
         ]
         for c in comparisons
     ]
+    reference, order, arrow = ("reference", "order", "difference") if has_orders(comparisons) else DIRECTIONS_HEADER
     return table(
         [
             "config",
@@ -145,9 +233,9 @@ def summary(comparisons: Sequence[Comparison]) -> str:
             "context",
             "size",
             "seeds",
-            "forward (nats/token)",
-            "backward",
-            "arrow",
+            f"{reference} (nats/token)",
+            order,
+            arrow,
             "in percent",
             "95 % (both)",
         ],
@@ -197,8 +285,9 @@ def checks_in_words(comparison: Comparison) -> list[str]:
             "text)."
         )
     else:
+        is_arrow = {comparison.reference, comparison.order} == {FORWARD, BACKWARD}
         said = (
-            "The half that turns round with the text, the arrow of time, is "
+            f"The half that turns round with the text{', the arrow of time,' if is_arrow else ''} is "
             f"{control.turns.value:+.2f} % ({interval(control.turns.both, 2)}; {control.turns_nats.value:+.4f} nats)"
         )
         if control.exact:
@@ -216,24 +305,20 @@ def checks_in_words(comparison: Comparison) -> list[str]:
 def section(comparison: Comparison) -> str:
     """Everything about one comparison."""
     arrow, held_out, convergence = comparison.arrow, comparison.held_out, comparison.convergence
+    orders, what = comparison.losses, "arrow" if comparison.order == BACKWARD else "difference"
     parts = [
         f"## {in_markdown(comparison.name)}",
         arrow.verdict,
         "\n".join(f"- {in_markdown(line)}" for line in (*checks_in_words(comparison), arrow.outlook)),
         table(
-            ["direction", "nats per token", "bits per byte", "perplexity"],
+            ["direction" if comparison.is_of_directions else "order", "nats per token", "bits per byte", "perplexity"],
             [
-                [
-                    comparison.order if direction == "backward" else direction,
-                    f"{loss.nats_per_token:.4f}",
-                    optional(loss.bits_per_byte, ".4f"),
-                    f"{loss.perplexity:.2f}",
-                ]
-                for direction, loss in comparison.losses.items()
+                [order, f"{loss.nats_per_token:.4f}", optional(loss.bits_per_byte, ".4f"), f"{loss.perplexity:.2f}"]
+                for order, loss in comparison.losses.items()
             ],
         ),
         table(
-            ["arrow", "value", "95 % windows", "95 % seeds", "95 % both", "standard error", "p"],
+            [what, "value", "95 % windows", "95 % seeds", "95 % both", "standard error", "p"],
             [
                 [
                     unit,
@@ -254,34 +339,34 @@ def section(comparison: Comparison) -> str:
     if control := comparison.control:
         parts.append(halves_table(control))
     if len(arrow.per_seed) > 1:
-        header = ["seed", "forward", "backward", "arrow", "in percent"]
+        header = ["seed", *orders, what, "in percent"]
         rows = [
             [seed, f"{one.forward:.4f}", f"{one.backward:.4f}", f"{one.nats:+.4f}", f"{one.percent:+.2f} %"]
             for seed, one in zip(comparison.compared.seeds, arrow.per_seed, strict=True)
         ]
         parts.append(table(header, rows))
     if comparison.by_length:
-        header = ["tokens in a window", "forward", "backward", "arrow in percent", "95 %"]
+        header = ["tokens in a window", *orders, f"{what} in percent", "95 %"]
         rows = [
             [row.length, f"{row.forward:.4f}", f"{row.backward:.4f}", f"{row.percent:+.2f}", interval(row.interval, 2)]
             for row in comparison.by_length
         ]
         parts += ["### By context, from these models", table(header, rows)]
     if convergence and convergence.points:
-        header = ["step", "loss (mean of both)", "arrow in percent", "95 %"]
+        header = ["step", "loss (mean of both)", f"{what} in percent", "95 %"]
         rows = [
             [f"{point.step:,}", f"{point.loss:.4f}", f"{point.percent:+.2f}", interval(point.interval, 2)]
             for point in convergence.points
         ]
         parts += ["### By checkpoint", table(header, rows)]
     if comparison.by_class:
-        parts += ["### By class of token", WHAT_CLASSES_ARE, class_table(comparison.by_class)]
+        parts += ["### By class of token", WHAT_CLASSES_ARE, class_table(comparison.by_class, *orders)]
     for title, found in (("document", comparison.documents), ("passage", comparison.passages)):
         if found:
             parts += [f"### {title.capitalize()}s with the largest arrows", *largest_parts(title, found)]
     if changed := comparison.compared.changed_on_the_way:
         parts += [
-            "### Changed while training, in both directions alike",
+            f"### Changed while training, in both {'directions' if comparison.is_of_directions else 'orders'} alike",
             "\n".join(f"- {in_markdown(line)}" for line in changed),
         ]
     known = {name: value for name, value in asdict(comparison.compared).items() if value is not None}
@@ -331,9 +416,9 @@ def largest_parts(kind: str, found: Largest) -> list[str]:
     ]
 
 
-def class_table(rows: Sequence[ClassRow]) -> str:
+def class_table(rows: Sequence[ClassRow], reference: str, order: str) -> str:
     """Markdown for the arrow by class."""
-    return table(CLASS_HEADER, map(class_cells, rows))
+    return table(class_header(reference, order), map(class_cells, rows))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence]) -> str:

@@ -1,21 +1,25 @@
 """Which runs a measurement consists of, and their training.
 
-A measurement of a config is 2 x seeds runs, each an ordinary run with its own config file, state and metrics: it can be
-watched, stopped and gone on with like any other, and what is finished is used as it is. The derived configs are written
-beside the states (`<state_save_loc>/<project>/configs/`), so that each run can be repeated by itself.
+A measurement of a config is orders x seeds runs, by default in the orders forward and backward, each an ordinary run
+with its own config file, state and metrics: it can be watched, stopped and gone on with like any other, and what is
+finished is used as it is. The derived configs are written beside the states (`<state_save_loc>/<project>/configs/`),
+so that each run can be repeated by itself.
 
 They are trained one after the other, or several at a time (side_by_side.py).
 """
 
+import json
+import re
 import sys
 from collections.abc import Sequence
 
 from modules.config import Config, load_config
+from modules.data.orders import BACKWARD, FORWARD, Reading, name_of, orders_of, positions
 from modules.data.token_file import open_tokens
 from modules.measurement.comparison import Measurement
 from modules.measurement.control import control_of, control_run, why_none
 from modules.measurement.noise import next_seeds
-from modules.measurement.pairing import base_name
+from modules.measurement.pairing import base_name, in_run_name
 from modules.models import GPTParams
 from modules.system.console import tell
 from modules.system.errors import UserError
@@ -24,26 +28,78 @@ from modules.training.resume import files_of
 from modules.training.run import Request, run
 
 
-def planned_runs(config_paths: Sequence[str], seeds: int) -> list[Config]:
-    """The runs that the measurement of these configs consists of: both directions for `seeds` seeds of each.
+def planned_runs(
+    config_paths: Sequence[str], seeds: int, orders: Sequence[str] = (), reference: str = FORWARD
+) -> list[Config]:
+    """The runs that the measurement of these configs consists of: each in all orders, for `seeds` seeds of each.
 
-    The direction and the name's "_forward" or "_backward" of a config are left out: both files of a pair are one
-    measurement. Seeds count up from the config's own. Raises UserError where two configs of one name differ.
+    orders: as `--orders` has them: names as in a config, positions as JSON ("[2, 0, 1]"), "both", or several for one
+    model with + between them. The reference is trained too where another has models of its own. Without any they are
+    forward and backward, of which a config may say either (both files of a pair are one measurement), or the reference
+    and the order that the config says.
+
+    The order in a config's name is left out, and takes its place before the seed. Seeds count up from the config's
+    own. Raises UserError where two configs of one name differ, and where an order is none.
     """
     runs = {}
     configs = [(path, with_known_model(load_config(path), path)) for path in config_paths]
-    for path, config in configs:
-        if config.order not in ("forward", "backward"):
-            raise UserError(f"{path}: training_params.order: expected forward or backward, found {config.order}")
+    changes_of = {path: changes_for(config, orders, reference) for path, config in configs}
     for number in range(seeds):  # outermost: all of a sweep is there, with few seeds, before any of it has many
         for path, config in configs:
-            seed = config.training_params.seed + number
-            for direction in ("forward", "backward"):
-                name = f"{base_name(config.name)}_{direction}_seed{seed}"
-                one = config.with_training(backwards=direction == "backward", seed=seed).with_name(name)
+            seed, base = config.training_params.seed + number, base_name(config.name, config.orders)
+            for order, changes in changes_of[path].items():
+                name = f"{base}_{order}_seed{seed}"
+                one = config.with_training(**changes, seed=seed).with_name(name)
                 if runs.setdefault(name, one) != one:
                     raise UserError(f"{path}: another config given here has the same name but differs; rename one")
     return list(runs.values())
+
+
+def changes_for(config: Config, said: Sequence[str], reference: str) -> dict[str, dict[str, object]]:
+    """What makes a config one of each of the orders to measure, by the order's word in the names of runs."""
+    length = config.model_params.context
+    own = config.training_params.order
+    wanted = list(map(read_order, said)) or (
+        [FORWARD, BACKWARD] if own is None or config.orders in ((FORWARD,), (BACKWARD,)) else [own]
+    )
+    try:
+        (compared_to,) = orders_of(reference, length)
+        readings = [(orders_of(each, length), each) for each in wanted]
+    except ValueError as error:
+        raise UserError(f"{config.name}: --orders, --reference: {error}") from None
+    if any(len(orders) == 1 for orders, _ in readings) and (compared_to,) not in [orders for orders, _ in readings]:
+        readings.insert(0, ((compared_to,), reference))
+    if [orders for orders, _ in readings] == [(compared_to,)]:
+        raise UserError(f"--orders: expected an order to compare to {name_of(compared_to)}, found it alone")
+    found, seen = {}, {}
+    for orders, value in readings:
+        if len(orders) > 1 and compared_to not in orders:
+            raise UserError(
+                f"--orders: expected {name_of(compared_to)}, to which others are compared, among the orders of one "
+                f"model, found {Reading(orders).name}"
+            )
+        same = seen.setdefault(as_read(orders, length), orders)
+        if same is not orders:
+            raise UserError(f"--orders: {Reading(same).name} and {Reading(orders).name} are the same order")
+        is_direction = orders in ((FORWARD,), (BACKWARD,))
+        found[in_run_name(orders)] = {"backwards": orders == (BACKWARD,)} if is_direction else {"order": value}
+    return found
+
+
+def read_order(text: str) -> str | list:
+    """An order from the command line, as a config would have it. UserError where it begins like a list and is none."""
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise UserError(f"--orders: expected positions such as [2, 0, 1], found {text[:40]}") from None
+    several = re.split(r"\+(?=[a-z])", text)  # a number may have a plus sign
+    return text if len(several) == 1 else several
+
+
+def as_read(orders: Sequence, length: int) -> tuple:
+    """What tells these orders of a model from others under whatever names: their positions."""
+    return tuple(order if Reading((order,)).is_fresh else positions(order, length).tobytes() for order in orders)
 
 
 def with_controls_of(runs: Sequence[Config], project: str, wanted: bool | None) -> list[Config]:

@@ -73,11 +73,13 @@ def pieces_of(toki: Tokenizer) -> list[bytes] | None:
     return toki.token_bytes()
 
 
-CLASS_HEADER = ["class", "tokens", "forward", "backward", "arrow", "standard error", "share of the arrow"]
+def class_header(reference: str, order: str) -> list[str]:
+    """The head of the table of the arrow by class."""
+    return ["class", "tokens", reference, order, "arrow", "standard error", "share of the arrow"]
 
 
 def class_cells(row: ClassRow) -> list[str]:
-    """A row of the table of the arrow by class, under CLASS_HEADER."""
+    """A row of the table of the arrow by class, under `class_header`."""
     return [
         row.name,
         f"{row.tokens:,}",

@@ -38,7 +38,7 @@ def test_each_validation_keeps_the_loss_of_each_window(pair):
     logged = {entry["step"]: entry["loss"] for entry in metrics_of(folder, "x_forward") if entry["split"] == "valid"}
     for step in validations.steps(kept):
         assert validations.read(kept, step, 32).mean() == pytest.approx(logged[step], abs=1e-6)
-    by_window = evaluate(forward, held_out_windows(forward), CPU).losses_WT.mean(axis=1)
+    by_window = evaluate(forward, held_out_windows(forward), CPU)[0].losses_WT.mean(axis=1)
     np.testing.assert_allclose(validations.read(kept, 20, 32), by_window, atol=1e-5)
 
 

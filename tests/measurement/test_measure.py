@@ -346,13 +346,13 @@ def test_unfair_comparisons_are_refused_with_the_difference(data, measured, tmp_
 def test_what_cannot_change_a_result_may_differ(data, measured, tmp_path, change):
     backward, _, forward, _ = states(data)
     (pairs,) = pair_up([read_run(forward), read_run(changed(backward, tmp_path / "other.state", change))])
-    assert [(each.direction, each.seed) for each in pairs[0]] == [("forward", 0), ("backward", 0)]
+    assert [(each.order, each.seed) for each in pairs[0]] == [("forward", 0), ("backward", 0)]
 
 
 def test_a_run_without_the_other_direction_or_given_twice_is_refused(data, measured):
     backward, _, forward, other_seed = states(data)
     for given, words in (
-        ([forward, other_seed], "no run of the other direction"),
+        ([forward, other_seed], "no run of another order"),
         ([forward, backward, backward], "found 2 that are alike"),
     ):
         with pytest.raises(UserError, match=words):
