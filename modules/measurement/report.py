@@ -4,6 +4,7 @@ contrasts of comparison.py as they are, and so everything in report.md."""
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -58,9 +59,19 @@ def write_report(
 
 
 def named_apart(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons, those of runs in other folders that have the same name with a number behind it."""
+    """The comparisons, configs and names that come again with a number behind them. A config comes again where its
+    orders do."""
+    before: Counter = Counter()
+    keys = []
+    for each in comparisons:
+        keys.append((each.config, before[each.config, each.which]))
+        before[each.config, each.which] += 1
+    config_of = dict(zip(dict.fromkeys(keys), distinct(config for config, _ in dict.fromkeys(keys)), strict=True))
     names = distinct(comparison.name for comparison in comparisons)
-    return [replace(comparison, name=name) for comparison, name in zip(comparisons, names, strict=True)]
+    return [
+        replace(comparison, name=name, config=config_of[key])
+        for comparison, name, key in zip(comparisons, names, keys, strict=True)
+    ]
 
 
 def draw_all(comparisons: Sequence[Comparison]) -> dict[str, figures.Figure]:

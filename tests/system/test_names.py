@@ -240,7 +240,13 @@ def test_a_report_of_nasty_names_shows_them_and_its_pictures_are_there(tmp_path)
     drawn = ["a $x$ b", "<script>alert(1)</script>", "two\nlines\r\n## x"]  # the others in legends
     one = comparison(n_seeds=1)
     comparisons = [
-        replace(one, name=name, config=name, compared=replace(one.compared, text=name), curves=one.curves if name in drawn else [])
+        replace(
+            one,
+            name=name,
+            config=name,
+            compared=replace(one.compared, text=name),
+            curves=one.curves if name in drawn else [],
+        )
         for name in NASTY
     ]
     command = "python measure_arrow.py '``` ````\n# x.json' \udcff"
@@ -292,9 +298,9 @@ def test_a_picture_shows_names_as_they_are():
     assert len(set(shown)) == 2, "told apart though cut"
 
 
-def test_configs_keep_their_own_pictures(tmp_path):
+def test_comparisons_of_one_name_keep_their_own_pictures(tmp_path):
     one, other, upper = comparison("a", n_seeds=1), comparison("a", context=32, n_seeds=2), comparison("A", n_seeds=1)
-    paths = report.write_report(tmp_path, [one, replace(other, config="a-2"), upper])
+    paths = report.write_report(tmp_path, [one, other, upper])
     assert {"a-loss", "a-2-loss", "A-loss"} < paths.keys()
     assert len({str(path).casefold() for path in paths.values()}) == len(paths)
     assert paths["a-loss"].read_bytes() != paths["a-2-loss"].read_bytes()
