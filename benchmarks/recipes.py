@@ -104,7 +104,7 @@ def cpu_seconds() -> float:
 
 def row(recipe: Recipe, comparison: dict, seconds: float) -> str:
     """A line of the table."""
-    percent = np.array(comparison["arrow"]["seeds_percent"])
+    percent = np.array([each["percent"] for each in comparison["arrow"]["per_seed"]])
     control = comparison["control"]
     halves = (
         ""

@@ -374,7 +374,7 @@ def shows_another_history(_, result: dict, expected: dict) -> bool:
 def used_metrics(folder: Path) -> list:
     """The curve that is drawn, and what a resumed run leaves of the file."""
     path = folder / "runs/tests/metrics/toy.jsonl"
-    curve(read_metrics(path))
+    curve(read_metrics(path), "forward")
     before = path.read_bytes()
     Metrics(path, 10**9, "tests", "toy", folder / "runs", {}).close()
     kept = read_metrics(path)
