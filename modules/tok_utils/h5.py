@@ -8,9 +8,12 @@ fingerprint of each), `symmetric` (whether the tokenizer has no direction), and 
 attributes. The file carries no times, so the same text and tokenizer give the same bytes.
 """
 
+import collections
+import concurrent.futures
 import json
 import os
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,7 @@ from modules.tok_utils.symmetric import why_not_symmetric
 from modules.tokenizer import Tokenizer
 
 SNIPPET_TOKENS = 60
+READERS = 2  # threads that read and check chunks while another is written
 AGAIN = "start tokenize_folder (tokenize_to_h5.py) again to make it anew"
 
 
@@ -118,11 +122,18 @@ def _write(
                     file.seek(offsets["documents"])
                     file.write(documents.data)
                 file.seek(offsets["tokens"])
-                for number, row in enumerate(bar(rows, desc=f"write {path.name}", unit="chunk")):
+
+                def ids_of(numbered: tuple[int, Row]) -> np.ndarray:
+                    number, row = numbered
                     ids = _read(_chunk(folder, number), row, manifest.identity, "tokens", row.tokens_crc32)
                     if ids.dtype != dtype or (len(ids) and ids.max() >= toki.vocab_size):
                         raise _damaged(_chunk(folder, number))
-                    file.write(ids.data)
+                    return ids
+
+                with bar(desc=f"write {path.name}", unit="chunk", total=len(rows)) as written:
+                    for ids in read_ahead(ids_of, enumerate(rows)):
+                        file.write(ids.data)
+                        written.update()
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}. The chunks are kept: "
@@ -183,6 +194,18 @@ def _read(path: Path, row: Row, identity: str, name: str, crc32: int | None) -> 
     if chunk.job != identity or chunk.row() != row or zlib.crc32(array.data) != crc32:
         raise _damaged(path)
     return array
+
+
+def read_ahead(read: Callable[[tuple[int, Row]], np.ndarray], items: Iterable[tuple[int, Row]]) -> Iterator[np.ndarray]:
+    """`read` of each item in turn, by threads that are READERS ahead: checksums cost as much as the disk."""
+    running: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(READERS) as threads:
+        for item in items:
+            if len(running) == READERS:
+                yield running.popleft().result()
+            running.append(threads.submit(read, item))
+        while running:
+            yield running.popleft().result()
 
 
 def _damaged(path: Path) -> UserError:
