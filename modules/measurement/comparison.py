@@ -252,7 +252,7 @@ def compare(
     first, second = pairs[0]
     reference, order, in_one_model = first.run.order, second.run.order, first.run.in_one_model
     forward, backward = stacked(pairs)
-    starts = getattr(windows.token_file, "documents", None)
+    starts = windows.token_file.documents
     documents = None if starts is None else groups_of(starts, windows)
     of_tokens = None if starts is None else document_of_tokens(starts, windows)
     names = {"order": order, "reference": reference, "in_one_model": in_one_model is not None}

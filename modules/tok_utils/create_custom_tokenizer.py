@@ -28,9 +28,7 @@ from modules.tok_utils.cuts import pieces
 from modules.tok_utils.inspection import taken_texts
 from modules.tok_utils.progress import say
 from modules.tok_utils.readers import Reading
-from modules.tok_utils.symbols import SPECIAL as SPECIAL_IDS
 from modules.tok_utils.symbols import UNKNOWN, checked_symbols, symbols_of
-from modules.tok_utils.symbols import train as collect_symbols
 from modules.tok_utils.text_source import PLAIN, TextSource, find_texts, not_utf8
 from modules.tokenizer import BOS_TOKEN, MOST_IDS, get_tokenizer
 from modules.tokenizer import Tokenizer as SavedTokenizer
@@ -76,7 +74,7 @@ def create_tokenizer(
     check_number(
         "vocab_size",
         vocab_size,
-        SMALLEST_VOCAB if symbols in (None, "bytes") else SPECIAL_IDS + 1,
+        SMALLEST_VOCAB if symbols in (None, "bytes") else symbols_module.SPECIAL + 1,
         MOST_IDS,
         f"at least the bytes and {BOS_TOKEN}, at most what memory is had for",
     )
@@ -140,7 +138,7 @@ def _train(folder: Path, texts: list[Path], vocab_size: int, wanted: str, feed: 
         sweep(folder.parent)  # what a training that was killed there left
         backend = bpe_training.train(feed, vocab_size, folder.parent, feed.size)
     else:
-        backend = collect_symbols(feed(), wanted, vocab_size)
+        backend = symbols_module.train(feed(), wanted, vocab_size)
     _save(backend, folder)
     reached = backend.get_vocab_size()
     if wanted not in SPLITS:

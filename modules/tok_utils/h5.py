@@ -26,7 +26,7 @@ from modules.system.locks import alone
 from modules.system.processes import this_process
 from modules.tok_utils.disk import require
 from modules.tok_utils.encoder import id_dtype
-from modules.tok_utils.job import MANIFEST, Manifest, Row, read_chunk, read_manifest
+from modules.tok_utils.job import AGAIN, MANIFEST, Manifest, Row, damaged, read_chunk, read_manifest
 from modules.tok_utils.progress import readable
 from modules.tok_utils.symbols import symbols_of
 from modules.tok_utils.symmetric import why_not_symmetric
@@ -34,7 +34,6 @@ from modules.tokenizer import Tokenizer
 
 SNIPPET_TOKENS = 60
 READERS = 2  # threads that read and check chunks while another is written
-AGAIN = "start tokenize_folder (tokenize_to_h5.py) again to make it anew"
 
 
 def make_h5(
@@ -127,7 +126,7 @@ def _write(
                     number, row = numbered
                     ids = _read(_chunk(folder, number), row, manifest.identity, "tokens", row.tokens_crc32)
                     if ids.dtype != dtype or (len(ids) and ids.max() >= toki.vocab_size):
-                        raise _damaged(_chunk(folder, number))
+                        raise damaged(_chunk(folder, number))
                     return ids
 
                 with bar(desc=f"write {path.name}", unit="chunk", total=len(rows)) as written:
@@ -168,7 +167,7 @@ def _documents(folder: Path, rows: list[Row], identity: str) -> np.ndarray | Non
             path = _chunk(folder, number)
             here = _read(path, row, identity, "documents", row.documents_crc32)
             if np.any(here[1:] <= here[:-1]) or np.any(here >= row.tokens):
-                raise _damaged(path)
+                raise damaged(path)
             found.append(here + np.uint64(tokens))
         elif row.start == 0:
             found.append(np.array([tokens], dtype=np.uint64))
@@ -192,7 +191,7 @@ def _read(path: Path, row: Row, identity: str, name: str, crc32: int | None) -> 
         raise UserError(f"{path}: no memory is left to read it; nothing is lost: start again when there is") from error
     array = getattr(chunk, name)
     if chunk.job != identity or chunk.row() != row or zlib.crc32(array.data) != crc32:
-        raise _damaged(path)
+        raise damaged(path)
     return array
 
 
@@ -206,10 +205,6 @@ def read_ahead(read: Callable[[tuple[int, Row]], np.ndarray], items: Iterable[tu
             running.append(threads.submit(read, item))
         while running:
             yield running.popleft().result()
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged: delete it and {AGAIN}")
 
 
 def joined_crc32(first: int, second: int, second_bytes: int) -> int:

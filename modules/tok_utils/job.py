@@ -330,6 +330,9 @@ class Job:
         return done.row()
 
 
+AGAIN = "start tokenize_folder (tokenize_to_h5.py) again to make it anew"
+
+
 class Damaged(UserError):
     """A chunk's file that is not whole."""
 
@@ -348,13 +351,13 @@ def read_chunk(path: Path, *arrays: str) -> Contents:
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # zipfile seeks before the start of a file that is cut (EINVAL)
             raise
-        raise _damaged(path) from error
+        raise damaged(path) from error
     except Exception as error:  # zipfile and pickle raise one or another for whatever they dislike
-        raise _damaged(path) from error
+        raise damaged(path) from error
 
 
-def _damaged(path: Path) -> Damaged:
-    return Damaged(f"{path} is damaged: delete it and start tokenize_folder (tokenize_to_h5.py) again to make it anew")
+def damaged(path: Path) -> Damaged:
+    return Damaged(f"{path} is damaged: delete it and {AGAIN}")
 
 
 def chunks_folder_of(folder: str | os.PathLike, texts: list[Path]) -> Path:
