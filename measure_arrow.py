@@ -1,6 +1,8 @@
-"""Measure the arrow of time: train both directions of each config, or other orders of reading, compare them on the
-same held-out text, write a report.
+"""Measure the arrow of time: train both directions on a text or by a config, or other orders of reading, compare them
+on the same held-out text, write a report.
 
+    python measure_arrow.py mytext.txt
+    python measure_arrow.py english.txt french.txt --minutes 120
     python measure_arrow.py configs/sweep/*.json --jobs 2
     python measure_arrow.py config.json --until 0.2
     python measure_arrow.py config.json --orders forward backward even_odd random:1 both
@@ -9,24 +11,41 @@ same held-out text, write a report.
     python measure_arrow.py --losses losses.npz
     torchrun --nproc_per_node 4 measure_arrow.py config.json
 
-Interrupted, the same command goes on where it was. What is finished is used as it is.
+Of a text (a file or a folder of .txt, JSON lines, Parquet or FASTA) it chooses tokenizer, model and steps
+(docs/texts.md) and writes them as a config, which can be edited. Interrupted, the same command goes on where it was.
+What is finished is used as it is.
 """
 
 import argparse
 import shlex
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modules.system.console import tell
 from modules.system.errors import UserError, one_line_errors
 
+if TYPE_CHECKING:
+    import torch
+
+    from modules.config import Config
+
+MINUTES = 30  # for texts
+
 
 def parse_arguments() -> argparse.Namespace:
-    from modules.cli import Parser, integer, number_above_zero, path, processes_here
+    from modules.cli import Parser, add_reading_arguments, integer, number_above_zero, path, processes_here
+    from modules.tok_utils.create_custom_tokenizer import SPLITS
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "configs", nargs="*", type=path, help="JSON config files; of a forward and backward pair one is enough"
+        "inputs",
+        nargs="*",
+        type=path,
+        metavar="TEXT|CONFIG",
+        help="texts, files or folders of them; or config files (.json): of a forward and backward pair one is enough",
     )
     parser.add_argument(
         "--states",
@@ -76,6 +95,12 @@ def parse_arguments() -> argparse.Namespace:
         "--max_seeds", type=integer(1, 1000), default=20, help="with --until: at most so many (default %(default)s)"
     )
     parser.add_argument(
+        "--minutes",
+        type=number_above_zero(1e6, "two years"),
+        help=f"begin no more seeds that would end later (default for texts: {MINUTES}); the model for a text is chosen "
+        "so that --seeds fit in",
+    )
+    parser.add_argument(
         "--control",
         action="store_true",
         default=None,
@@ -108,7 +133,9 @@ def parse_arguments() -> argparse.Namespace:
         help="plain texts of yours, each to be shown as a coloured page too; needs -t",
     )
     parser.add_argument(
-        "-p", "--project_name", default="BackPerplexityResilient", help="project of the runs (default %(default)s)"
+        "-p",
+        "--project_name",
+        help="project of the runs (default: the text's name, or BackPerplexityResilient for configs)",
     )
     parser.add_argument(
         "-o",
@@ -122,15 +149,41 @@ def parse_arguments() -> argparse.Namespace:
         default=1,
         help="train so many runs side by side, in processes that share the CPU's cores, each on the next of the GPUs",
     )
+    of_text = parser.add_argument_group("for texts", "what is not said is chosen by docs/texts.md")
+    of_text.add_argument("--config_only", action="store_true", help="tokenize, choose and write the configs, and end")
+    of_text.add_argument(
+        "--state_save_loc", type=path, default="runs", help="folder in which the project's is (default: %(default)s)"
+    )
+    of_text.add_argument("--vocab_size", type=int, help="number of ids of the tokenizer")
+    of_text.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="symmetric",
+        help="how the tokenizer splits a text: symmetric makes the control exact and free (default: %(default)s)",
+    )
+    of_text.add_argument("--symbols", help="no learned tokens: characters, bytes, words or kmers:6")
+    add_reading_arguments(of_text)
     arguments = parser.parse_args()
-    if sum(map(bool, (arguments.configs, arguments.states, arguments.losses))) != 1:
-        parser.error("give config files, --states or --losses: one of the three")
+    arguments.configs = [each for each in arguments.inputs if each.lower().endswith(".json")]
+    arguments.texts = [each for each in arguments.inputs if each not in arguments.configs]
+    if sum(map(bool, (arguments.configs, arguments.texts, arguments.states, arguments.losses))) != 1:
+        parser.error("give texts, config files (.json), --states or --losses: one of the four")
+    if not arguments.texts:
+        for name in ("config_only", "vocab_size", "symbols"):
+            if getattr(arguments, name):
+                parser.error(f"--{name} goes with texts")
+    if arguments.minutes and not arguments.inputs:
+        parser.error("--minutes goes with texts and config files: states and losses are there already")
     if arguments.data and not arguments.states:
         parser.error("--data goes with --states; a config says itself where its data are")
-    if arguments.orders and not arguments.configs:
-        parser.error("--orders goes with config files; states and losses say themselves in which order they are")
+    if arguments.orders and not arguments.inputs:
+        parser.error(
+            "--orders goes with texts and config files; states and losses say themselves in which order they are"
+        )
     if arguments.text and not arguments.tokenizer_path:
         parser.error("--text needs the tokenizer of the data: give -t")
+    if arguments.texts and arguments.minutes is None:
+        arguments.minutes = MINUTES
     return arguments
 
 
@@ -145,10 +198,12 @@ def main() -> None:
 def measured(arguments: argparse.Namespace) -> int:
     """Train, compare and report; the exit status."""
     from modules.measurement.measure import Wish, measured_states, read_texts, report_on, report_on_losses
-    from modules.measurement.runs import seeds_after
+    from modules.measurement.rounds import Limits, measured_in_rounds
     from modules.system.processes import this_process
     from modules.training.devices import pick_device
+    from modules.training.resume import files_of
 
+    end = arguments.minutes and time.monotonic() + 60 * arguments.minutes
     # a mistake in them is told before hours of training
     texts = read_texts(arguments.text, arguments.tokenizer_path) if arguments.text else {}
     wish = Wish(
@@ -162,47 +217,81 @@ def measured(arguments: argparse.Namespace) -> int:
     if arguments.losses:
         tell(report_on_losses(arguments.losses, wish))
         return 0
-    if this_process().launched and (arguments.jobs > 1 or arguments.until):
+    device = pick_device(arguments.device)
+    if arguments.states:
+        tell(report_on(measured_states(arguments.states, device, wish, arguments.data), wish))
+        return 0
+    if this_process().launched and (arguments.jobs > 1 or arguments.until or arguments.minutes):
         raise UserError(
-            "--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work "
-            "itself"
+            "--jobs, --until, --minutes and texts: expected no launcher (torchrun, RANK in the environment), which "
+            "shares out the work itself; --config_only without one writes the configs of texts"
         )
-    states, seeds, device = arguments.states, arguments.seeds, pick_device(arguments.device)
-    while True:
-        if arguments.configs:
-            status, states = train(arguments, seeds)
-            if status or not states:
-                return status
-        measurements = measured_states(states, device, wish, arguments.data)
-        tell(report_on(measurements, wish))
-        if not (arguments.until and arguments.configs):
+    configs, project = arguments.configs, arguments.project_name or "BackPerplexityResilient"
+    if arguments.texts:
+        configs, project = configs_of_texts(arguments, device, end)
+        if arguments.config_only:
             return 0
-        more = seeds_after(measurements, arguments.until, arguments.max_seeds)
-        if more <= seeds:
-            return 0
-        tell(f"{seeds} seeds do not give ±{arguments.until:g} %: going on to {more}")
-        seeds = more
+    runs = runs_of(arguments, configs, project)
+    at_once = max(1, arguments.jobs // len(runs(1))) if end else None
+    limits = Limits(arguments.seeds, arguments.until, arguments.max_seeds, end, at_once)
+    trained: set[Path] = set()
+
+    def train_seeds(seeds: int) -> tuple[int, list[Path]]:
+        states = {files_of(run, project).state: run for run in runs(seeds)}
+        new = [run for state, run in states.items() if state not in trained]
+        status, is_main = train(arguments, new, project)
+        trained.update(states)
+        return status, list(states) if is_main else []
+
+    return measured_in_rounds(train_seeds, device, wish, limits)
 
 
-def train(arguments: argparse.Namespace, seeds: int) -> tuple[int, list[Path]]:
-    """Train what is missing for so many seeds; the exit status, and the states: none where this process is not the one
-    to report."""
-    from modules.measurement.runs import planned_runs, train_in_turn, with_controls_of
-    from modules.training.resume import files_of
+def configs_of_texts(arguments: argparse.Namespace, device: "torch.device", end: float) -> tuple[list[str], str]:
+    """Tokenize the texts and write their configs; these and the name of their project."""
+    from modules.cli import reading_of
+    from modules.measurement.plan import Budget
+    from modules.measurement.prepare import Tokenization, name_of, prepared_texts, written_configs
+    from modules.system.names import check_name
+
+    texts = arguments.texts
+    project = arguments.project_name or (name_of(texts[0]) if len(texts) == 1 else "texts")
+    folder = Path(arguments.state_save_loc) / check_name(project, "-p")
+    wanted = Tokenization(
+        arguments.tokenizer_path, arguments.vocab_size, arguments.split, arguments.symbols, reading_of(arguments)
+    )
+    prepared = prepared_texts(texts, folder, wanted)
+    models = max(2, len(arguments.orders) + (arguments.reference not in arguments.orders))
+    with_control = arguments.control is not False and not all(text.token_file.symmetric for text in prepared)
+    budget = Budget(
+        end - time.monotonic(), arguments.jobs, models * len(texts) * (2 if with_control else 1), arguments.seeds
+    )
+    paths = [str(path) for path in written_configs(prepared, folder, budget, device)]
+    tell(f"configs: {', '.join(paths)}; they are trained as written, and can be edited before")
+    return paths, project
+
+
+def runs_of(arguments: argparse.Namespace, configs: Sequence[str], project: str) -> "Callable[[int], list[Config]]":
+    """From a number of seeds to their runs, controls included."""
+    from modules.measurement.runs import planned_runs, with_controls_of
+
+    controls: dict[str, Path | None] = {}
+    return lambda seeds: with_controls_of(
+        planned_runs(configs, seeds, arguments.orders, arguments.reference), project, arguments.control, controls
+    )
+
+
+def train(arguments: argparse.Namespace, runs: "Sequence[Config]", project: str) -> tuple[int, bool]:
+    """Train what is missing of the runs; the exit status, and whether this process is the one to report."""
+    from modules.measurement.runs import train_in_turn
     from modules.training.run import Request
     from modules.training.side_by_side import train_side_by_side
 
-    request = Request(arguments.project_name)
-    planned = planned_runs(arguments.configs, seeds, arguments.orders, arguments.reference)
-    runs = with_controls_of(planned, request.project, arguments.control)
-    if arguments.jobs > 1:
-        import torch
+    if arguments.jobs == 1:
+        return train_in_turn(runs, Request(project), arguments.device)
+    import torch
 
-        n_gpus = torch.cuda.device_count()
-        status, is_main = train_side_by_side(runs, request, arguments.device, arguments.jobs, n_gpus), True
-    else:
-        status, is_main = train_in_turn(runs, request, arguments.device)
-    return status, [files_of(run, request.project).state for run in runs] if is_main else []
+    n_gpus = torch.cuda.device_count()
+    return train_side_by_side(runs, Request(project), arguments.device, arguments.jobs, n_gpus), True
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def train_on_one_device(model: str | None, description: str) -> None:
     raise SystemExit(train_from_arguments(args, config_of(args, model)))
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+def add_reading_arguments(parser: argparse._ActionsContainer) -> None:
     """The arguments that say how files become text; `reading_of` has what they say."""
     from modules.tok_utils.readers import FASTA_N  # training scripts need not wait for these
 

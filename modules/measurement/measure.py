@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from modules.config import Config
 from modules.data.orders import BACKWARD, FORWARD
 from modules.data.token_file import TokenFile, open_tokens
 from modules.data.windows import Windows
@@ -49,7 +50,8 @@ class Wish:
     """What a user wants of a report beside the comparisons.
 
     out: its folder; by default `report/` beside the folder of the states. tokenizer_path: for snippets, classes of
-    tokens and coloured pages. command: how it was asked for. texts: from `read_texts`, each to be coloured.
+    tokens and coloured pages; without it the one that a config names, where it is there. command: how it was asked for.
+    texts: from `read_texts`, each to be coloured.
     save_losses: write losses.npz and losses.csv too. reference: the order to which others are compared.
     """
 
@@ -62,9 +64,14 @@ class Wish:
 
 
 def measured_states(
-    paths: Sequence[str | Path], device: torch.device, wish: Wish, data: Sequence[str] = ()
+    paths: Sequence[str | Path],
+    device: torch.device,
+    wish: Wish,
+    data: Sequence[str] = (),
+    known: dict[Path, list[Evaluation]] | None = None,
 ) -> list[Measurement]:
-    """Evaluate and compare the runs whose states these are. `data`: where datasets lie that were moved.
+    """Evaluate and compare the runs whose states these are. `data`: where datasets lie that were moved. known: the
+    states that are evaluated already; these are added.
 
     Raises UserError where no comparison would be fair, or where the data or the tokenizer is not the one that the runs
     were trained on.
@@ -72,15 +79,22 @@ def measured_states(
     keep_freed_memory(device)
     opened = functools.cache(open_tokens)  # once for all runs: it is compared with its checksum
     groups = pair_up([read_run(Path(path), [opened(path) for path in data]) for path in paths], wish.reference)
-    toki = get_tokenizer(wish.tokenizer_path) if wish.tokenizer_path else None
-    known: dict[Path, list[Evaluation]] = {}
+    known = {} if known is None else known
     evaluated = [
-        evaluate_pairs(pairs, device, toki, list(wish.texts.values()), opened, known)
+        evaluate_pairs(pairs, device, tokenizer_of(pairs[0][0].config, wish), list(wish.texts.values()), opened, known)
         for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)
     ]
     block_tokens = arrow.shared_block([arrow.measure(*stacked(pairs)) for pairs, *_ in evaluated])
     measurements = [compare(*each, block_tokens if len(evaluated) > 1 else None) for each in evaluated]
     return with_controls(with_configs_told_apart(measurements))
+
+
+def tokenizer_of(config: Config, wish: Wish) -> Tokenizer | None:
+    """The tokenizer that the user gave, or that the config names, where it is there."""
+    if wish.tokenizer_path:
+        return get_tokenizer(wish.tokenizer_path)
+    named = config.tokenizer_path
+    return get_tokenizer(named) if named and Path(named).is_dir() else None
 
 
 def with_configs_told_apart(measurements: Sequence[Measurement]) -> list[Measurement]:
@@ -151,13 +165,14 @@ def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
     suffixes = ["", *(f"-{text.stem}" for text in wish.texts)]
     pages = [(comparison.name, suffix) for comparison in comparisons for suffix in suffixes]
     stem_of = dict(zip(pages, distinct(map("".join, pages), as_file_systems_see), strict=True))
-    token_bytes = pieces_of(get_tokenizer(wish.tokenizer_path)) if wish.tokenizer_path else None
     told = []
     for each, comparison in zip(measurements, comparisons, strict=True):
         told.append(in_words(comparison))
         first = each.pairs[0] if each.pairs else ()
         told += [f"{one.run.order} snippet: {one.snippet!r}" for one in first if one.snippet is not None]
         if first and first[0].texts:
+            toki = tokenizer_of(first[0].run.config, wish)
+            token_bytes = pieces_of(toki) if toki else None
             assert each.windows is not None and token_bytes is not None  # or there would be no texts
             shown = [("held-out text", first_held_out(each.windows)), *wish.texts.items()]
             for number, (suffix, (what, ids)) in enumerate(zip(suffixes, shown, strict=True)):

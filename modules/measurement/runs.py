@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from modules.config import Config, load_config
 from modules.data.orders import BACKWARD, FORWARD, Reading, name_of, orders_of, positions
@@ -102,26 +103,29 @@ def as_read(orders: Sequence, length: int) -> tuple:
     return tuple(order if Reading((order,)).is_fresh else positions(order, length).tobytes() for order in orders)
 
 
-def with_controls_of(runs: Sequence[Config], project: str, wanted: bool | None) -> list[Config]:
+def with_controls_of(
+    runs: Sequence[Config], project: str, wanted: bool | None, controls: dict[str, Path | None] | None = None
+) -> list[Config]:
     """The runs, each followed by the same on its reversed control, which is made where it is not there.
 
     wanted: True refuses data that can have none, None leaves their control out and says so, False leaves all out.
+    controls: the .h5 of the control by that of the data, None where there is none, of calls before; these are added.
     """
     if wanted is False:
         return list(runs)
-    planned, data = [], {}  # the path of the control by that of the data, None where there is none
+    planned, controls = [], {} if controls is None else controls
     for each in runs:
-        if each.dataset_path not in data:
+        if each.dataset_path not in controls:
             token_file = open_tokens(each.dataset_path)
             reason = why_none(token_file)
             if reason is not None and wanted and not token_file.symmetric:
                 raise UserError(f"{each.dataset_path}: has no control to train: {reason}")
             if reason is not None:
                 tell(f"{each.dataset_path}: no control is trained: {reason}", sys.stderr)
-            data[each.dataset_path] = (
+            controls[each.dataset_path] = (
                 None if reason else control_of(token_file, files_of(each, project).folder / "control")
             )
-        control = data[each.dataset_path]
+        control = controls[each.dataset_path]
         planned += [each] if control is None else [each, control_run(each, control)]
     return planned
 

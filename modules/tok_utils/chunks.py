@@ -44,6 +44,7 @@ def tokenize_folder(
     chunk_bytes: int = CHUNK_BYTES,
     encoder: str = "gigatoken",
     reading: Reading = PLAIN,
+    chunks_folder: Path | None = None,
 ) -> Path:
     """Tokenize every text in `folder` (or one text, given its path) into .pt chunks beside it; started again, it goes
     on where it stopped.
@@ -60,6 +61,7 @@ def tokenize_folder(
         encoder: the library that encodes, "gigatoken" or "tokenizers". The ids are the same; tokenizers encodes as well
             where gigatoken does not know the tokenizer.
         reading: how the files become text (`readers.py`); part of the chunks' identity.
+        chunks_folder: where the chunks go instead; the .h5 is called as it is, without the "_tokens" at the end.
 
     Returns the folder with the chunks, for `make_h5`.
 
@@ -78,7 +80,7 @@ def tokenize_folder(
     process = this_process()
     texts = taken_texts(Path(folder), reading) if process.rank == 0 else find_texts(folder)
     toki = get_tokenizer(tokenizer_path)
-    chunks_folder = chunks_folder_of(folder, texts)
+    chunks_folder = chunks_folder or chunks_folder_of(folder, texts)
 
     def job() -> Job:
         return Job(chunks_folder, texts, toki, errors, chunk_bytes, reading)

@@ -37,7 +37,11 @@ READERS = 2  # threads that read and check chunks while another is written
 
 
 def make_h5(
-    pt_folder: str | os.PathLike, out_h5_folder: str | os.PathLike, toki: Tokenizer, reversed_of: str | None = None
+    pt_folder: str | os.PathLike,
+    out_h5_folder: str | os.PathLike,
+    toki: Tokenizer,
+    reversed_of: str | None = None,
+    txt_folder: str | os.PathLike | None = None,
 ) -> Path:
     """Join the chunks that `tokenize_folder` made into `<out_h5_folder>/<text>.h5`; every chunk is checked as it is
     read.
@@ -46,7 +50,7 @@ def make_h5(
         pt_folder: the folder with the chunks, or the folder of the text beside which they lie. out_h5_folder: made if
         need be. A file of that name there is replaced once the new one is whole. toki: the tokenizer that made the ids.
         reversed_of: the fingerprint of a dataset (modules/data/token_file.py) of whose text, reversed, this is made:
-        its control.
+        its control. txt_folder: where the texts lie; by default beside the chunks.
 
     Returns the path of the file. Of several processes under torchrun the first writes it; the others return at once.
 
@@ -75,13 +79,14 @@ def make_h5(
     total = sum(row.tokens for row in rows)
     require(path.parent, total * dtype.itemsize + sum(8 * ((row.documents or 0) + 1) for row in rows))
     with alone(path):
-        _write(path, folder, manifest, rows, toki, total, dtype, reversed_of)
+        _write(path, folder, Path(txt_folder or folder.parent), manifest, rows, toki, total, dtype, reversed_of)
     return path
 
 
 def _write(
     path: Path,
     folder: Path,
+    txt_folder: Path,
     manifest: Manifest,
     rows: list[Row],
     toki: Tokenizer,
@@ -94,7 +99,7 @@ def _write(
     for row in rows:
         tokens_crc32 = joined_crc32(tokens_crc32, row.tokens_crc32, row.tokens * dtype.itemsize)
     # Relative: data and text that are moved together still know each other, and the same folders give the same bytes.
-    texts = [(os.path.relpath(folder.parent / text.name, path.parent), text.fingerprint) for text in manifest.texts]
+    texts = [(os.path.relpath(txt_folder / text.name, path.parent), text.fingerprint) for text in manifest.texts]
     documents = _documents(folder, rows, manifest.identity)
     attributes = attributes_of(
         total,
