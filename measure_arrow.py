@@ -22,7 +22,7 @@ from modules.system.errors import UserError, one_line_errors
 
 
 def parse_arguments() -> argparse.Namespace:
-    from modules.cli import Parser, integer, number_above_zero, path, processes_here
+    from modules.cli import Parser, integer, jobs, number_above_zero, path
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -118,9 +118,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--jobs",
-        type=processes_here,
+        type=jobs,
         default=1,
-        help="train so many runs side by side, in processes that share the CPU's cores, each on the next of the GPUs",
+        metavar="N",
+        help="train so many runs side by side, on the machine's GPUs or in processes that share the CPU's cores; auto: "
+        "as many as its memory and cores are good for",
     )
     arguments = parser.parse_args()
     if sum(map(bool, (arguments.configs, arguments.states, arguments.losses))) != 1:
@@ -162,7 +164,7 @@ def measured(arguments: argparse.Namespace) -> int:
     if arguments.losses:
         tell(report_on_losses(arguments.losses, wish))
         return 0
-    if this_process().launched and (arguments.jobs > 1 or arguments.until):
+    if this_process().launched and (arguments.jobs != 1 or arguments.until):
         raise UserError(
             "--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work "
             "itself"
@@ -195,11 +197,8 @@ def train(arguments: argparse.Namespace, seeds: int) -> tuple[int, list[Path]]:
     request = Request(arguments.project_name)
     planned = planned_runs(arguments.configs, seeds, arguments.orders, arguments.reference)
     runs = with_controls_of(planned, request.project, arguments.control)
-    if arguments.jobs > 1:
-        import torch
-
-        n_gpus = torch.cuda.device_count()
-        status, is_main = train_side_by_side(runs, request, arguments.device, arguments.jobs, n_gpus), True
+    if arguments.jobs != 1:
+        status, is_main = train_side_by_side(runs, request, arguments.device, arguments.jobs), True
     else:
         status, is_main = train_in_turn(runs, request, arguments.device)
     return status, [files_of(run, request.project).state for run in runs] if is_main else []
