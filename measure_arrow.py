@@ -36,7 +36,7 @@ MINUTES = 30  # for texts
 
 
 def parse_arguments() -> argparse.Namespace:
-    from modules.cli import Parser, add_reading_arguments, integer, number_above_zero, path, processes_here
+    from modules.cli import Parser, add_reading_arguments, integer, jobs, number_above_zero, path
     from modules.tok_utils.create_custom_tokenizer import SPLITS
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,9 +145,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--jobs",
-        type=processes_here,
-        default=1,
-        help="train so many runs side by side, in processes that share the CPU's cores, each on the next of the GPUs",
+        type=jobs,
+        default=0,
+        metavar="N",
+        help="train so many runs side by side, on the machine's GPUs or in processes that share the CPU's cores; auto: "
+        "as many as its memory and cores are good for (default: auto for texts, 1 for configs)",
     )
     of_text = parser.add_argument_group("for texts", "what is not said is chosen by docs/texts.md")
     of_text.add_argument("--config_only", action="store_true", help="tokenize, choose and write the configs, and end")
@@ -184,6 +186,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--text needs the tokenizer of the data: give -t")
     if arguments.texts and arguments.minutes is None:
         arguments.minutes = MINUTES
+    if arguments.jobs == 0:
+        arguments.jobs = None if arguments.texts else 1
     return arguments
 
 
@@ -221,7 +225,7 @@ def measured(arguments: argparse.Namespace) -> int:
     if arguments.states:
         tell(report_on(measured_states(arguments.states, device, wish, arguments.data), wish))
         return 0
-    if this_process().launched and (arguments.jobs > 1 or arguments.until or arguments.minutes):
+    if this_process().launched and (arguments.jobs != 1 or arguments.until or arguments.minutes):
         raise UserError(
             "--jobs, --until, --minutes and texts: expected no launcher (torchrun, RANK in the environment), which "
             "shares out the work itself; --config_only without one writes the configs of texts"
@@ -232,7 +236,7 @@ def measured(arguments: argparse.Namespace) -> int:
         if arguments.config_only:
             return 0
     runs = runs_of(arguments, configs, project)
-    at_once = max(1, arguments.jobs // len(runs(1))) if end else None
+    at_once = max(1, at_a_time(arguments, device) // len(runs(1))) if end else None
     limits = Limits(arguments.seeds, arguments.until, arguments.max_seeds, end, at_once)
     trained: set[Path] = set()
 
@@ -262,9 +266,8 @@ def configs_of_texts(arguments: argparse.Namespace, device: "torch.device", end:
     prepared = prepared_texts(texts, folder, wanted)
     models = max(2, len(arguments.orders) + (arguments.reference not in arguments.orders))
     with_control = arguments.control is not False and not all(text.token_file.symmetric for text in prepared)
-    budget = Budget(
-        end - time.monotonic(), arguments.jobs, models * len(texts) * (2 if with_control else 1), arguments.seeds
-    )
+    runs_a_seed = models * len(texts) * (2 if with_control else 1)
+    budget = Budget(end - time.monotonic(), at_a_time(arguments, device), runs_a_seed, arguments.seeds)
     paths = [str(path) for path in written_configs(prepared, folder, budget, device)]
     tell(f"configs: {', '.join(paths)}; they are trained as written, and can be edited before")
     return paths, project
@@ -288,10 +291,15 @@ def train(arguments: argparse.Namespace, runs: "Sequence[Config]", project: str)
 
     if arguments.jobs == 1:
         return train_in_turn(runs, Request(project), arguments.device)
-    import torch
+    return train_side_by_side(runs, Request(project), arguments.device, arguments.jobs), True
 
-    n_gpus = torch.cuda.device_count()
-    return train_side_by_side(runs, Request(project), arguments.device, arguments.jobs, n_gpus), True
+
+def at_a_time(arguments: argparse.Namespace, device: "torch.device") -> int:
+    """How many runs are trained side by side; where that depends on their memory, at least so many."""
+    from modules.system.processes import available_cores
+    from modules.training.devices import gpus_here
+
+    return arguments.jobs or (available_cores() if device.type == "cpu" else max(1, len(gpus_here(arguments.device))))
 
 
 if __name__ == "__main__":

@@ -73,6 +73,12 @@ seed = integer(0, MAX_SEED, WHY_64_BITS)
 steps = integer(1, MAX_STEPS, WHY_STEPS)
 megabytes = number_above_zero(1e7, "ten terabytes")
 processes_here = integer(1, 16 * available_cores(), "16 for each core that there is")
+jobs_of_a_number = integer(1, 16 * available_cores(), "16 for each core that there is; or auto")
+
+
+def jobs(text: str) -> int | None:
+    """The type of `--jobs`: a number of runs at a time, or "auto" (None) for as many as the machine is good for."""
+    return None if text == "auto" else jobs_of_a_number(text)
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 LAUNCHER = "BACKPERPLEXITY_LAUNCHER"
 PR_SET_PDEATHSIG = 1  # prctl's name for it (sys/prctl.h)
@@ -73,7 +74,6 @@ class Child:
 
     name: str
     process: subprocess.Popen
-    slot: int = 0
     sent: set[int] = field(default_factory=set)
 
     def send(self, number: int) -> None:
@@ -88,21 +88,29 @@ class Child:
         return code not in well and not any(code in (-number, 128 + number) for number in self.sent)
 
 
-def supervise(
-    starts: Sequence[Callable[[int], Child]],
-    at_a_time: int,
-    together: bool = False,
-    ended: Callable[[Child], object] = lambda child: None,
-) -> tuple[list[Child], list[int]]:
-    """Start children, at most so many at a time, and return when the last has ended: the children in the order in which
-    they ended, and the signals that came meanwhile.
+C = TypeVar("C", bound=Child)
 
-    Each start is given its slot, the lowest number that no running child has. SIGINT and SIGTERM are passed on, so that
-    children save and stop; a second SIGINT ends them at once. Where one fails, or an error is raised here, the others
-    are asked to save and stop. Nothing more is started then. together: children that wait for each other, of which any
-    may be the one that was asked to stop: when one fails or dies, the others are ended after GRACE_SECONDS.
+
+def supervise(
+    next_one: Callable[[Sequence[C]], C | None],
+    together: bool = False,
+    ended: Callable[[C], object] = lambda child: None,
+    meanwhile: Callable[[Sequence[C]], object] = lambda running: None,
+) -> tuple[list[C], list[int]]:
+    """Start children and return when the last has ended: the children in the order in which they ended, and the signals
+    that came meanwhile.
+
+    next_one: starts the next child beside those that run, or returns None where none is to be started now; all is done
+    when none runs and none is to be started. meanwhile: called several times a second with those that run.
+
+    SIGINT and SIGTERM are passed on, so that children save and stop; a second SIGINT ends them at once. Where one
+    fails, or an error is raised here, the others are asked to save and stop. Nothing more is started then. together:
+    children that wait for each other, of which any may be the one that was asked to stop: when one fails or dies, the
+    others are ended after GRACE_SECONDS.
     """
-    waiting, running, over, broken_since = list(starts), [], [], None
+    running: list[C] = []
+    over: list[C] = []
+    broken_since = None
     well = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM) if together else (0,)
 
     def look_after(stop: bool = False) -> None:
@@ -121,14 +129,15 @@ def supervise(
             running.remove(child)
             over.append(child)
             ended(child)
+        meanwhile(running)
 
     with signals_kept(signal.SIGINT, signal.SIGTERM) as came:
         try:
-            while running or (waiting and not came and broken_since is None):
-                while waiting and len(running) < at_a_time and not came and broken_since is None:
-                    slot = min(set(range(at_a_time)) - {child.slot for child in running})
-                    running.append(child := waiting.pop(0)(slot))
-                    child.slot = slot
+            while True:
+                while not came and broken_since is None and (child := next_one(running)) is not None:
+                    running.append(child)
+                if not running:
+                    break
                 look_after(stop=broken_since is not None and not together)
                 if broken_since is None and any(
                     child.failed(well) or together and child.process.returncode < 0 for child in over

@@ -65,10 +65,14 @@ def first_device(accelerator: torch.device | None) -> torch.device:
     return torch.device("cpu")
 
 
-def gpu_of_its_own(slot: int, name: str | None, n_gpus: int) -> str | None:
-    """What `-d` says to the run in place `slot` of those side by side: its own of the GPUs, in turn, where no number of
-    one was asked for."""
-    return f"cuda:{slot % n_gpus}" if n_gpus and name in (None, "cuda") else name
+def gpus_here(name: str | None) -> list[tuple[str, float]]:
+    """The GPUs of NVIDIA's or AMD's among which `-d` leaves the choice, each with its free bytes; none where it says
+    another device, or there are none."""
+    if not torch.cuda.is_available() or (name is not None and name.partition(":")[0] != "cuda"):
+        return []
+    everyone = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    names = everyone if name in (None, "cuda") else [str(pick_device(name))]
+    return [(each, float(torch.cuda.mem_get_info(each)[0])) for each in names]
 
 
 def in_words(device: torch.device) -> str:

@@ -67,13 +67,20 @@ def duration(seconds: float) -> str:
 
 
 def measured_memory(processes: Processes) -> str:
-    """What the steps just taken really needed."""
-    if processes.device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(processes.device) / GIB:.2f} GiB measured"
-    if os.name == "nt":
+    """What the steps just taken really needed, in words."""
+    peak = peak_bytes(processes)
+    if peak is None:
         return "not measured on Windows"
+    return f"{peak / GIB:.2f} GiB measured" + (", with Python and torch" if processes.device.type != "cuda" else "")
+
+
+def peak_bytes(processes: Processes) -> float | None:
+    """The most that this process held of its GPU's memory, or of the machine's; None on Windows."""
+    if processes.device.type == "cuda":
+        return torch.cuda.max_memory_reserved(processes.device)
+    if os.name == "nt":
+        return None
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"{peak / GIB:.2f} GiB measured, with Python and torch"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

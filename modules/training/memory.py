@@ -76,12 +76,41 @@ def machine_memory(root: Path = Path("/")) -> float:
     return min(found)
 
 
+def available_memory(root: Path = Path("/")) -> float:
+    """Bytes that new processes may take without pushing anybody's out: what the machine has free, or less where the
+    container allows no more.
+
+    Where the system does not tell what is free (macOS), all of its memory; infinite where not even that (Windows).
+    """
+    try:
+        found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+    found.append(_of_meminfo("MemAvailable", root, math.inf))
+    for group in control_groups("memory", root):
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(limits(group / limit)[0] - float((group / used).read_text()) + _cache_of(group))
+    return max(0.0, min(found))
+
+
+def _cache_of(group: Path) -> float:
+    """Bytes of files that a control group counts as its own, and that go where memory is asked for."""
+    words = dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())
+    return float(words.get("total_inactive_file", words.get("inactive_file", 0)))
+
+
 def _swap(root: Path) -> float:
     """Bytes of swap; 0 where there is none, or where the system keeps it elsewhere (macOS grows it as needed: then
     infinite)."""
     if sys.platform == "darwin":
         return math.inf
+    return _of_meminfo("SwapTotal", root, 0.0)
+
+
+def _of_meminfo(name: str, root: Path, default: float) -> float:
+    """Bytes that Linux has under this name; `default` where there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = (root / "proc/meminfo").read_text().splitlines()
-        return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:")), 0.0)
-    return 0.0
+        return next((float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), default)
+    return default

@@ -21,7 +21,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -179,12 +179,17 @@ def launch(n_processes: int, device_name: str | None, n_gpus: int) -> int:
     if not on_gpus:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // n_processes)))
 
-    def start(rank: int) -> Child:
+    waiting = iter(range(n_processes))
+
+    def start_next(_running: Sequence[Child]) -> Child | None:
+        rank = next(waiting, None)
+        if rank is None:
+            return None
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         return Child(f"process {rank}", start_child([sys.executable, *sys.argv], environment | ranks))
 
     saved_and_stopped = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-    children, came = supervise([start] * n_processes, n_processes, together=True)
+    children, came = supervise(start_next, together=True)
     codes = [child.process.returncode for child in children]
     failed = next((child for child in children if child.failed(saved_and_stopped)), None)
     if failed is not None:

@@ -11,7 +11,7 @@ import pytest
 
 from modules.config import parse_config
 from modules.system.errors import UserError
-from modules.training.devices import gpu_of_its_own
+from modules.training.placement import Place, Plan
 from modules.training.run import Request
 from modules.training.side_by_side import train_side_by_side
 from tests.processes import is_running
@@ -31,11 +31,11 @@ def train(tmp_path):
     """Trains runs of these names, whose script goes on as given; at most three at a time."""
     (tmp_path / "runs").mkdir()
 
-    def train(names, body: str, jobs: int = 3, device: str | None = "cpu", n_gpus: int = 0) -> int:
+    def train(names, body: str, jobs: int = 3, device: str | None = "cpu", plan: Plan | None = None) -> int:
         script = tmp_path / "script.py"
         script.write_text(SCRIPT + body)
         configs = [parse_config(config_dict(tmp_path), name).with_model("gpt") for name in names]
-        return train_side_by_side(configs, Request("p"), device, jobs, n_gpus, script)
+        return train_side_by_side(configs, Request("p"), device, jobs, script, plan)
 
     return train
 
@@ -60,7 +60,7 @@ def test_each_that_fails_is_told_with_its_own_error_and_the_rest_is_not_begun(tr
             """
 deadline = time.monotonic() + 30
 while len(list(here.glob("*.pid"))) < 3 and time.monotonic() < deadline: time.sleep(0.01)
-if name == "one": os.kill(os.getpid(), signal.SIGKILL)
+if name == "one": os.kill(os.getpid(), signal.SIGABRT)
 if name == "two":
     print("\\rtwo:  10%|#   | 4/40 [00:01<00:09]", end="")
     print("\\nerror: two has no room\\n\\rtwo:  10%|#   | 4/40 [00:01<00:09]", end="", flush=True)
@@ -72,9 +72,7 @@ time.sleep(60)
     assert "another day" not in line and "%|" not in line and "\n" not in line
     told = {part.split()[0]: part for part in line.split("; and ")}
     assert told.keys() <= {"one", "two"}, "three was asked to stop, and four not begun"
-    assert "was killed by SIGKILL, as the kernel does where memory is short" in told.get(
-        "one", "was killed by SIGKILL, as the kernel does where memory is short"
-    )
+    assert "was killed by SIGABRT" in told.get("one", "was killed by SIGABRT")
     assert told.get("two", "error: two has no room").count("error: two has no room") == 1
     assert not any(is_running(pid) for pid in pids(tmp_path, 3)) and not (tmp_path / "runs" / "four.pid").exists()
 
@@ -132,26 +130,51 @@ time.sleep(60)
 
 def test_each_run_has_a_gpu_of_its_own(train, tmp_path):
     """The first ends at once, and its GPU is the third's."""
+    gpus = Place("cuda:0", 10.0, 1), Place("cuda:1", 10.0, 1)
+    plan = Plan(gpus, dict.fromkeys(["one", "two", "three"], 6.0), 2, "")
     body = """
 (here / f"{name}.device").write_text(sys.argv[sys.argv.index("-d") + 1])
 deadline = time.monotonic() + 30
 if name == "two":
     while not (here / "three.device").exists() and time.monotonic() < deadline: time.sleep(0.01)
 """
-    assert train(["one", "two", "three"], body, jobs=2, device=None, n_gpus=2) == 0
+    assert train(["one", "two", "three"], body, device=None, plan=plan) == 0
     devices = [(tmp_path / "runs" / f"{name}.device").read_text() for name in ("one", "two", "three")]
     assert devices == ["cuda:0", "cuda:1", "cuda:0"]
 
 
-@pytest.mark.parametrize(
-    "slot, name, n_gpus, expected",
-    [
-        (0, None, 0, None),
-        (5, None, 4, "cuda:1"),
-        (3, "cuda", 2, "cuda:1"),
-        (3, "cuda:0", 2, "cuda:0"),
-        (1, "cpu", 2, "cpu"),
-    ],
-)
-def test_a_device_that_was_asked_for_stays(slot, name, n_gpus, expected):
-    assert gpu_of_its_own(slot, name, n_gpus) == expected
+def test_a_run_that_dies_of_memory_is_tried_again_alone_at_the_end(train, tmp_path, capfd):
+    """One is killed as the kernel kills, one tells what torch told it; both have room when they are alone."""
+    body = """
+before = here / f"{name}.tries"
+tries = int(before.read_text()) if before.exists() else 0
+before.write_text(str(tries + 1))
+others = [other for other in here.glob("*.at_work")]
+(here / f"{name}.at_work").touch()
+if tries == 0 and name == "one": (here / "one.at_work").unlink(), os.kill(os.getpid(), signal.SIGKILL)
+if tries == 0 and name == "two":
+    print("error: cuda:0 is out of memory (tried to allocate 2.00 GiB); a smaller batch_size needs less", flush=True)
+    (here / "two.at_work").unlink()
+    raise SystemExit(1)
+if tries: assert not others, others
+time.sleep(0.2)
+(here / f"{name}.at_work").unlink()
+"""
+    assert train(["one", "two", "three", "four"], body) == 0
+    tries = {name: int((tmp_path / "runs" / f"{name}.tries").read_text()) for name in ("one", "two", "three", "four")}
+    assert tries == {"one": 2, "two": 2, "three": 1, "four": 1}
+    said = capfd.readouterr().err
+    for name in ("one", "two"):
+        assert f"{name}: died for lack of memory; it is tried again at the end, alone" in said
+        assert f"{name}: tried again, alone" in said
+
+
+def test_a_second_death_of_memory_is_a_failure(train, tmp_path):
+    with pytest.raises(UserError, match=r"^one failed: was killed by SIGKILL, as the kernel does.*one\.log\)$"):
+        train(["one", "two"], 'if name == "one": os.kill(os.getpid(), signal.SIGKILL)\n', jobs=2)
+
+
+def test_a_lone_run_that_dies_of_memory_is_not_tried_again(train, tmp_path, capfd):
+    with pytest.raises(UserError, match="not enough memory"):
+        train(["one"], 'print("error: not enough memory", flush=True); raise SystemExit(1)\n', jobs=2)
+    assert "tried again" not in capfd.readouterr().err
