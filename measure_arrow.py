@@ -202,7 +202,7 @@ def main() -> None:
 def measured(arguments: argparse.Namespace) -> int:
     """Train, compare and report; the exit status."""
     from modules.measurement.measure import Wish, measured_states, read_texts, report_on, report_on_losses
-    from modules.measurement.rounds import Limits, measured_in_rounds
+    from modules.measurement.rounds import Limits, measured_in_rounds, seeds_there
     from modules.system.processes import this_process
     from modules.training.devices import pick_device
     from modules.training.resume import files_of
@@ -240,14 +240,18 @@ def measured(arguments: argparse.Namespace) -> int:
     limits = Limits(arguments.seeds, arguments.until, arguments.max_seeds, end, at_once)
     trained: set[Path] = set()
 
+    def states_of(seeds: int) -> "dict[Path, Config]":
+        return {files_of(run, project).state: run for run in runs(seeds)}
+
     def train_seeds(seeds: int) -> tuple[int, list[Path]]:
-        states = {files_of(run, project).state: run for run in runs(seeds)}
+        states = states_of(seeds)
         new = [run for state, run in states.items() if state not in trained]
         status, is_main = train(arguments, new, project)
         trained.update(states)
         return status, list(states) if is_main else []
 
-    return measured_in_rounds(train_seeds, device, wish, limits)
+    there = seeds_there(lambda seeds: all(state.exists() for state in states_of(seeds)), arguments.max_seeds)
+    return measured_in_rounds(train_seeds, device, wish, limits, there)
 
 
 def configs_of_texts(arguments: argparse.Namespace, device: "torch.device", end: float) -> tuple[list[str], str]:

@@ -13,8 +13,9 @@ The rules, each with what it was taken from (docs/texts.md has them for readers)
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from modules.measurement.noise import Noise
@@ -161,7 +162,7 @@ def vocabulary_for(text_bytes: float) -> int:
 def plan_of(size: Size, n_tokens: int, vocab_size: int) -> Plan | None:
     """How a model of this size is trained on `n_tokens`, the held-out ones among them; None where they are too few."""
     held_out = min(int(n_tokens * HELD_OUT_SHARE), MOST_HELD_OUT) // size.context * size.context
-    parameters = count_parameters("gpt", **size.model_params(vocab_size))
+    parameters = parameters_of(size, vocab_size)
     tokens = min(TOKENS_A_PARAMETER * parameters, int(PASSES * (n_tokens - held_out)))
     batch_size = max(SMALLEST_BATCH, 2 ** round(math.log2(max(1.0, tokens / (STEPS * size.context)))))
     steps = tokens // (batch_size * size.context) // CHECKPOINTS * CHECKPOINTS
@@ -170,18 +171,19 @@ def plan_of(size: Size, n_tokens: int, vocab_size: int) -> Plan | None:
     return Plan(size, vocab_size, parameters, held_out, batch_size, steps)
 
 
+@cache
+def parameters_of(size: Size, vocab_size: int) -> int:
+    return count_parameters("gpt", **size.model_params(vocab_size))
+
+
 def tokens_needed(vocab_size: int) -> int:
     """How many tokens of text the smallest model takes."""
-    parameters = count_parameters("gpt", **LADDER[0].model_params(vocab_size))
+    parameters = parameters_of(LADDER[0], vocab_size)
     return math.ceil(FEWEST_TOKENS_A_PARAMETER * parameters / PASSES / (1 - HELD_OUT_SHARE) / 1e4) * 10_000
 
 
 def choose(
-    n_tokens: int,
-    vocab_size: int,
-    budget: Budget,
-    run_seconds: Callable[[Plan], float],
-    ladder: Sequence[Size] = LADDER,
+    n_tokens: int, vocab_size: int, budget: Budget, run_seconds: Callable[[Plan], float]
 ) -> tuple[Plan, int, float]:
     """The largest model that the text can feed and of which the wanted seeds are trained within the budget, how many
     seeds of it are, and the seconds of a run. Where not even the smallest has the wanted seeds: as many of it as are.
@@ -190,7 +192,7 @@ def choose(
     up, and no more once one is too slow. Raises UserError where the text is too short for the smallest model, or the
     time for two seeds of it.
     """
-    plan = plan_of(ladder[0], n_tokens, vocab_size)
+    plan = plan_of(LADDER[0], n_tokens, vocab_size)
     if plan is None:
         raise UserError(
             f"expected at least {tokens_needed(vocab_size):,} tokens, which the smallest model reads {PASSES:g} times, "
@@ -205,12 +207,9 @@ def choose(
             f"expected time for two seeds of the smallest model, {minutes} minutes of training, found "
             f"{max(0.0, budget.seconds) / 60:.1f}; give more --minutes"
         )
-    for size in ladder[1:]:
+    for size in LADDER[1:]:
         plan = plan_of(size, n_tokens, vocab_size)
         if plan is None or chosen[1] < budget.seeds:
-            break
-        work = plan.tokens * plan.parameters / (chosen[0].tokens * chosen[0].parameters)
-        if budget.seeds_within(chosen[2] * work / 8) < budget.seeds:  # not even if it computes eight times as fast
             break
         seconds = run_seconds(plan)
         if budget.seeds_within(seconds) < budget.seeds:

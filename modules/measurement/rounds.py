@@ -40,15 +40,16 @@ class Limits:
 
 
 def measured_in_rounds(
-    train: Callable[[int], tuple[int, list[Path]]], device: torch.device, wish: Wish, limits: Limits
+    train: Callable[[int], tuple[int, list[Path]]], device: torch.device, wish: Wish, limits: Limits, there: int = 0
 ) -> int:
     """Train and report until `limits` says stop; the exit status.
 
     train: trains what is missing of so many seeds; its status and the states of all of them, none where another process
-    reports. The report is written after each round, and told after the last.
+    reports. there: how many seeds are trained already, with which the first round begins. The report is written after
+    each round, and told after the last.
     """
     known: dict[Path, list[Evaluation]] = {}
-    seeds = limits.next(0, limits.seeds)
+    seeds = max(limits.next(0, limits.seeds), min(there, limits.seeds))
     while True:
         start = time.monotonic()
         status, states = train(seeds)
@@ -78,3 +79,8 @@ def in_short(measurement: Measurement) -> str:
     estimate, name = measurement.estimate, measurement.comparison.name
     low, high = estimate.both
     return f"{name} {estimate.value:+.2f} % ({low:+.2f} to {high:+.2f})"
+
+
+def seeds_there(are_there: Callable[[int], bool], most: int) -> int:
+    """Of how many seeds, from the first on, all states are there."""
+    return next((seeds for seeds in range(most) if not are_there(seeds + 1)), most)
