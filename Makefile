@@ -4,18 +4,12 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 TEXT = demo/docstrings/docstrings.txt
-DATA = demo/data/docstrings.h5
-TOKENIZER = demo/tokenizers/docstrings
 
 .PHONY: demo test check lock clean-demo
 .DELETE_ON_ERROR:
 
-demo: $(DATA)
-	WANDB_MODE=disabled $(RUN) measure_arrow.py configs/demo/demo_forward.json --seeds 3 --jobs 2 -p demo -t $(TOKENIZER)
-
-$(DATA): $(TEXT)
-	$(RUN) tokenize_to_h5.py --txt_path $(TEXT) --out_h5_folder demo/data --tokenizer_folder demo/tokenizers \
-		--tokenizer_name docstrings --vocab_size 1024 --split symmetric
+demo: $(TEXT)
+	WANDB_MODE=disabled $(RUN) measure_arrow.py $(TEXT) --seeds 3 --minutes 6 -p demo --state_save_loc demo/runs
 
 $(TEXT): | .venv/installed
 	$(RUN) collect_docstrings.py $(TEXT)

@@ -1,6 +1,6 @@
 """How a given number of tokens is best spent: what batch size and learning rate do to the arrow and to its noise.
 
-    python -m benchmarks.recipes --data demo/data/docstrings.h5 --folder runs/recipes
+    python -m benchmarks.recipes --data demo/runs/demo/data/docstrings.h5 --folder runs/recipes
 
 Trains the demo's model on the same tokens by each recipe, in both directions and for the same seeds, by the commands
 that a user would give, and prints for each the loss, the arrow, its spread over seeds, and what that spread costs: the

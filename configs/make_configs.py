@@ -159,7 +159,7 @@ def demo() -> dict:
     docstrings +0.64 % in place of +0.05 % (five seeds), since the model is still learning.
     """
     return small_gpt(
-        "demo/data/docstrings.h5",
+        "demo/runs/demo/data/docstrings.h5",
         vocab_size=1024,
         width=64,
         context=64,
@@ -176,7 +176,7 @@ def sweep() -> dict[str, dict]:
     everywhere."""
     return {
         f"sweep/docstrings_width{width}_context{context}": small_gpt(
-            "demo/data/docstrings.h5",
+            "demo/runs/demo/data/docstrings.h5",
             vocab_size=1024,
             width=width,
             context=context,

@@ -59,7 +59,7 @@ def test_readme_commands_of_the_demo_run_as_they_stand(tmp_path):
     (tmp_path / ".venv").symlink_to(sys.prefix)
     block = (ROOT / "README.md").read_text(encoding="utf-8").partition("the same commands are:")[2].split("```")[1]
     commands = [line for line in block.splitlines() if line.startswith(".venv/bin/python ") and " pip " not in line]
-    assert len(commands) == 3
+    assert len(commands) == 2
     for command in commands:
         subprocess.run(command, shell=True, cwd=tmp_path, check=True, timeout=1800)
     assert (tmp_path / "demo" / "runs" / "demo" / "report" / "report.md").exists()
