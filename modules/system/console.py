@@ -9,14 +9,15 @@ import atexit
 import contextlib
 import errno
 import io
+import math
 import os
 import select
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 try:
     from tqdm import tqdm
@@ -25,6 +26,7 @@ except ValueError:  # a TQDM_ variable of the environment that is no number
         del os.environ[_name]
     from tqdm import tqdm
 
+LINE_SECONDS = 60.0  # from one line to the next of those that stand for a bar where there is no terminal
 PATIENCE_S = 10.0  # with a reader that lags behind a pipe which does not block
 UNPRINTABLE = {
     "Cc",
@@ -75,18 +77,26 @@ def attempt(what: str, call: Callable[[], T]) -> T | None:
         return None
 
 
-def bar(*args, **kwargs) -> "Bar":
-    """A progress bar on standard error, with tqdm's arguments. Where it cannot be shown, the work that it counts goes
-    on without it."""
-    kwargs = {"file": _Sink(sys.stderr)} | kwargs
+def bar(*args, line_seconds: float = LINE_SECONDS, **kwargs) -> "Bar":
+    """A progress bar on standard error, with tqdm's arguments. Where that is no terminal but a file, say, it gets a
+    line every `line_seconds` instead. Where neither can be shown, the work that it counts goes on without."""
     if kwargs.get("desc"):
         kwargs["desc"] = one_line(kwargs["desc"])
     flush_streams()  # tqdm does, but not as safely
+    kind = Bar if on_terminal() else partial(Lines, line_seconds=line_seconds)
     try:
-        return Bar(*args, **kwargs)
+        return kind(*args, **{"file": _Sink(sys.stderr)} | kwargs)
     except Exception as error:
         warn_once(f"no progress bars: {reason(error)}", key="bars")
         return Bar(*args, **kwargs | {"disable": True})
+
+
+def on_terminal() -> bool:
+    """Whether standard error is a terminal, on which a bar can be drawn again and again."""
+    try:
+        return sys.stderr.isatty()
+    except Exception:  # closed, or none
+        return False
 
 
 class Bar(tqdm):
@@ -104,6 +114,53 @@ class Bar(tqdm):
         except Exception as error:
             self.disable = True
             warn_once(f"no progress bars: {reason(error)}", key="bars")
+
+
+class Lines(Bar):
+    """A bar that is not drawn, but told of in a line every `line_seconds`; where it was told of, at its end too."""
+
+    def __init__(self, *args, line_seconds: float, **kwargs):
+        self._line_seconds, self._next, self._told = line_seconds, time.monotonic() + line_seconds, False
+        looked_at = {"mininterval": line_seconds / 60, "miniters": 1}  # whether it is time, in every step
+        super().__init__(*args, **kwargs | looked_at | {"file": io.StringIO()})
+
+    def display(self, msg=None, pos=None):
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._line_seconds
+            self._told = True
+            self._or_none(lambda: tell(in_words(self.format_dict), sys.stderr))
+
+    def clear(self, *args, **kwargs):
+        pass
+
+    def close(self):
+        if self._told and not self.disable:
+            self._next = 0.0
+            self.display()
+        self._next = math.inf
+        super().close()
+
+
+def in_words(bar: Mapping[str, Any]) -> str:
+    """What a bar shows (tqdm's `format_dict`), in a line of a log: how much of how much, how fast, how much longer."""
+    counted, total, unit, elapsed = bar["n"], bar["total"], bar["unit"], bar["elapsed"]
+    name = bar["prefix"].removesuffix(": ")
+    rate = bar["rate"] or ((counted - bar["initial"]) / elapsed if elapsed else 0.0)
+    if bar["unit_scale"]:
+        amount = partial(tqdm.format_sizeof, suffix=unit)
+        words, fast = [amount(counted)], f"{amount(rate)}/s"
+    else:
+        amount = "{:,.0f}".format
+        words, fast = [f"{amount(counted)} {unit}"], f"{amount(rate) if rate >= 100 else format(rate, '.3g')} {unit}/s"
+    if total:
+        words = [f"{amount(counted)} of {amount(total)} {unit * (not bar['unit_scale'])}".strip()]
+        words[0] += f" ({100 * counted / total:.0f} %)"
+    words.append(f"{fast}, {tqdm.format_interval(elapsed)} so far")
+    if total and rate and counted < total:
+        words.append(f"{tqdm.format_interval((total - counted) / rate)} left")
+    if bar["postfix"]:
+        words.append(bar["postfix"])
+    return (f"{name}: " if name else "") + ", ".join(words)
 
 
 # Words

@@ -25,6 +25,7 @@ from modules.system.schema import Schema, checked
 
 # How long W&B may try to reach its server before a run is recorded offline, and to upload what is left.
 WANDB_START_S, WANDB_END_S = 30, 30
+LAST_BYTES = 1 << 16  # of a file, in which its last entry is; each is some hundred bytes
 WANDB_ID_LENGTH, WANDB_PROJECT_LENGTH = 64, 128  # the most that it takes
 WANDB_REFUSES = re.compile(r"""[:;,#?/\\%'"\x00-\x1f\x7f\ud800-\udfff]""")  # in ids and names of projects
 
@@ -72,6 +73,17 @@ def _entries(path: Path) -> tuple[list[dict], list[str]]:
         except (ValueError, RecursionError):
             problems.append(f"{where} is not JSON")
     return entries, problems
+
+
+def newest_entry(path: Path) -> dict | None:
+    """The last entry of a metrics file that is being written; None where there is none yet."""
+    with contextlib.suppress(OSError, ValueError, IndexError, UserError):
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            entry = json.loads(file.read().split(b"\n")[-2])
+        checked(Entry, entry, str(path))
+        return entry
+    return None
 
 
 class Metrics:

@@ -21,13 +21,14 @@ from signal import SIGKILL
 
 from modules.config import Config
 from modules.system.children import Child, how_it_ended, start_child, supervise
-from modules.system.console import bar, tell
+from modules.system.console import tell
 from modules.system.errors import NO_MEMORY, UserError
 from modules.system.files import replacing
 from modules.system.processes import available_cores
 from modules.training.placement import Place, Plan, place_for, plan_for
-from modules.training.resume import files_of
+from modules.training.resume import Files, files_of
 from modules.training.run import PROJECT_FOLDER, Request
+from modules.training.watching import Progress
 
 QUOTED_BYTES = 1 << 16  # of the end of a log in which to look for an error
 
@@ -38,6 +39,7 @@ class Run(Child):
     earlier starts wrote, before `log_start`. has_another_try: it died for lack of memory."""
 
     config: Config
+    files: Files
     place: Place
     needs: float
     log: Path
@@ -82,13 +84,13 @@ def train_side_by_side(
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, available_cores() // max(1, plan.at_a_time)))}
     queue = Queue(runs, plan, partial(start_training, script, request=request, environment=environment))
     tell(f"training {plan.line}", sys.stderr)
-    with bar(total=len(runs), desc="training", unit="run") as progress:
+    with Progress(len(runs)) as progress:
 
         def ended(run: Run) -> None:
             queue.take_back(run)
-            progress.update(run.process.returncode == 0)
+            progress.count(run.process.returncode == 0)
 
-        over, came = supervise(queue.start_next, ended=ended)
+        over, came = supervise(queue.start_next, ended=ended, meanwhile=progress.show)
     failures = [run.failure() for run in over if run.failed() or (run in queue.again and not came)]
     if failures:
         raise UserError("; and ".join(failures))
@@ -129,14 +131,14 @@ def start_training(
     script: Path, config: Config, request: Request, place: Place, needs: float, environment: dict[str, str]
 ) -> Run:
     """Start the training script on this config."""
-    folder = files_of(config, request.project).folder
-    log = folder / "logs" / f"{config.name}.log"
+    files = files_of(config, request.project)
+    log = files.folder / "logs" / f"{config.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = training_command(script, config, request, place.device)
     with open(log, "ab") as output:
         process = start_child(command, environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         start = output.tell()
-    return Run(config.name, process, config=config, place=place, needs=needs, log=log, log_start=start)
+    return Run(config.name, process, config=config, files=files, place=place, needs=needs, log=log, log_start=start)
 
 
 def training_command(script: Path, config: Config, request: Request, device_name: str | None) -> list[str]:

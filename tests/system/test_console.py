@@ -35,9 +35,12 @@ main()"""
 class Stream(io.StringIO):
     """A stream that fails with `error` when `call` has been made `calls` times."""
 
-    def __init__(self, error=None, call="write", calls=0, encoding="utf-8"):
+    def __init__(self, error=None, call="write", calls=0, encoding="utf-8", terminal=True):
         super().__init__()
-        self.error, self.call, self.left, self.named = error, call, calls, encoding
+        self.error, self.call, self.left, self.named, self.terminal = error, call, calls, encoding, terminal
+
+    def isatty(self):
+        return self.terminal
 
     @property
     def encoding(self):
@@ -191,6 +194,59 @@ def test_a_bar_that_cannot_be_drawn_is_left_out_and_the_work_goes_on(streams, mo
     assert list(console.bar(range(5), bar_format="{nonsense}", mininterval=0)) == list(range(5))
     assert list(console.bar(range(5), ncols="wide", mininterval=0)) == list(range(5))
     assert err.getvalue().count("warning: no progress bars: ") == 1
+
+
+def test_in_a_log_a_bar_is_a_line_now_and_then(streams):
+    out, err = streams(Stream(), Stream(terminal=False))
+    with console.bar(total=1000, initial=200, desc="toy\nrun", unit="step", mininterval=9, line_seconds=0.05) as bar:
+        deadline = time.monotonic() + 20
+        while not err.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+            bar.set_postfix_str("loss 4.1", refresh=False)
+            bar.update(1)
+        for _ in console.bar(range(3), desc="nested", leave=False):
+            console.tell("a line between")
+        bar.update(999 - bar.n)
+    lines = err.getvalue().splitlines()
+    shape = r"toy\\nrun: \d+ of 1,000 step \(\d+ %\), [\d.]+ step/s, 00:\d\d so far, \d+:\d\d left, loss 4.1"
+    assert len(lines) == 2 and all(re.fullmatch(shape, line) for line in lines), lines
+    assert lines[-1].startswith("toy\\nrun: 999 of 1,000 step (100 %)"), "the last line is where it ended"
+    assert out.getvalue() == "a line between\n" * 3
+
+
+def test_work_shorter_than_the_interval_leaves_no_line_in_a_log(streams):
+    _, err = streams(Stream(), Stream(terminal=False))
+    assert list(console.bar(range(1000), desc="short", mininterval=0)) == list(range(1000))
+    assert talk() == 435 and "counting" not in err.getvalue()
+
+
+@pytest.mark.parametrize(
+    "bar, line",
+    [
+        (
+            {"n": 3 * 10**7, "total": 10**9, "unit": "B", "unit_scale": True, "rate": 10**6},
+            "30.0MB of 1.00GB (3 %), 1.00MB/s, 00:30 so far, 16:10 left",
+        ),
+        ({"n": 7, "total": None}, "7 it, 0.233 it/s, 00:30 so far"),
+        ({"n": 40, "initial": 40, "total": 80}, "40 of 80 it (50 %), 0 it/s, 00:30 so far"),
+        (
+            {"n": 9, "total": 4, "rate": 123456.0, "prefix": "held-out: "},
+            "held-out: 9 of 4 it (225 %), 123,456 it/s, 00:30 so far",
+        ),
+        ({"n": 0, "total": 4, "elapsed": 0}, "0 of 4 it (0 %), 0 it/s, 00:00 so far"),
+    ],
+)
+def test_a_bar_in_words(bar, line):
+    usual = {
+        "initial": 0,
+        "unit": "it",
+        "unit_scale": False,
+        "elapsed": 30,
+        "rate": None,
+        "postfix": None,
+        "prefix": "",
+    }
+    assert console.in_words(usual | bar) == line
 
 
 def test_errors_that_a_user_can_act_on():
