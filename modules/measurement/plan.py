@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from modules.measurement.noise import Noise
+from modules.measurement.noise import Noise, seeds_needed
 from modules.models import count_parameters
 from modules.system.errors import UserError
 
@@ -80,7 +80,7 @@ LADDER = (
 @dataclass(frozen=True)
 class Budget:
     """What a plan may spend: seconds, in which `jobs` runs train side by side; `runs_a_seed` are all orders of all
-    texts."""
+    texts. seeds: that are wanted."""
 
     seconds: float
     jobs: int
@@ -96,6 +96,23 @@ class Budget:
     def seconds_of(self, seeds: int, run_seconds: float) -> float:
         """How long so many seeds take."""
         return math.ceil(seeds * self.runs_a_seed / self.jobs) * run_seconds
+
+
+def expected_noise(held_out_tokens: int, seeds: int) -> Noise:
+    """The noise that an arrow in percent of the loss will probably have."""
+    of_text = TEXT_SE**2 * MOST_HELD_OUT / held_out_tokens
+    return Noise(SEED_SD**2 / seeds, of_text, 0.0, seeds - 1, TEXT_DF)
+
+
+def seeds_for(n_tokens: int, half_width: float, most: int) -> int:
+    """How many seeds an interval of `half_width` percent to either side will probably take; `most` where even these do
+    not reach it."""
+    return seeds_needed(expected_noise(held_out_of(n_tokens), FEWEST_SEEDS), half_width, most) or most
+
+
+def held_out_of(n_tokens: int) -> int:
+    """How many of a text's tokens are held out."""
+    return min(int(n_tokens * HELD_OUT_SHARE), MOST_HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -117,11 +134,6 @@ class Plan:
     def tokens(self) -> int:
         """Tokens that a run reads in training."""
         return self.steps * self.step_tokens
-
-    def half_width(self, seeds: int) -> float:
-        """How far the 95 % interval of so many seeds will probably reach to either side, in percent of the loss."""
-        of_text = TEXT_SE**2 * MOST_HELD_OUT / self.held_out_tokens
-        return Noise(SEED_SD**2 / seeds, of_text, 0.0, seeds - 1, TEXT_DF).half_width
 
     def config(self, dataset: str, tokenizer: str, state_save_loc: str) -> dict:
         """The config of a run forward, as a file has it."""
@@ -161,7 +173,7 @@ def vocabulary_for(text_bytes: float) -> int:
 
 def plan_of(size: Size, n_tokens: int, vocab_size: int) -> Plan | None:
     """How a model of this size is trained on `n_tokens`, the held-out ones among them; None where they are too few."""
-    held_out = min(int(n_tokens * HELD_OUT_SHARE), MOST_HELD_OUT) // size.context * size.context
+    held_out = held_out_of(n_tokens) // size.context * size.context
     parameters = parameters_of(size, vocab_size)
     tokens = min(TOKENS_A_PARAMETER * parameters, int(PASSES * (n_tokens - held_out)))
     batch_size = max(SMALLEST_BATCH, 2 ** round(math.log2(max(1.0, tokens / (STEPS * size.context)))))

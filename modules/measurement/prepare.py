@@ -17,7 +17,17 @@ import torch
 
 from modules.config import Config, load_config, parse_config
 from modules.data.token_file import TokenFile, open_tokens
-from modules.measurement.plan import FEWEST_SEEDS, MOST_HELD_OUT, SEED_SD, TEXT_SE, Budget, Plan, choose, vocabulary_for
+from modules.measurement.plan import (
+    FEWEST_SEEDS,
+    MOST_HELD_OUT,
+    SEED_SD,
+    TEXT_SE,
+    Budget,
+    Plan,
+    choose,
+    expected_noise,
+    vocabulary_for,
+)
 from modules.models.evaluate import held_out_losses
 from modules.system.console import tell
 from modules.system.errors import UserError
@@ -171,6 +181,7 @@ def in_lines(
     shorter = "" if len(texts) == 1 else " tokens or more"
     passes = plan.tokens / (n_tokens - plan.held_out_tokens)
     text_se = TEXT_SE * (MOST_HELD_OUT / plan.held_out_tokens) ** 0.5
+    half_width = expected_noise(plan.held_out_tokens, max(seeds, FEWEST_SEEDS)).half_width
     more = f" of {budget.seeds}, which is what the time allows," if seeds < budget.seeds else ""
     return [
         f"{of_text}{shorter}, {plan.vocab_size:,} ids; the last {plan.held_out_tokens:,} tokens are held out",
@@ -179,7 +190,7 @@ def in_lines(
         f"the text; {duration(seconds)}, as measured",
         f"{seeds} seed(s){more} x {budget.runs_a_seed} runs, {budget.jobs} side by side: about "
         f"{duration(budget.seconds_of(seeds, seconds))} of {duration(budget.seconds)}; the interval will probably "
-        f"reach ±{plan.half_width(max(seeds, FEWEST_SEEDS)):.2f} % (s.d. over seeds {SEED_SD:g}, s.e. of the held-out "
+        f"reach ±{half_width:.2f} % (s.d. over seeds {SEED_SD:g}, s.e. of the held-out "
         f"text {text_se:.2f})",
     ]
 
