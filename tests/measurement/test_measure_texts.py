@@ -117,6 +117,22 @@ def test_orders_and_symbols(small):
     assert open_tokens(small / "runs" / "text" / "data" / "text.h5").symbols == "characters"
 
 
+def test_a_tokenizer_with_a_direction_has_a_trained_control(small):
+    write(small / "text.txt")
+    told = measure("text.txt", "--split", "gpt2", "--seeds", 1, "--jobs", 1, "-d", "cpu")
+    assert told.returncode == 0, told.stderr
+    assert "x 4 runs, 1 side by side" in told.stdout
+    assert arrow_json(small / "runs" / "text")["comparisons"][0]["control"]["name"] == "text_reversed"
+
+    write(small / "other.txt", seed=5)
+    tokenizer = Path("runs") / "text" / "tokenizer" / "text"
+    told = measure("other.txt", "-t", tokenizer, "--no_control", "--config_only", "--jobs", 1, "-d", "cpu")
+    assert told.returncode == 0, told.stderr
+    assert "x 2 runs, 1 side by side" in told.stdout
+    assert load_config(small / "runs" / "other" / "other.json").tokenizer_path == str(tokenizer)
+    assert not (small / "runs" / "other" / "tokenizer").exists()
+
+
 def test_config_only_trains_nothing_and_the_config_can_be_edited(small):
     write(small / "text.txt")
     told = measure("text.txt", "--config_only", "--jobs", 1, "-d", "cpu")
