@@ -257,7 +257,7 @@ def measured(arguments: argparse.Namespace) -> int:
 def configs_of_texts(arguments: argparse.Namespace, device: "torch.device", end: float) -> tuple[list[str], str]:
     """Tokenize the texts and write their configs; these and the name of their project."""
     from modules.cli import reading_of
-    from modules.measurement.plan import Budget, seeds_for
+    from modules.measurement.plan import Budget
     from modules.measurement.prepare import Tokenization, name_of, prepared_texts, written_configs
     from modules.system.names import check_name
 
@@ -270,12 +270,14 @@ def configs_of_texts(arguments: argparse.Namespace, device: "torch.device", end:
     prepared = prepared_texts(texts, folder, wanted)
     models = max(2, len(arguments.orders) + (arguments.reference not in arguments.orders))
     with_control = arguments.control is not False and not all(text.token_file.symmetric for text in prepared)
-    runs_a_seed = models * len(texts) * (2 if with_control else 1)
-    seeds = arguments.seeds
-    if arguments.until:
-        shortest = min(len(text.token_file.tokens) for text in prepared)
-        seeds = max(seeds, seeds_for(shortest, arguments.until, arguments.max_seeds))
-    budget = Budget(end - time.monotonic(), at_a_time(arguments, device), runs_a_seed, seeds)
+    budget = Budget(
+        end - time.monotonic(),
+        at_a_time(arguments, device),
+        models * len(texts) * (2 if with_control else 1),
+        arguments.seeds,
+        arguments.until,
+        arguments.max_seeds,
+    )
     paths = [str(path) for path in written_configs(prepared, folder, budget, device)]
     tell(f"configs: {', '.join(paths)}; they are trained as written, and can be edited before")
     return paths, project

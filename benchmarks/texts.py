@@ -48,15 +48,15 @@ def measured(text: Path, megabytes: float, minutes: float, folder: Path) -> list
         [*command, "--state_save_loc", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     took = time.monotonic() - start
-    promised = PROMISED.search(ended.stdout)
-    if ended.returncode or promised is None:
+    promised, tokens = PROMISED.search(ended.stdout), re.search(r": ([\d,]+) tokens", ended.stdout)
+    if ended.returncode or promised is None or tokens is None:
         raise UserError(f"{cut}: measure_arrow.py ended with {ended.returncode}, and said: {ended.stdout[-300:]}")
     found = json.loads((folder / name / "report" / "arrow.json").read_text(encoding="utf-8"))["comparisons"][0]
     percent, convergence = found["arrow"]["percent"], found["convergence"]
     low, high = percent["both"]
     return [
         f"{megabytes:g}",
-        re.search(r": ([\d,]+) tokens", ended.stdout)[1],
+        tokens[1],
         f"{found['compared']['parameters']:,}",
         str(len(found["compared"]["seeds"])),
         promised["time"],

@@ -31,9 +31,11 @@ LR_OF_WIDTH_64 = 3e-3
 CHECKPOINTS = 4
 FEWEST_SEEDS = 2  # one has no verdict
 
-# Standard deviations of an arrow of small models, in percent: over seeds, and of the mean over 2**20 held-out tokens
-# (benchmarks/RESULTS.md#recipes: 0.32, 0.32 and 0.31 over seeds for three recipes).
-SEED_SD, TEXT_SE = 0.32, 0.03
+# Standard deviations of an arrow in percent: over the seeds of a model of so many parameters, and of the mean over 2**20
+# held-out tokens. Recipes had 0.32, 0.32 and 0.31 over seeds, a model a fifth of the size 0.68 (benchmarks/RESULTS.md,
+# recipes and texts); so it is taken to fall with the root of the parameters, as far as that was seen.
+SEED_SD, SEED_SD_PARAMETERS, SMALLEST_SEED_SD = 0.32, 235_264, 0.15
+TEXT_SE = 0.03
 TEXT_DF = 40
 
 # Bytes of text up to which a tokenizer has so many ids: more of them leave less of a small model to its layers.
@@ -80,34 +82,36 @@ LADDER = (
 @dataclass(frozen=True)
 class Budget:
     """What a plan may spend: seconds, in which `jobs` runs train side by side; `runs_a_seed` are all orders of all
-    texts. seeds: that are wanted."""
+    texts. seeds: that are wanted at least; with `until` as many as an interval of so many percent to either side will
+    probably take, but no more than `max_seeds`."""
 
     seconds: float
     jobs: int
     runs_a_seed: int
     seeds: int
+    until: float | None = None
+    max_seeds: int = 20
 
-    def seeds_within(self, run_seconds: float) -> int:
-        """How many seeds are trained in it, at most those that are wanted. Side by side runs end at about the same
-        time, so there are whole rounds."""
+    def wanted(self, plan: "Plan") -> int:
+        """How many seeds of this plan there should be."""
+        if self.until is None:
+            return self.seeds
+        needed = seeds_needed(plan.noise(FEWEST_SEEDS), self.until, self.max_seeds) or self.max_seeds
+        return min(max(self.seeds, needed), self.max_seeds)
+
+    def seeds_within(self, plan: "Plan", run_seconds: float) -> int:
+        """How many of the wanted seeds are trained in it. Side by side runs end at about the same time, so there are
+        whole rounds."""
         rounds = int(self.seconds / run_seconds)
-        return min(self.seeds, rounds * self.jobs // self.runs_a_seed)
+        return min(self.wanted(plan), rounds * self.jobs // self.runs_a_seed)
+
+    def fits(self, plan: "Plan", run_seconds: float) -> bool:
+        """Whether all wanted seeds are trained in it."""
+        return self.seeds_within(plan, run_seconds) == self.wanted(plan)
 
     def seconds_of(self, seeds: int, run_seconds: float) -> float:
         """How long so many seeds take."""
         return math.ceil(seeds * self.runs_a_seed / self.jobs) * run_seconds
-
-
-def expected_noise(held_out_tokens: int, seeds: int) -> Noise:
-    """The noise that an arrow in percent of the loss will probably have."""
-    of_text = TEXT_SE**2 * MOST_HELD_OUT / held_out_tokens
-    return Noise(SEED_SD**2 / seeds, of_text, 0.0, seeds - 1, TEXT_DF)
-
-
-def seeds_for(n_tokens: int, half_width: float, most: int) -> int:
-    """How many seeds an interval of `half_width` percent to either side will probably take; `most` where even these do
-    not reach it."""
-    return seeds_needed(expected_noise(held_out_of(n_tokens), FEWEST_SEEDS), half_width, most) or most
 
 
 def held_out_of(n_tokens: int) -> int:
@@ -134,6 +138,20 @@ class Plan:
     def tokens(self) -> int:
         """Tokens that a run reads in training."""
         return self.steps * self.step_tokens
+
+    @property
+    def seed_sd(self) -> float:
+        """The standard deviation that its arrow will probably have over seeds, in percent."""
+        return max(SEED_SD * math.sqrt(SEED_SD_PARAMETERS / self.parameters), SMALLEST_SEED_SD)
+
+    @property
+    def text_se(self) -> float:
+        """The standard error that its arrow will probably have for its held-out text, in percent."""
+        return TEXT_SE * math.sqrt(MOST_HELD_OUT / self.held_out_tokens)
+
+    def noise(self, seeds: int) -> Noise:
+        """What its arrow in percent will probably have."""
+        return Noise(self.seed_sd**2 / seeds, self.text_se**2, 0.0, seeds - 1, TEXT_DF)
 
     def config(self, dataset: str, tokenizer: str, state_save_loc: str) -> dict:
         """The config of a run forward, as a file has it."""
@@ -212,7 +230,7 @@ def choose(
             "the language's; give more text"
         )
     seconds = run_seconds(plan)
-    chosen = (plan, budget.seeds_within(seconds), seconds)
+    chosen = (plan, budget.seeds_within(plan, seconds), seconds)
     if chosen[1] < min(FEWEST_SEEDS, budget.seeds):
         minutes = math.ceil(budget.seconds_of(FEWEST_SEEDS, seconds) / 60)
         raise UserError(
@@ -221,10 +239,10 @@ def choose(
         )
     for size in LADDER[1:]:
         plan = plan_of(size, n_tokens, vocab_size)
-        if plan is None or chosen[1] < budget.seeds:
+        if plan is None or not budget.fits(chosen[0], chosen[2]):
             break
         seconds = run_seconds(plan)
-        if budget.seeds_within(seconds) < budget.seeds:
+        if not budget.fits(plan, seconds):
             break
-        chosen = (plan, budget.seeds, seconds)
+        chosen = (plan, budget.wanted(plan), seconds)
     return chosen

@@ -17,17 +17,7 @@ import torch
 
 from modules.config import Config, load_config, parse_config
 from modules.data.token_file import TokenFile, open_tokens
-from modules.measurement.plan import (
-    FEWEST_SEEDS,
-    MOST_HELD_OUT,
-    SEED_SD,
-    TEXT_SE,
-    Budget,
-    Plan,
-    choose,
-    expected_noise,
-    vocabulary_for,
-)
+from modules.measurement.plan import FEWEST_SEEDS, Budget, Plan, choose, vocabulary_for
 from modules.models.evaluate import held_out_losses
 from modules.system.console import tell
 from modules.system.errors import UserError
@@ -180,9 +170,9 @@ def in_lines(
     of_text = f"{texts[0].name}: {n_tokens:,} tokens" if len(texts) == 1 else f"{len(texts)} texts of {n_tokens:,}"
     shorter = "" if len(texts) == 1 else " tokens or more"
     passes = plan.tokens / (n_tokens - plan.held_out_tokens)
-    text_se = TEXT_SE * (MOST_HELD_OUT / plan.held_out_tokens) ** 0.5
-    half_width = expected_noise(plan.held_out_tokens, max(seeds, FEWEST_SEEDS)).half_width
-    more = f" of {budget.seeds}, which is what the time allows," if seeds < budget.seeds else ""
+    half_width = plan.noise(max(seeds, FEWEST_SEEDS)).half_width
+    wanted = budget.wanted(plan)
+    more = f" of {wanted}, which is what the time allows," if seeds < wanted else ""
     return [
         f"{of_text}{shorter}, {plan.vocab_size:,} ids; the last {plan.held_out_tokens:,} tokens are held out",
         f"each run: a GPT of {size.n_layers} layer(s) of width {size.embed_dim}, context {size.context}, "
@@ -190,8 +180,8 @@ def in_lines(
         f"the text; {duration(seconds)}, as measured",
         f"{seeds} seed(s){more} x {budget.runs_a_seed} runs, {budget.jobs} side by side: about "
         f"{duration(budget.seconds_of(seeds, seconds))} of {duration(budget.seconds)}; the interval will probably "
-        f"reach ±{half_width:.2f} % (s.d. over seeds {SEED_SD:g}, s.e. of the held-out "
-        f"text {text_se:.2f})",
+        f"reach ±{half_width:.2f} % (s.d. over seeds {plan.seed_sd:.2f}, s.e. of the held-out "
+        f"text {plan.text_se:.2f})",
     ]
 
 

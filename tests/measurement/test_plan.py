@@ -9,17 +9,7 @@ from hypothesis import strategies as st
 from modules.config import parse_config
 from modules.measurement import plan as rules
 from modules.measurement.noise import t_quantile
-from modules.measurement.plan import (
-    LADDER,
-    Budget,
-    Plan,
-    choose,
-    expected_noise,
-    plan_of,
-    seeds_for,
-    tokens_needed,
-    vocabulary_for,
-)
+from modules.measurement.plan import LADDER, Budget, Plan, choose, plan_of, tokens_needed, vocabulary_for
 from modules.models import build_model
 from modules.system.errors import UserError
 
@@ -117,20 +107,24 @@ def test_too_short_a_text_is_told_how_much_is_needed():
 def test_the_interval_that_is_promised():
     """With as much held-out text as makes no difference it is Student's, a little wider for skewed seeds; five seeds of
     the recipe table (benchmarks/RESULTS.md) had half-widths of 0.44 to 0.46 %."""
-    students = t_quantile(4) * rules.SEED_SD / math.sqrt(5)
-    found = expected_noise(2**20, 5).half_width
-    assert students < found < 1.25 * students
-    assert 0.4 < found < 0.5
-    assert expected_noise(2**17, 5).half_width > found > expected_noise(2**20, 20).half_width
+    plan = plan_of(LADDER[1], 10**7, 1_024)
+    assert plan is not None
+    assert (plan.parameters, plan.held_out_tokens) == (235_264, 2**20)
+    students = t_quantile(4) * 0.32 / math.sqrt(5)
+    assert students < plan.noise(5).half_width < 1.25 * students
+    assert 0.4 < plan.noise(5).half_width < 0.5
+    smaller = plan_of(LADDER[0], tokens_needed(512), 512)
+    assert smaller is not None
+    assert smaller.noise(5).half_width > plan.noise(5).half_width > plan.noise(20).half_width
 
 
-@given(tokens, st.floats(0.1, 1), st.integers(2, 50))
-def test_how_many_seeds_a_width_takes(n_tokens, half_width, most):
-    def reached(seeds: int) -> bool:
-        return expected_noise(rules.held_out_of(n_tokens), seeds).half_width <= half_width
-
-    expected = next((seeds for seeds in range(2, most + 1) if reached(seeds)), most)
-    assert seeds_for(n_tokens, half_width, most) == expected
+@given(st.floats(0.1, 1), st.integers(2, 50), st.integers(1, 8))
+def test_how_many_seeds_a_width_takes(until, most, seeds):
+    plan = plan_of(LADDER[1], 10**7, 1_024)
+    assert plan is not None
+    needed = next((n for n in range(2, most + 1) if plan.noise(n).half_width <= until), most)
+    assert Budget(1.0, 1, 2, seeds, until, most).wanted(plan) == min(max(seeds, needed), most)
+    assert Budget(1.0, 1, 2, seeds).wanted(plan) == seeds
 
 
 def test_longer_texts_have_larger_vocabularies():
