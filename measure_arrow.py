@@ -124,6 +124,15 @@ def parse_arguments() -> argparse.Namespace:
         help="train so many runs side by side, on the machine's GPUs or in processes that share the CPU's cores; auto: "
         "as many as its memory and cores are good for",
     )
+    parser.add_argument(
+        "--commands",
+        nargs="?",
+        const="runs",
+        choices=["runs", "compare", "slurm"],
+        help="train nothing here: write the config of each run and print a shell command for each (docs/cluster.md), "
+        "or, compare: that which compares them then, or, slurm: that which submits both, whose sbatch scripts are "
+        "written; behind the configs",
+    )
     arguments = parser.parse_args()
     if sum(map(bool, (arguments.configs, arguments.states, arguments.losses))) != 1:
         parser.error("give config files, --states or --losses: one of the three")
@@ -131,6 +140,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--data goes with --states; a config says itself where its data are")
     if arguments.orders and not arguments.configs:
         parser.error("--orders goes with config files; states and losses say themselves in which order they are")
+    if arguments.commands and (arguments.until or arguments.jobs != 1 or not arguments.configs):
+        parser.error("--commands goes with config files, and without --until and --jobs, which train here")
     if arguments.text and not arguments.tokenizer_path:
         parser.error("--text needs the tokenizer of the data: give -t")
     return arguments
@@ -169,6 +180,9 @@ def measured(arguments: argparse.Namespace) -> int:
             "--jobs and --until: expected no launcher (torchrun, RANK in the environment), which shares out the work "
             "itself"
         )
+    if arguments.commands:
+        tell_commands(arguments)
+        return 0
     states, seeds, device = arguments.states, arguments.seeds, pick_device(arguments.device)
     while True:
         if arguments.configs:
@@ -186,17 +200,40 @@ def measured(arguments: argparse.Namespace) -> int:
         seeds = more
 
 
+def runs_of(arguments: argparse.Namespace, seeds: int) -> list:
+    """The runs to train for so many seeds, the controls' among them, whose data are made."""
+    from modules.measurement.runs import planned_runs, with_controls_of
+
+    planned = planned_runs(arguments.configs, seeds, arguments.orders, arguments.reference)
+    return with_controls_of(planned, arguments.project_name, arguments.control)
+
+
+def tell_commands(arguments: argparse.Namespace) -> None:
+    """Print the commands by which the measurement is made elsewhere."""
+    from modules.measurement.commands import compare_command, run_commands, write_sbatch
+    from modules.training.run import Request
+
+    runs, request = runs_of(arguments, arguments.seeds), Request(arguments.project_name)
+    compare = compare_command(runs, request, arguments)
+    if arguments.commands == "slurm":
+        tell(write_sbatch(runs, request, arguments.device, compare))
+    elif arguments.commands == "compare":
+        tell(compare)
+    else:
+        tell("\n".join(run_commands(runs, request, arguments.device)))
+        tell(f"# {len(runs)} runs, in any order, any number at a time; when all have ended:\n# {compare}", sys.stderr)
+
+
 def train(arguments: argparse.Namespace, seeds: int) -> tuple[int, list[Path]]:
     """Train what is missing for so many seeds; the exit status, and the states: none where this process is not the one
     to report."""
-    from modules.measurement.runs import planned_runs, train_in_turn, with_controls_of
+    from modules.measurement.runs import train_in_turn
     from modules.training.resume import files_of
     from modules.training.run import Request
     from modules.training.side_by_side import train_side_by_side
 
     request = Request(arguments.project_name)
-    planned = planned_runs(arguments.configs, seeds, arguments.orders, arguments.reference)
-    runs = with_controls_of(planned, request.project, arguments.control)
+    runs = runs_of(arguments, seeds)
     if arguments.jobs != 1:
         status, is_main = train_side_by_side(runs, request, arguments.device, arguments.jobs), True
     else:
