@@ -20,7 +20,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,6 +151,15 @@ def parse_arguments() -> argparse.Namespace:
         help="train so many runs side by side, on the machine's GPUs or in processes that share the CPU's cores; auto: "
         "as many as its memory and cores are good for (default: auto for texts, 1 for configs)",
     )
+    parser.add_argument(
+        "--commands",
+        nargs="?",
+        const="runs",
+        choices=["runs", "compare", "slurm"],
+        help="train nothing here: write the config of each run and print a shell command for each (docs/cluster.md), "
+        "or, compare: that which compares them then, or, slurm: that which submits both, whose sbatch scripts are "
+        "written; behind the texts or configs",
+    )
     of_text = parser.add_argument_group("for texts", "what is not said is chosen by docs/texts.md")
     of_text.add_argument("--config_only", action="store_true", help="tokenize, choose and write the configs, and end")
     of_text.add_argument(
@@ -182,6 +191,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(
             "--orders goes with texts and config files; states and losses say themselves in which order they are"
         )
+    if arguments.commands and (arguments.until or arguments.jobs != 0 or not arguments.inputs):
+        parser.error("--commands goes with texts and config files, without --until and --jobs, which train here")
     if arguments.text and not arguments.tokenizer_path:
         parser.error("--text needs the tokenizer of the data: give -t")
     if arguments.texts and arguments.minutes is None:
@@ -202,10 +213,10 @@ def main() -> None:
 def measured(arguments: argparse.Namespace) -> int:
     """Train, compare and report; the exit status."""
     from modules.measurement.measure import Wish, measured_states, read_texts, report_on, report_on_losses
-    from modules.measurement.rounds import Limits, measured_in_rounds, seeds_there
+    from modules.measurement.rounds import Limits, Work, measured_in_rounds
+    from modules.measurement.runs import planned_runs, with_controls_of
     from modules.system.processes import this_process
     from modules.training.devices import pick_device
-    from modules.training.resume import files_of
 
     end = arguments.minutes and time.monotonic() + 60 * arguments.minutes
     # a mistake in them is told before hours of training
@@ -235,23 +246,17 @@ def measured(arguments: argparse.Namespace) -> int:
         configs, project = configs_of_texts(arguments, device, end)
         if arguments.config_only:
             return 0
-    runs = runs_of(arguments, configs, project)
-    at_once = max(1, at_a_time(arguments, device) // len(runs(1))) if end else None
-    limits = Limits(arguments.seeds, arguments.until, arguments.max_seeds, end, at_once)
-    trained: set[Path] = set()
+    controls: dict[str, Path | None] = {}
 
-    def states_of(seeds: int) -> "dict[Path, Config]":
-        return {files_of(run, project).state: run for run in runs(seeds)}
+    def runs_of(seeds: int) -> "list[Config]":
+        planned = planned_runs(configs, seeds, arguments.orders, arguments.reference)
+        return with_controls_of(planned, project, arguments.control, controls)
 
-    def train_seeds(seeds: int) -> tuple[int, list[Path]]:
-        states = states_of(seeds)
-        new = [run for state, run in states.items() if state not in trained]
-        status, is_main = train(arguments, new, project)
-        trained.update(states)
-        return status, list(states) if is_main else []
-
-    there = seeds_there(lambda seeds: all(state.exists() for state in states_of(seeds)), arguments.max_seeds)
-    return measured_in_rounds(train_seeds, device, wish, limits, there)
+    if arguments.commands:
+        tell_commands(arguments, runs_of(arguments.seeds), project)
+        return 0
+    limits = Limits(arguments.seeds, arguments.until, arguments.max_seeds, end)
+    return measured_in_rounds(Work(runs_of, project, arguments.device, arguments.jobs), device, wish, limits)
 
 
 def configs_of_texts(arguments: argparse.Namespace, device: "torch.device", end: float) -> tuple[list[str], str]:
@@ -260,6 +265,7 @@ def configs_of_texts(arguments: argparse.Namespace, device: "torch.device", end:
     from modules.measurement.plan import Budget
     from modules.measurement.prepare import Tokenization, name_of, prepared_texts, written_configs
     from modules.system.names import check_name
+    from modules.training.placement import at_a_time
 
     texts = arguments.texts
     project = arguments.project_name or (name_of(texts[0]) if len(texts) == 1 else "texts")
@@ -272,44 +278,31 @@ def configs_of_texts(arguments: argparse.Namespace, device: "torch.device", end:
     with_control = arguments.control is not False and not all(text.token_file.symmetric for text in prepared)
     budget = Budget(
         end - time.monotonic(),
-        at_a_time(arguments, device),
+        at_a_time(arguments.jobs, arguments.device, device),
         models * len(texts) * (2 if with_control else 1),
         arguments.seeds,
         arguments.until,
         arguments.max_seeds,
     )
     paths = [str(path) for path in written_configs(prepared, folder, budget, device)]
-    tell(f"configs: {', '.join(paths)}; they are trained as written, and can be edited before")
+    tell(f"configs: {', '.join(paths)}; they are trained as written, and can be edited before", sys.stderr)
     return paths, project
 
 
-def runs_of(arguments: argparse.Namespace, configs: Sequence[str], project: str) -> "Callable[[int], list[Config]]":
-    """From a number of seeds to their runs, controls included."""
-    from modules.measurement.runs import planned_runs, with_controls_of
-
-    controls: dict[str, Path | None] = {}
-    return lambda seeds: with_controls_of(
-        planned_runs(configs, seeds, arguments.orders, arguments.reference), project, arguments.control, controls
-    )
-
-
-def train(arguments: argparse.Namespace, runs: "Sequence[Config]", project: str) -> tuple[int, bool]:
-    """Train what is missing of the runs; the exit status, and whether this process is the one to report."""
-    from modules.measurement.runs import train_in_turn
+def tell_commands(arguments: argparse.Namespace, runs: "Sequence[Config]", project: str) -> None:
+    """Print the commands by which the measurement is made elsewhere."""
+    from modules.measurement.commands import compare_command, run_commands, write_sbatch
     from modules.training.run import Request
-    from modules.training.side_by_side import train_side_by_side
 
-    if arguments.jobs == 1:
-        return train_in_turn(runs, Request(project), arguments.device)
-    return train_side_by_side(runs, Request(project), arguments.device, arguments.jobs), True
-
-
-def at_a_time(arguments: argparse.Namespace, device: "torch.device") -> int:
-    """How many runs are trained side by side; where that depends on their memory, at least so many."""
-    from modules.system.processes import available_cores
-    from modules.training.devices import gpus_here
-
-    return arguments.jobs or (available_cores() if device.type == "cpu" else max(1, len(gpus_here(arguments.device))))
+    request = Request(project)
+    compare = compare_command(runs, request, arguments)
+    if arguments.commands == "slurm":
+        tell(write_sbatch(runs, request, arguments.device, compare))
+    elif arguments.commands == "compare":
+        tell(compare)
+    else:
+        tell("\n".join(run_commands(runs, request, arguments.device)))
+        tell(f"# {len(runs)} runs, in any order, any number at a time; when all have ended:\n# {compare}", sys.stderr)
 
 
 if __name__ == "__main__":

@@ -44,13 +44,11 @@ def measured(text: Path, megabytes: float, minutes: float, folder: Path) -> list
             temporary.write_bytes(file.read(round(megabytes * 1e6)).decode("utf-8", "ignore").encode())
     command = [sys.executable, str(ROOT / "measure_arrow.py"), str(cut), "--minutes", f"{minutes:g}"]
     start = time.monotonic()
-    ended = subprocess.run(
-        [*command, "--state_save_loc", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    ended = subprocess.run([*command, "--state_save_loc", str(folder)], capture_output=True, text=True)
     took = time.monotonic() - start
-    promised, tokens = PROMISED.search(ended.stdout), re.search(r": ([\d,]+) tokens", ended.stdout)
+    promised, tokens = PROMISED.search(ended.stderr), re.search(r"^\S+: ([\d,]+) tokens", ended.stderr, re.M)
     if ended.returncode or promised is None or tokens is None:
-        raise UserError(f"{cut}: measure_arrow.py ended with {ended.returncode}, and said: {ended.stdout[-300:]}")
+        raise UserError(f"{cut}: measure_arrow.py ended with {ended.returncode}, and said: {ended.stderr[-300:]}")
     found = json.loads((folder / name / "report" / "arrow.json").read_text(encoding="utf-8"))["comparisons"][0]
     percent, convergence = found["arrow"]["percent"], found["convergence"]
     low, high = percent["both"]

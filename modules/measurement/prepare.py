@@ -7,6 +7,7 @@ What is there is used as it is, so that the same command goes on, and a config t
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def written_configs(texts: Sequence[Prepared], folder: Path, budget: Budget, dev
     paths = [folder / f"{text.name}.json" for text in texts]
     there = [path for path in paths if path.exists()]
     if there:
-        tell(f"{', '.join(map(str, there))}: there already, used as written")
+        tell(f"{', '.join(map(str, there))}: there already, used as written", sys.stderr)
         data = load_config(there[0]).to_dict()
     else:
         data = chosen(texts, folder, budget, device).config("", "", str(folder.parent))
@@ -158,7 +159,7 @@ def chosen(texts: Sequence[Prepared], folder: Path, budget: Budget, device: torc
     except UserError as error:
         raise UserError(f"{shortest.name}: {error}") from None
     for line in in_lines(texts, n_tokens, plan, budget, seeds, seconds):
-        tell(line)
+        tell(line, sys.stderr)
     return plan
 
 

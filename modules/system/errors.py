@@ -29,12 +29,21 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something outside the program is wrong; the message is one line a user can act on."""
+    """Something outside the program is wrong; the message is one line a user can act on. status: with which it ends a
+    script."""
+
+    status = 1
+
+
+class Held(UserError):
+    """Another process is at work on what was asked for: nothing is wrong, and later it may be done."""
+
+    status = 75  # sysexits.h calls it EX_TEMPFAIL
 
 
 def one_line_errors(main: Callable) -> Callable:
     """Decorate a script's main, which does the slow imports: what the user can act on ends it with one line on stderr
-    and status 1.
+    and status 1 (its own, where the error has one).
 
     That is a UserError, a failed file operation and memory that is not there. Ctrl-C ends it with one line, by SIGINT;
     so does main when it exits with status 130 because it was stopped by Ctrl-C.
@@ -56,7 +65,7 @@ def one_line_errors(main: Callable) -> Callable:
             if line is None:
                 raise
             console.tell(f"error: {console.one_line(line)}", sys.stderr)
-        raise SystemExit(1)
+            raise SystemExit(getattr(error, "status", 1)) from None
 
     return wrapped
 

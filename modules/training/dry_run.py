@@ -16,6 +16,7 @@ from modules.training.run import data_of, introduction, last_step_of, prepare, t
 from modules.training.schedule import lr_at
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 5
+STEPS_OF_A_TRIAL = WARM_UP_STEPS + TIMED_STEPS
 
 
 def dry_run(config: Config, processes: Processes) -> None:
@@ -54,7 +55,7 @@ def seconds_a_step(training: Training) -> float:
     seconds = []
     with contextlib.closing(batches_of(training)) as batches:
         training.model.train()
-        for _ in range(WARM_UP_STEPS + TIMED_STEPS):
+        for _ in range(STEPS_OF_A_TRIAL):
             start = time.perf_counter()
             train_step(training, batches).item()  # .item() waits for a GPU
             seconds.append(time.perf_counter() - start)

@@ -14,7 +14,7 @@ import filelock
 
 from modules.system.children import awaited, holder, launcher_is_gone
 from modules.system.console import tell
-from modules.system.errors import UserError
+from modules.system.errors import Held, UserError
 from modules.system.files import sweep
 from modules.training.checkpoint import backup_path
 from modules.training.parallel import Processes
@@ -67,8 +67,8 @@ def stopping_on_signals(processes: Processes) -> Iterator[Stop]:
 def only_run(state: Path, processes: Processes) -> Iterator[None]:
     """Hold the lock of the run whose state is `state`, and delete what killed writers left beside it.
 
-    UserError where another process trains the same run, or where the names of its backups would be too long. Where the
-    file system has no locks (some of networks have none) the run goes on, with a warning.
+    Held where another process trains the same run, UserError where the names of its backups would be too long. Where
+    the file system has no locks (some of networks have none) the run goes on, with a warning.
     """
     if not processes.is_main:
         yield
@@ -83,7 +83,7 @@ def only_run(state: Path, processes: Processes) -> Iterator[None]:
             said = os.read(lock, 100).decode(errors="replace")
             if not awaited(said, since):
                 who = f" ({said.split()[0]})" if said.split() else ""
-                raise UserError(
+                raise Held(
                     f"{state}: another process is training this run{who}; wait for it, stop it, or give this one a "
                     "name of its own with --run_name"
                 )

@@ -53,6 +53,12 @@ class Plan:
     line: str
 
 
+def at_a_time(jobs: int | None, name: str | None, device: torch.device) -> int:
+    """How many runs are trained side by side where `-d` says `name`, `device` in the end; of "auto" (None), at least so
+    many: how many more a GPU has room for depends on the runs."""
+    return jobs or (available_cores() if device.type == "cpu" else max(1, len(gpus_here(name))))
+
+
 def place_for(needed: float, places: Sequence[Place], taken: Sequence[tuple[Place, float]]) -> Place | None:
     """The place for a run that needs so many bytes, beside those that have taken theirs (place, bytes); None where it
     has to wait. What fits nowhere gets a place of its own."""

@@ -11,7 +11,7 @@ from modules.config import load_config
 from modules.data.token_file import open_tokens
 from modules.measurement import measure as measuring
 from modules.measurement import plan as rules
-from modules.measurement import prepare, rounds
+from modules.measurement import prepare
 from modules.measurement.plan import Size
 from modules.tokenizer import get_tokenizer
 from tests.measurement.test_measure import measure
@@ -68,8 +68,8 @@ def test_a_text_becomes_an_arrow(small):
     assert comparison["held_out"]["tokens"] == config.training_params.held_out_tokens
     assert comparison["compared"]["seeds"] == [0, 1]
     assert comparison["control"] is not None
-    lines = told.stdout.splitlines()
-    assert lines[0].startswith(f"a $b: {len(tokens.tokens):,} tokens, 300 ids; the last ")
+    start = f"a $b: {len(tokens.tokens):,} tokens, 300 ids; the last "
+    lines = told.stderr[told.stderr.index(start) :].splitlines()
     params = config.training_params
     assert f"{params.steps_to_train:,} steps of {params.batch_size} windows" in lines[1]
     assert "the interval will probably reach ±" in lines[2]
@@ -79,7 +79,7 @@ def test_a_text_becomes_an_arrow(small):
     states = {path: path.stat().st_mtime_ns for path in (project / "state").glob("*.state")}
     again = measure(text, "--seeds", 2, "--jobs", 1, "-d", "cpu")
     assert again.returncode == 0, again.stderr
-    assert "there already, used as written" in again.stdout
+    assert "there already, used as written" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in (project / "state").glob("*.state")} == states
     assert arrow_json(project)["comparisons"] == [comparison]
 
@@ -121,14 +121,14 @@ def test_a_tokenizer_with_a_direction_has_a_trained_control(small):
     write(small / "text.txt")
     told = measure("text.txt", "--split", "gpt2", "--seeds", 1, "--jobs", 1, "-d", "cpu")
     assert told.returncode == 0, told.stderr
-    assert "x 4 runs, 1 side by side" in told.stdout
+    assert "x 4 runs, 1 side by side" in told.stderr
     assert arrow_json(small / "runs" / "text")["comparisons"][0]["control"]["name"] == "text_reversed"
 
     write(small / "other.txt", seed=5)
     tokenizer = Path("runs") / "text" / "tokenizer" / "text"
     told = measure("other.txt", "-t", tokenizer, "--no_control", "--config_only", "--jobs", 1, "-d", "cpu")
     assert told.returncode == 0, told.stderr
-    assert "x 2 runs, 1 side by side" in told.stdout
+    assert "x 2 runs, 1 side by side" in told.stderr
     assert load_config(small / "runs" / "other" / "other.json").tokenizer_path == str(tokenizer)
     assert not (small / "runs" / "other" / "tokenizer").exists()
 
@@ -217,16 +217,6 @@ def test_a_text_too_small_for_an_answer_is_refused(tmp_path):
     assert "short: expected at least " in told.stderr
     assert "give more text" in told.stderr
     assert not (tmp_path / "runs" / "short" / "short.json").exists()
-
-
-# Rounds
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_seeds_that_are_there_are_one_round():
-    assert rounds.seeds_there(lambda seeds: seeds <= 3, 20) == 3
-    assert rounds.seeds_there(lambda seeds: True, 20) == 20
-    assert rounds.seeds_there(lambda seeds: False, 20) == 0
 
 
 def test_sizes_of_packed_texts_are_estimated(tmp_path):
