@@ -32,8 +32,8 @@ CHECKPOINTS = 4
 FEWEST_SEEDS = 2  # one has no verdict
 
 # Standard deviations of an arrow in percent: over the seeds of a model of so many parameters, and of the mean over
-# 2**20 held-out tokens. Recipes had 0.32, 0.32 and 0.31 over seeds, a model a fifth of the size 0.68 (benchmarks/RESULTS.md);
-# so it is taken to fall with the root of the parameters, as far as that was seen.
+# 2**20 held-out tokens. Recipes had 0.32, 0.32 and 0.31 over seeds, a model a fifth of the size 0.68
+# (benchmarks/RESULTS.md); so it is taken to fall with the root of the parameters, as far as that was seen.
 SEED_SD, SEED_SD_PARAMETERS, SMALLEST_SEED_SD = 0.32, 235_264, 0.15
 TEXT_SE = 0.03
 TEXT_DF = 40

@@ -167,12 +167,8 @@ def test_seeds_are_added_until_the_interval_is_short_enough(measured):
         config(folder, data), "--seeds", 2, "-p", "test", "-d", "cpu", "--no_control", "--until", 1e-6, "--max_seeds", 3
     )
     assert told.returncode == 0, told.stderr
-    assert "2 seeds do not give" in told.stdout
+    assert "seeds 2 of 3: tiny " in told.stdout
     assert comparisons(folder)["tiny"]["compared"]["seeds"] == [0, 1, 2], "and no more than --max_seeds"
-    enough = measure(
-        config(folder, data), "--seeds", 2, "-p", "test", "-d", "cpu", "--no_control", "--until", 99, "--max_seeds", 3
-    )
-    assert "do not give" not in enough.stdout or "going on to 3" in enough.stdout  # never before there are a few
 
 
 def test_pages_have_the_names_of_their_comparisons_beside_controls(measured, tmp_path):
