@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 
 from modules.config import Config, load_config
-from modules.data.orders import BACKWARD, FORWARD, Reading, name_of, orders_of, positions
+from modules.data.orders import BACKWARD, FORWARD, Reading, in_run_name, name_of, orders_of, positions
 from modules.data.token_file import open_tokens
 from modules.measurement.comparison import Measurement
 from modules.measurement.control import control_of, control_run, why_none
 from modules.measurement.noise import next_seeds
-from modules.measurement.pairing import base_name, in_run_name
+from modules.measurement.pairing import base_name
 from modules.models import GPTParams
 from modules.system.console import tell
 from modules.system.errors import UserError
