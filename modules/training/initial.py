@@ -3,8 +3,10 @@
 
 Such a run is a new one: step 0, a fresh optimizer, its own seed for the order of windows and dropout. With which
 weights it began belongs to its identity, by their fingerprint and not by their path: a file that was moved, or saved in
-another format, is the same. Runs of several orders may be compared where they began with the same weights; or, where the path
-names the order (`{order}`), with states that might themselves be compared.
+another format, is the same.
+
+Runs of several orders may be compared where they began with the same weights; or, where the path names the order
+(`{order}`), with states that might themselves be compared.
 """
 
 import hashlib
