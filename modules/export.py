@@ -9,6 +9,7 @@ programs in config.json, under "backperplexity".
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +33,8 @@ READING = {
     BACKWARD: ("*reversed(ids)", "BOS in front, then the last token first", "written.flip(0)"),
 }
 
+SAID = {FORWARD: "forward", BACKWARD: "backward: the last token first, and predicts the token before each"}
+
 
 def export(path: Path, out: Path, tokenizer_path: str, command: str) -> str:
     """Write the model of the state at `path` to the new folder `out`; a line on what was written.
@@ -54,7 +57,7 @@ def export(path: Path, out: Path, tokenizer_path: str, command: str) -> str:
         tensors, theirs = as_transformers(weights, config.model_params, toki.bos_id)
     else:
         tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-        theirs = {
+        theirs: dict[str, Any] = {
             "model": config.model,
             "model_params": config.model_params.model_dump(),
             "bos_token_id": toki.bos_id,
@@ -159,10 +162,7 @@ def card(config: Config, known: Mapping) -> str:
     dataset, loss, order = known["dataset"], known["held_out_loss"], known["order"]
     initial = known["initial_weights"]
     rows = {
-        "reads": {
-            FORWARD: "forward",
-            BACKWARD: "backward: the last token first, and predicts the token before each",
-        }.get(order, f"in the order {order}: the token read i-th is token `positions[i]` of a window, see config.json"),
+        "reads": SAID.get(order, f"{order}: the token read i-th is token `positions[i]` of a window, see config.json"),
         "context": f"{known['context']:,} tokens, BOS included",
         "trained for": f"{known['step']:,} steps, {known['tokens']:,} tokens, seed {known['seed']}",
         "held-out loss": f"{loss:.4f} nats per token over the {known['held_out_tokens']:,} tokens held out"
@@ -222,7 +222,8 @@ def code(known: Mapping, is_gpt: bool) -> str:
         "logits = model(read).logits" if is_gpt else "logits = model(read)",
     ]
     if back and is_gpt:
-        lines.append(f"written = model.generate(read, do_sample=True, max_length={known['context']})[0, 1:]")
+        half = f"read[:, :{known['context'] // 2}]"
+        lines.append(f"written = model.generate({half}, do_sample=True, max_length={known['context']})[0, 1:]")
     elif back:
         lines.append("written = model.generate(read, 20)[0, 1:]")
     if back:

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -79,9 +79,9 @@ def is_conv1d(name: str) -> bool:
 
 def as_transformers(
     weights: Mapping[str, torch.Tensor], params: GPTParams, bos_id: int
-) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The weights of a GPT of these `model_params` under their names, and the config.json of their model."""
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": params.vocab_size,
         "bos_token_id": bos_id,
         "eos_token_id": bos_id,

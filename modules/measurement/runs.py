@@ -27,6 +27,8 @@ from modules.training.parallel import joined
 from modules.training.resume import files_of
 from modules.training.run import Request, run
 
+OTHER_TOKENS = "training_params.init_from has weights of the text's tokens, and the control's are others"
+
 
 def planned_runs(
     config_paths: Sequence[str], seeds: int, orders: Sequence[str] = (), reference: str = FORWARD
@@ -111,17 +113,16 @@ def with_controls_of(runs: Sequence[Config], project: str, wanted: bool | None) 
         return list(runs)
     planned, data = [], {}  # the path of the control by that of the data, None where there is none
     for each in runs:
-        if each.dataset_path not in data:
+        key = each.dataset_path, each.training_params.init_from is None
+        if key not in data:
             token_file = open_tokens(each.dataset_path)
-            reason = why_none(token_file)
+            reason = why_none(token_file) if each.training_params.init_from is None else OTHER_TOKENS
             if reason is not None and wanted and not token_file.symmetric:
                 raise UserError(f"{each.dataset_path}: has no control to train: {reason}")
             if reason is not None:
                 tell(f"{each.dataset_path}: no control is trained: {reason}", sys.stderr)
-            data[each.dataset_path] = (
-                None if reason else control_of(token_file, files_of(each, project).folder / "control")
-            )
-        control = data[each.dataset_path]
+            data[key] = None if reason else control_of(token_file, files_of(each, project).folder / "control")
+        control = data[key]
         planned += [each] if control is None else [each, control_run(each, control)]
     return planned
 

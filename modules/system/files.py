@@ -112,9 +112,10 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
         sync_folder(target.parent)
     except OSError as error:
-        if error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(temporary):
-            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
-        raise
+        inside = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(temporary)
+        if not inside or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

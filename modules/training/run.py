@@ -90,7 +90,7 @@ def run(config: Config, request: Request, processes: Processes) -> int:
             config = config.cooled(last_step_of(config, len(data.windows), step, request.more_steps))
         initial = initial_of(config, found)
         if found is not None:
-            check_same_run(found, config, data.token_file, files, initial and initial.facts)
+            check_same_run(found, config, data.token_file, files, initial.facts if initial else None)
             tf32 = has_tf32(processes.device)
             config = schedule_of(found, config, tf32, cooldown, request.accept_changes, files)
         elif cooldown:
@@ -192,7 +192,7 @@ def prepare(
         loss_of=loss_of,
         local_gradients=local_gradients,
         step=step,
-        initial_weights=initial and initial.facts.model_dump(),
+        initial_weights=initial.facts.model_dump() if initial else None,
     )
 
 
