@@ -93,7 +93,7 @@ def check_tokenizer(toki: Tokenizer, state: dict, config: Config, path: Path) ->
         )
     if toki.vocab_size > size:
         raise UserError(
-            f"{toki.folder}: not the tokenizer of {path}: {toki.vocab_size:,} ids, expected at most {size:,}"
+            f"{toki.folder}: not the tokenizer of {path}: it has {toki.vocab_size:,} ids, the model {size:,}"
         )
 
 

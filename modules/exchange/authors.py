@@ -115,7 +115,13 @@ def as_ours(state: dict, source: Path) -> dict:
         "precision": "fp32",
         "validated": theirs.steps_done,
         "unlogged": torch.zeros(0),
-        "dataset": {"fingerprint": UNKNOWN, "n_tokens": 0, "vocab_size": config.model_params.vocab_size},
+        "dataset": {
+            "fingerprint": UNKNOWN,
+            "n_tokens": 0,
+            "text_bytes": None,
+            "vocab_size": config.model_params.vocab_size,
+            "tokenizer_fingerprint": None,
+        },
         "versions": {},
         "notes": list(NOTES),
     }

@@ -254,6 +254,8 @@ def unpacked(file: Path | BinaryIO, mapped: bool = False) -> tuple[Any, str | No
             isinstance(error, OSError) and error.errno != errno.EINVAL
         ):  # zipfile seeks before the start of a file that is cut (EINVAL)
             raise
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            return None, f"it holds {found[1]}, which is read by running code: that is not done"
         return None, str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
