@@ -197,6 +197,22 @@ def exported(folder: str, out: str) -> str:
     return export(state_path(Path(folder), "gpt"), Path(out), str(Path(folder) / "toki"), "the command")
 
 
+def exported_to_a_small_disk(folder: str, out: str) -> str:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    return exported(folder, out)
+
+
+def test_no_room_for_the_weights_is_one_line(folder, tmp_path):
+    """safetensors writes past Python, where the watch of the trials below does not see it."""
+    (tmp_path / "work").mkdir()
+    ended = in_process(tmp_path / "work", exported_to_a_small_disk, str(folder), "out")
+    assert ended.how == "refused" and "out: the weights cannot be written" in ended.value, ended
+    assert os.listdir(tmp_path / "work") == []
+
+
 def test_a_kill_or_a_full_disk_leaves_nothing_half_and_the_next_export_sweeps(folder, tmp_path):
     work = tmp_path / "work"
     work.mkdir()

@@ -9,6 +9,7 @@ Runs of several orders may be compared where they began with the same weights; o
 (`{order}`), with states that might themselves be compared.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -18,9 +19,12 @@ from pathlib import Path
 import torch
 
 from modules.config import Config, parse_config
+from modules.data.token_file import TokenFile
 from modules.exchange.gpt2 import read_gpt2
 from modules.models import GPTParams, LanguageModel, build_model
+from modules.system.console import warn_once
 from modules.system.errors import UserError
+from modules.tokenizer import load
 from modules.training.checkpoint import InitialWeights, check_facts, check_tensors, load_state
 from modules.training.sharded import FACTS, load_sharded
 
@@ -29,16 +33,24 @@ SHOWN_TENSORS = 6
 
 @dataclass(frozen=True)
 class Initial:
-    """Weights that fit a model, by our names; facts: what a state keeps of them. weights is None where the file is gone
-    and the run, which has a state, does not need it any more."""
+    """Weights that fit a model, by our names. facts: what a state keeps of them. weights: None where a run goes on from
+    its state, which has others by now. tokenizer: the fingerprint of theirs, where it is known."""
 
     facts: InitialWeights
     weights: dict[str, torch.Tensor] | None
+    tokenizer: str | None = None
 
     def put_into(self, model: LanguageModel) -> None:
-        """Give `model` these weights. Where they are not at hand it keeps its own, which a state replaces."""
+        """Give `model` these weights; without any it keeps its own."""
         if self.weights is not None:
             model.load_state_dict(self.weights)
+
+    def warn_of_other_tokens(self, token_file: TokenFile) -> None:
+        """Say where the data's tokenizer is not that of the weights: then an id means another token to them."""
+        if self.tokenizer and token_file.tokenizer_fingerprint not in (None, self.tokenizer):
+            warn_once(
+                f"{self.facts.path}: has a tokenizer that is not that of {token_file.path}: ids mean other tokens"
+            )
 
 
 def initial_of(config: Config, found: dict | None = None) -> Initial | None:
@@ -53,30 +65,34 @@ def initial_of(config: Config, found: dict | None = None) -> Initial | None:
     recorded = found.get("initial_weights") if found else None
     if recorded and recorded["path"] == str(path) and not path.exists():
         return Initial(InitialWeights.model_validate(recorded), None)
-    weights, family, different = read(path, config)
+    weights, different, family, tokenizer = read(path, config)
     with torch.device("meta"):
         model = build_model(config.trained_model, 0, **config.model_arguments)
     check_fit(weights, {name: tensor.shape for name, tensor in model.state_dict().items()}, different, path)
     if "{order}" not in (config.training_params.init_from or ""):
         family = None
-    return Initial(InitialWeights(path=str(path), fingerprint=fingerprint_of(weights), family=family), weights)
+    facts = InitialWeights(path=str(path), fingerprint=fingerprint_of(weights), family=family)
+    return Initial(facts, None if found else weights, tokenizer)
 
 
-def read(path: Path, config: Config) -> tuple[dict[str, torch.Tensor], str | None, list[str]]:
-    """The weights at `path`, the family of a state (see `family_of`), and in what they are of another model than
-    `config` trains. UserError where they cannot be read."""
+def read(path: Path, config: Config) -> tuple[dict[str, torch.Tensor], list[str], str | None, str | None]:
+    """The weights at `path`; in what they are of another model than `config` trains; the family of a state (see
+    `family_of`); and the fingerprint of their tokenizer, where it is there. UserError where they cannot be read."""
     if path.is_dir() and not (path / FACTS).exists():
         if not isinstance(config.model_params, GPTParams) or config.trained_model != "gpt":
             raise UserError(f"{path}: a folder can be a GPT's alone, and the config trains a {config.trained_model}")
         weights, different = read_gpt2(path, config.model_params)
-        return weights, None, different
+        tokenizer = None
+        with contextlib.suppress(UserError):  # none there, or of another kind
+            tokenizer = load(path)[0].fingerprint
+        return weights, different, None, tokenizer
     if not path.exists():
         raise UserError(f"{path}: no such state or folder (training_params.init_from of {config.name})")
     state = state_at(path)
     there = parse_config(state["config"], state["run"], source=str(path))
     mine, theirs = computes(config), computes(there)
     different = [f"{key} {theirs.get(key)} there and {mine[key]} here" for key in mine if mine[key] != theirs.get(key)]
-    return state["model"], family_of(state, there), different
+    return state["model"], different, family_of(state, there), state["dataset"].get("tokenizer_fingerprint")
 
 
 def state_at(path: Path) -> dict:

@@ -89,6 +89,8 @@ def run(config: Config, request: Request, processes: Processes) -> int:
         if not cooldown:
             config = config.cooled(last_step_of(config, len(data.windows), step, request.more_steps))
         initial = initial_of(config, found)
+        if initial is not None and processes.is_main:
+            initial.warn_of_other_tokens(data.token_file)
         if found is not None:
             check_same_run(found, config, data.token_file, files, initial.facts if initial else None)
             tf32 = has_tf32(processes.device)

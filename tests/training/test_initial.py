@@ -9,12 +9,15 @@ import torch
 
 from modules.config import load_config
 from modules.measurement.comparison import history_of
+from modules.measurement.measure import Wish, measured_states, report_on
 from modules.measurement.pairing import pair_up, read_run
+from modules.measurement.runs import planned_runs, with_controls_of
 from modules.models import build_model
 from modules.system.errors import UserError
 from modules.training.checkpoint import load_state
 from modules.training.initial import initial_of
 from modules.training.parallel import Processes
+from modules.training.resume import files_of
 from modules.training.run import Request, data_of, new_model, run
 from tests.toy import PROJECT, config_dict, run_script, state_path, write_config, write_tokens
 
@@ -309,15 +312,20 @@ def test_only_runs_that_began_alike_are_compared(folder, tmp_path):
         pair_up(pair("unlike", by_order, by_order))
 
 
-def test_one_config_measures_from_given_weights_without_a_control(folder, gpt2):
+def test_one_config_measures_from_given_weights_without_a_control(folder, gpt2, capsys):
     """The control has tokens of its own, which these weights do not know."""
     path = write_config(folder, "measured", **SHORT, training_params__init_from=str(gpt2[0]))
-    done = run_script("measure_arrow.py", path, "--seeds", 1, "-p", PROJECT)
-    assert done.returncode == 0, done.stderr
-    report = next((folder / "runs" / PROJECT / "report").rglob("report.md")).read_text()
-    assert "began with the weights of" in report and "init_from has weights of the text's tokens" in done.stderr
-    states = [load_state(state_path(folder, f"measured_{order}_seed0")) for order in ("forward", "backward")]
-    assert states[0]["initial_weights"] == states[1]["initial_weights"]
+    runs = with_controls_of(planned_runs([str(path)], seeds=1), PROJECT, wanted=None)
+    assert [one.order for one in runs] == ["forward", "backward"]
+    assert "init_from has weights of the text's tokens" in capsys.readouterr().err
+    for one in runs:
+        assert run(one, Request(PROJECT), HERE) == 0
+    states = [files_of(one, PROJECT).state for one in runs]
+    wish = Wish(folder / "report", command="the command")
+    report_on(measured_states(states, HERE.device, wish), wish)
+    assert "began with the weights of" in (folder / "report" / "report.md").read_text()
+    with pytest.raises(UserError, match="no control to train: training_params.init_from"):
+        with_controls_of(runs, PROJECT, wanted=True)
 
 
 @pytest.mark.slow
@@ -342,6 +350,14 @@ def test_processes_that_share_a_model_begin_with_the_same(folder, gpt2):
     source = state_path(folder, "sharded").with_suffix(".sharded")
     config = config_of(folder, "again", training_params__init_from=str(source))
     assert all(torch.equal(tensor, found["model"][name]) for name, tensor in first_model(config).state_dict().items())
+
+
+def test_another_tokenizer_is_told_of(folder, tmp_path, capsys):
+    write_tokens(tmp_path / "toy.h5", 6_000, tokenizer_fingerprint="e" * 64)
+    train(tmp_path, "other", training_params__init_from=str(state_path(folder, "source_forward")))
+    assert "ids mean other tokens" in capsys.readouterr().err
+    train(folder, "same", training_params__init_from=str(state_path(folder, "source_forward")))
+    assert "ids mean other tokens" not in capsys.readouterr().err
 
 
 def test_a_dry_run_reads_them_too(folder, gpt2):
