@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
         type=path,
         default=[],
         metavar="H5",
-        help="where the datasets of --states lie now, if they were moved",
+        help="where the datasets of --states lie now, if they were moved, or are not recorded",
     )
     parser.add_argument(
         "--losses",

@@ -100,10 +100,11 @@ def check_tokenizer(toki: Tokenizer, state: dict, config: Config, path: Path) ->
 def facts(state: dict, config: Config, path: Path) -> dict[str, object]:
     """What is known of a model, as plain data. held_out_loss: None where the run's metrics are not beside its state."""
     order = config.orders[0]
-    metrics = path.parent.parent / "metrics" / f"{path.stem}.jsonl"
+    beside = (folder / "metrics" / f"{config.name}.jsonl" for folder in path.resolve().parents[1:3])  # 2: of a backup
+    metrics = next((each for each in beside if each.is_file()), None)
     held_out = [
         entry["loss"]
-        for entry in (read_metrics(metrics) if metrics.is_file() else ())
+        for entry in (read_metrics(metrics) if metrics else ())
         if entry["split"] == "valid" and entry["step"] == state["step"]
     ]
     return {
