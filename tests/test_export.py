@@ -161,6 +161,8 @@ def test_another_tokenizer_and_a_folder_that_is_there_are_refused(folder, tmp_pa
     path = state_path(folder, "gpt")
     with pytest.raises(UserError, match="not the tokenizer"):
         export(path, tmp_path / "out", "modules/tokenizers/en_tokenizer", "the command")
+    with pytest.raises(UserError, match="found a folder without facts.pt"):
+        export(tmp_path, tmp_path / "out", str(folder / "toki"), "the command")
     with pytest.raises(UserError, match="no such state"):
         export(tmp_path / "none.state", tmp_path / "out", str(folder / "toki"), "the command")
     (tmp_path / "out").mkdir()

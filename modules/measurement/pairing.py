@@ -8,6 +8,7 @@ config says (history.py). What only says where or how fast a run went (folders, 
 differ.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -226,4 +227,5 @@ def why_none(run: Trained, others: Sequence[Trained], reference: str) -> str:
 
 
 def shown(value: object) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+    """A fingerprint in short, a path whole."""
+    return value[:12] if isinstance(value, str) and os.sep not in value else str(value)

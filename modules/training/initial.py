@@ -97,9 +97,11 @@ def read(path: Path, config: Config) -> tuple[dict[str, torch.Tensor], list[str]
 
 def state_at(path: Path) -> dict:
     """The state at `path`, a file or the folder of a sharded one. UserError as in `load_state`."""
-    if path.is_dir():
-        return check_facts(load_sharded(path), str(path))
-    return load_state(path)
+    if not path.is_dir():
+        return load_state(path)
+    if not (path / FACTS).exists():
+        raise UserError(f"{path}: expected a .state, or the folder of a sharded one, found a folder without {FACTS}")
+    return check_facts(load_sharded(path), str(path))
 
 
 def computes(config: Config) -> dict[str, object]:

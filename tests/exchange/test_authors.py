@@ -3,6 +3,7 @@ their code saves is read exactly, without running any of it, or refused."""
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -254,6 +255,10 @@ def test_both_directions_are_measured_on_the_text_that_is_given(tmp_path):
     ]
     with pytest.raises(UserError, match="no longer there; say where they are with --data"):
         measured_states(paths, HERE.device, Wish(tmp_path / "report"))
+    train = TRAIN | {"backwards": True, "dataset_folder": str(other)}
+    elsewhere = write_theirs(tmp_path / "elsewhere_backward.state", weights["backward"], train=train)
+    with pytest.raises(UserError, match=re.escape(f"data (english/english.h5 and {other})")):
+        measured_states([paths[0], elsewhere], HERE.device, Wish(tmp_path / "report"))
     (measurement,) = measured_states(paths, HERE.device, Wish(tmp_path / "report"), [str(other), str(data)])
     ids = torch.from_numpy(open_tokens(data).gather([4_000 - 16 * T + T * w for w in range(16)], T).astype("int64"))
     for evaluation, (order, tensors) in zip(measurement.pairs[0], weights.items(), strict=True):

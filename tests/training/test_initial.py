@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 
-from modules.config import load_config
+from modules.config import load_config, parse_config
+from modules.exchange.gpt2 import GPT2Config
 from modules.measurement.comparison import history_of
 from modules.measurement.measure import Wish, measured_states, report_on
 from modules.measurement.pairing import pair_up, read_run
@@ -19,7 +20,7 @@ from modules.training.initial import initial_of
 from modules.training.parallel import Processes
 from modules.training.resume import files_of
 from modules.training.run import Request, data_of, new_model, run
-from tests.toy import PROJECT, config_dict, run_script, state_path, write_config, write_tokens
+from tests.toy import PROJECT, ROOT, config_dict, run_script, state_path, write_config, write_tokens
 
 HERE = Processes(0, 1, torch.device("cpu"))
 SHORT = {"training_params__steps_to_train": 4, "training_params__save_every": 100}
@@ -367,3 +368,12 @@ def test_a_dry_run_reads_them_too(folder, gpt2):
     with pytest.raises(UserError, match="no such state or folder"):
         dry_run(config_of(folder, "dry", training_params__init_from="nowhere"), HERE)
     assert data_of(config_of(folder, "dry"), None, HERE)
+
+
+def test_the_config_that_the_page_shows_is_one():
+    page = (ROOT / "docs" / "exchange.md").read_text(encoding="utf-8")
+    shown = page.partition("A published GPT-2, trained on")[2].partition("```json\n")[2].partition("```")[0]
+    config = parse_config(json.loads(shown), "gpt2")
+    published = GPT2Config(model_type="gpt2")
+    there = [published.vocab_size, published.n_layer, published.n_head, published.n_embd, published.n_positions]
+    assert config.init_path == "gpt2" and list(config.model_params.model_dump().values())[:5] == there
