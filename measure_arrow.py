@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         type=path,
         default=[],
         metavar="H5",
-        help="where the datasets of --states lie now, if they were moved",
+        help="where the datasets of --states lie now, if they were moved, or are not recorded",
     )
     parser.add_argument(
         "--losses",
@@ -214,7 +214,7 @@ def measured(arguments: argparse.Namespace) -> int:
     """Train, compare and report; the exit status."""
     from modules.measurement.measure import Wish, measured_states, read_texts, report_on, report_on_losses
     from modules.measurement.rounds import Limits, Work, measured_in_rounds
-    from modules.measurement.runs import planned_runs, with_controls_of
+    from modules.measurement.runs import Controls, planned_runs, with_controls_of
     from modules.system.processes import this_process
     from modules.training.devices import pick_device
 
@@ -246,7 +246,7 @@ def measured(arguments: argparse.Namespace) -> int:
         configs, project = configs_of_texts(arguments, device, end)
         if arguments.config_only:
             return 0
-    controls: dict[str, Path | None] = {}
+    controls: Controls = {}
 
     def runs_of(seeds: int) -> "list[Config]":
         planned = planned_runs(configs, seeds, arguments.orders, arguments.reference)

@@ -31,7 +31,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from modules.data.orders import BACKWARD, FORWARD, FRESH, Order, Reading, is_backward, orders_of
+from modules.data.orders import BACKWARD, FORWARD, FRESH, Order, Reading, in_run_name, is_backward, orders_of
 from modules.fields import (
     IDENTITY,
     MAX_SEED,
@@ -119,6 +119,11 @@ class TrainingParams(Section):
     )
     tokenizer_path: OpenablePath | None = Field(
         None, description="folder of the tokenizer that made the data, for snippets, where `-t` gives none"
+    )
+    init_from: OpenablePath | None = Field(
+        None,
+        description="a state, or a folder of `transformers`' GPT-2, whose weights the run begins with "
+        "(exchange.md); null is new ones, by the seed",
     )
     cooldown_finish: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of all steps that end the run in a linear fall to zero, where `cooldown_start` is null"
@@ -265,6 +270,17 @@ class Config(Section, Generic[P]):
         """Where the config has the tokenizer. UserError as in `expanded`."""
         path = self.training_params.tokenizer_path
         return None if path is None else expanded(path, f"{self.name}: training_params.tokenizer_path")
+
+    @property
+    def init_path(self) -> str | None:
+        """Where the weights are that the run begins with: `{order}` and `{seed}` are those of the run. UserError as in
+        `expanded`."""
+        path = self.training_params.init_from
+        if path is None:
+            return None
+        for name, value in (("{order}", in_run_name(self.orders)), ("{seed}", str(self.training_params.seed))):
+            path = path.replace(name, value)
+        return expanded(path, f"{self.name}: training_params.init_from")
 
     @property
     def runs_folder(self) -> str:

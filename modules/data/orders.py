@@ -260,6 +260,14 @@ def name_of(order: Order) -> str:
     return order if isinstance(order, str) else f"positions_{zlib.crc32(np.array(order, dtype='<i8').tobytes()):08x}"
 
 
+def in_run_name(orders: Sequence[Order]) -> str:
+    """The orders of a model as a part of its run's name, which any system's files can have: "forward", "chunks-8",
+    "both"."""
+    if tuple(orders) == (FORWARD, BACKWARD):
+        return BOTH
+    return "+".join(map(name_of, orders)).replace(":", "-")
+
+
 def reads_on(order: Order) -> bool:
     """Whether the tokens read so far are always a text, so that a model can go on for ever."""
     return order in (FORWARD, BACKWARD)

@@ -278,7 +278,7 @@ def compare(
         arrow=found,
         held_out=held_out(found, windows.length, shared, documents),
         by_length=by_length(pairs, found, documents),
-        convergence=convergence_of(pairs, found, documents),
+        convergence=None if pairs[0][0].run.state.get("notes") else convergence_of(pairs, found, documents),
         by_context=arrow.by_context(forward, backward, (places_of(first), places_of(second))),
         by_position=arrow.by_position(forward, backward),
         by_class=by_class,
@@ -676,8 +676,14 @@ def provenance(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> Provenance:
 
 
 def history_of(run: Trained) -> list[str]:
-    """How the run's settings changed while it trained, a line a change."""
-    unknown = [
-        "trained by a version that kept no history: whether its settings changed before its last save is not known"
-    ]
-    return (unknown if run.state["early_stages_unknown"] else []) + changes(run.stages)
+    """What must be told of a run that the config does not say: where it began, who trained it, and how its settings
+    changed while it trained, a line a change."""
+    lines = list(run.state.get("notes", []))
+    if initial := run.state.get("initial_weights"):
+        which = "those of its own order" if initial["family"] else f"fingerprint {initial['fingerprint'][:12]}"
+        lines.append(f"began with the weights of {run.config.training_params.init_from} ({which}), not with new ones")
+    if run.state["early_stages_unknown"] and not lines:
+        lines.append(
+            "trained by a version that kept no history: whether its settings changed before its last save is not known"
+        )
+    return lines + changes(run.stages)

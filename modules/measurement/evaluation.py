@@ -13,6 +13,7 @@ import torch
 
 from modules.data.token_file import TokenFile, open_tokens
 from modules.data.windows import Windows, split
+from modules.exchange.authors import UNKNOWN
 from modules.measurement.pairing import Trained
 from modules.measurement.text_losses import text_losses
 from modules.models import LanguageModel, build_model
@@ -95,8 +96,9 @@ def load_model(run: Trained, device: torch.device) -> LanguageModel:
 
 
 def held_out_windows(run: Trained, opened: Callable[[str], TokenFile] = open_tokens) -> Windows:
-    """The held-out windows of a run, in all its orders. UserError where its data are not to be found, or were changed
-    since it was trained."""
+    """The held-out windows of a run, in all its orders; where its state does not know its data, as many of them as the
+    file that was given has room for. UserError where its data are not to be found, or were changed since it was
+    trained."""
     recorded = run.state["dataset"]["fingerprint"]
     if not Path(run.data_path).is_file():
         raise UserError(
@@ -104,19 +106,16 @@ def held_out_windows(run: Trained, opened: Callable[[str], TokenFile] = open_tok
             "--data"
         )
     token_file = opened(run.data_path)
-    if not token_file.matches(recorded):
+    config, count = run.config, run.held_out_windows
+    if recorded == UNKNOWN:
+        length = config.model_params.context
+        count = min(count, max(1, (len(token_file.tokens) - config.step_windows * length) // length))
+    elif not token_file.matches(recorded):
         raise UserError(
             f"{run.data_path}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
             f"expected {recorded}); say where those are with --data"
         )
-    return split(
-        token_file,
-        run.config.model_params.context,
-        run.config.stride,
-        run.held_out_windows,
-        run.config.step_windows,
-        run.config.reading,
-    )[1]
+    return split(token_file, config.model_params.context, config.stride, count, config.step_windows, config.reading)[1]
 
 
 def held_out_ids(windows: Windows) -> np.ndarray:

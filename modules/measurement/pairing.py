@@ -8,6 +8,7 @@ config says (history.py). What only says where or how fast a run went (folders, 
 differ.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from modules.config import HELD_OUT, Config, parse_config
-from modules.data.orders import BACKWARD, BOTH, FORWARD, Order, name_of
+from modules.data.orders import FORWARD, Order, in_run_name, name_of
 from modules.data.token_file import TokenFile, same_dataset
+from modules.exchange.authors import UNKNOWN
 from modules.system.errors import UserError
 from modules.training.checkpoint import load_state
 from modules.training.history import Stage, first_difference
@@ -78,14 +80,6 @@ class Trained:
         return self.path.parent.parent / "metrics" / f"{self.path.stem}.jsonl"
 
 
-def in_run_name(orders: Sequence[Order]) -> str:
-    """The orders of a model as a part of its run's name, which any system's files can have: "forward", "chunks-8",
-    "both"."""
-    if tuple(orders) == (FORWARD, BACKWARD):
-        return BOTH
-    return "+".join(map(name_of, orders)).replace(":", "-")
-
-
 def base_name(run_name: str, orders: Sequence[Order] = ()) -> str:
     """A run's name without its order, one of `orders`, and its seed: "demo_forward_seed0" and "demo_backward" as
     "demo", for orders ["even_odd"] also "demo_even_odd"."""
@@ -107,18 +101,35 @@ def read_run(path: Path, moved: Sequence[TokenFile] = ()) -> Trained:
         config=config,
         state={key: value for key, value in state.items() if key not in ("model", "optimizer", "unlogged")},
         parameters=sum(tensor.numel() for tensor in state["model"].values()),
-        data_path=next((each.path for each in moved if each.matches(recorded)), config.dataset_path),
+        data_path=next((each.path for each in moved if each.matches(recorded)), config.dataset_path)
+        if recorded != UNKNOWN
+        else given_data(path, config, moved),
     )
+
+
+def given_data(path: Path, config: Config, given: Sequence[TokenFile]) -> str:
+    """The data of a state that does not know them: those that were given, of several the one of the recorded name, of
+    none what lies where the state says. UserError where that leaves a choice."""
+    name = Path(config.training_params.dataset_folder).name
+    named = [each.path for each in given if Path(each.path).name == name] or [each.path for each in given]
+    if len(named) > 1:
+        raise UserError(
+            f"{path}: does not record its data's fingerprint: expected one --data, or one called {name}, found "
+            f"{len(named)}"
+        )
+    return named[0] if named else config.dataset_path
 
 
 def facts(run: Trained) -> dict[str, Any]:
     """All that must be equal in two orders, by the name under which a difference is reported."""
     identity = run.config.identity()
     del identity["training_params.order"]
+    data, initial = run.state["dataset"]["fingerprint"], run.state.get("initial_weights")
     return identity | {
-        "data": run.state["dataset"]["fingerprint"],
+        "data": data if data != UNKNOWN else run.data_path,
         "tokenizer": run.state["dataset"]["tokenizer_fingerprint"],
         "steps trained": run.state["step"],
+        "initial weights": initial and (initial["family"] or initial["fingerprint"]),
         HELD_OUT: run.held_out_windows,  # by the state: earlier versions counted them in another way
     }
 
@@ -216,4 +227,5 @@ def why_none(run: Trained, others: Sequence[Trained], reference: str) -> str:
 
 
 def shown(value: object) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+    """A fingerprint in short, a path whole."""
+    return value[:12] if isinstance(value, str) and os.sep not in value else str(value)

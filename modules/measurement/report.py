@@ -377,7 +377,7 @@ def section(comparison: Comparison) -> str:
             parts += [f"### {title.capitalize()}s with the largest arrows", *largest_parts(title, found)]
     if changed := comparison.compared.changed_on_the_way:
         parts += [
-            f"### Changed while training, in both {'directions' if comparison.is_of_directions else 'orders'} alike",
+            f"### Beside the config, in both {'directions' if comparison.is_of_directions else 'orders'} alike",
             "\n".join(f"- {in_markdown(line)}" for line in changed),
         ]
     known = {name: value for name, value in asdict(comparison.compared).items() if value is not None}

@@ -15,18 +15,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modules.config import Config, load_config
-from modules.data.orders import BACKWARD, FORWARD, Reading, name_of, orders_of, positions
+from modules.data.orders import BACKWARD, FORWARD, Reading, in_run_name, name_of, orders_of, positions
 from modules.data.token_file import open_tokens
 from modules.measurement.comparison import Measurement
 from modules.measurement.control import control_of, control_run, why_none
 from modules.measurement.noise import next_seeds
-from modules.measurement.pairing import base_name, in_run_name
+from modules.measurement.pairing import base_name
 from modules.models import GPTParams
 from modules.system.console import tell
 from modules.system.errors import UserError
 from modules.training.parallel import joined
 from modules.training.resume import files_of
 from modules.training.run import Request, run
+
+# The .h5 of a control by that of the data, and whether its runs begin with new weights; None where there is none.
+Controls = dict[tuple[str, bool], Path | None]
+OTHER_TOKENS = "training_params.init_from has weights of the text's tokens, and the control's are others"
 
 
 def planned_runs(
@@ -104,28 +108,27 @@ def as_read(orders: Sequence, length: int) -> tuple:
 
 
 def with_controls_of(
-    runs: Sequence[Config], project: str, wanted: bool | None, controls: dict[str, Path | None] | None = None
+    runs: Sequence[Config], project: str, wanted: bool | None, controls: Controls | None = None
 ) -> list[Config]:
     """The runs, each followed by the same on its reversed control, which is made where it is not there.
 
     wanted: True refuses data that can have none, None leaves their control out and says so, False leaves all out.
-    controls: the .h5 of the control by that of the data, None where there is none, of calls before; these are added.
+    controls: those of calls before, by what they are the control of; these are added.
     """
     if wanted is False:
         return list(runs)
     planned, controls = [], {} if controls is None else controls
     for each in runs:
-        if each.dataset_path not in controls:
+        key = each.dataset_path, each.training_params.init_from is None
+        if key not in controls:
             token_file = open_tokens(each.dataset_path)
-            reason = why_none(token_file)
+            reason = why_none(token_file) if each.training_params.init_from is None else OTHER_TOKENS
             if reason is not None and wanted and not token_file.symmetric:
                 raise UserError(f"{each.dataset_path}: has no control to train: {reason}")
             if reason is not None:
                 tell(f"{each.dataset_path}: no control is trained: {reason}", sys.stderr)
-            controls[each.dataset_path] = (
-                None if reason else control_of(token_file, files_of(each, project).folder / "control")
-            )
-        control = controls[each.dataset_path]
+            controls[key] = None if reason else control_of(token_file, files_of(each, project).folder / "control")
+        control = controls[key]
         planned += [each] if control is None else [each, control_run(each, control)]
     return planned
 

@@ -87,6 +87,49 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield the path of an empty temporary folder beside `path`; when the block ends well it becomes `path`, whole,
+    else it is removed.
+
+    Raises UserError where `path` is there and is no empty folder, and OSError with `path` as its `filename` where it
+    cannot be written.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    check_new(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
+    temporary = target.parent / _temporary_name(target.name)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb+") as written:
+                _sync(written.fileno())
+        check_new(path)
+        if target.is_dir():
+            target.rmdir()  # Windows renames onto nothing
+        os.replace(temporary, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        inside = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(temporary)
+        if not inside or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(path: Path) -> None:
+    """UserError where `path` is there and is no empty folder."""
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise UserError(f"{path}: expected a new or an empty folder, found one with files in it; name another")
+    elif os.path.lexists(path):
+        raise UserError(f"{path}: expected a new or an empty folder, found something else of that name")
+
+
+@contextlib.contextmanager
 def scratch_file(folder: Path) -> Iterator[Path]:
     """Yield the path of an empty file in `folder` that is removed when the block ends; of a killed process, by
     `sweep`."""
@@ -188,7 +231,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: str | os.PathLike) -> None:
-    """Delete the temporary files in `folder` that killed processes left. Never fails: what cannot be deleted stays.
+    """Delete the temporary files and folders in `folder` that killed processes left. Never fails: what cannot be
+    deleted stays.
 
     One of this machine goes if its process does not live any more. Whether one of another machine (or container) lives
     cannot be seen from here: it goes once nothing was written to it for QUIET_S.
@@ -197,7 +241,10 @@ def sweep(folder: str | os.PathLike) -> None:
         for entry in entries:
             if (name := TEMPORARY.fullmatch(entry.name)) and _is_left_over(entry, name):
                 with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
 
 
 def _is_left_over(entry: os.DirEntry, name: re.Match) -> bool:

@@ -33,6 +33,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from modules.config import parse_config
+from modules.exchange.authors import as_ours, is_authors
 from modules.system.errors import UserError, describe_os_error
 from modules.system.files import replacing
 from modules.system.names import check_name
@@ -56,12 +57,26 @@ class Dataset(Schema):
     tokenizer_fingerprint: str | None = None
 
 
+class InitialWeights(Schema):
+    """With which weights a run began that were not drawn by its seed.
+
+    path: where they were. fingerprint: of the weights. family: of a state chosen by the run's own order (`{order}` in
+    init_from), what it shares with the states of other orders (initial.py); two runs that began with such states may be
+    compared.
+    """
+
+    path: str
+    fingerprint: str
+    family: str | None = None
+
+
 class Facts(Schema):
     """All of a state but its model and optimizer.
 
     tokens: predicted in training so far. validated: the step of the last validation. unlogged: the mean loss of each
     step since the last log. early_stages_unknown: a state of an earlier version, which kept no history: its one stage
-    is what its config said last.
+    is what its config said last. initial_weights: None where the seed drew them. notes: what a report must tell of a
+    state that others made.
     """
 
     step: int = Field(ge=0, le=MOST_STEPS)
@@ -76,6 +91,8 @@ class Facts(Schema):
     early_stages_unknown: bool
     dataset: Dataset
     versions: dict[str, str]
+    initial_weights: InitialWeights | None = None
+    notes: list[str] = []
 
     @model_validator(mode="after")
     def in_order(self) -> Self:
@@ -237,12 +254,16 @@ def unpacked(file: Path | BinaryIO, mapped: bool = False) -> tuple[Any, str | No
             isinstance(error, OSError) and error.errno != errno.EINVAL
         ):  # zipfile seeks before the start of a file that is cut (EINVAL)
             raise
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            return None, f"it holds {found[1]}, which is read by running code: that is not done"
         return None, str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def load_state(path: str | os.PathLike, mapped: bool = False) -> dict:
     """Read a `.state` into CPU memory, every byte and every entry checked. `mapped`: all but its tensors, whose bytes
     are left where they are (of states of many GB, an instant).
+
+    A checkpoint of the authors' code is read as a state without an optimizer (exchange/authors.py).
 
     Raises DamagedState where it is truncated or damaged, UserError where it is missing, cannot be read or is no state.
     """
@@ -256,7 +277,7 @@ def load_state(path: str | os.PathLike, mapped: bool = False) -> dict:
         raise UserError(f"{path}: the state cannot be read: {reason}") from None
     if flaw is not None:
         raise DamagedState(f"{path}: a truncated or damaged state ({flaw})")
-    return check_facts(state, str(path), State)
+    return check_facts(as_ours(state, path) if is_authors(state) else state, str(path), State)
 
 
 def backups_of(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 
 from modules.config import Config
+from modules.training.initial import initial_of
 from modules.training.loop import Training, batches_of, train_step
 from modules.training.memory import GIB, STATE_BYTES
 from modules.training.parallel import Processes
@@ -23,7 +24,7 @@ def dry_run(config: Config, processes: Processes) -> None:
     """Print the facts of a run. Nothing is written. Raises UserError like the run itself."""
     data = data_of(config, None, processes)
     config = config.cooled(last_step_of(config, len(data.windows)))
-    training = prepare(config, data, processes)
+    training = prepare(config, data, processes, initial=initial_of(config))
     last_step = last_step_of(config, len(data.windows))
     params, step_windows = config.training_params, config.step_windows
     parameters = sum(parameter.numel() for parameter in training.model.parameters())

@@ -39,7 +39,7 @@ class Training:
     context in which gradients are not yet shared. stages: what each step was and is trained with. pieces: in which
     each process computes its share of a micro-batch.
     step: optimizer steps done. validated: the step of the last validation. unlogged: the mean loss of
-    each step since the last log, on the device. early_stages_unknown: as in a state.
+    each step since the last log, on the device. early_stages_unknown, initial_weights: as in a state.
     """
 
     config: Config
@@ -57,6 +57,7 @@ class Training:
     validated: int = 0
     unlogged: list[torch.Tensor] = field(default_factory=list)
     early_stages_unknown: bool = False
+    initial_weights: dict | None = None
 
     @property
     def precision(self) -> str:

@@ -213,6 +213,7 @@ def facts(training: Training) -> dict:
         "held_out_tokens": len(training.held_out) * training.held_out.length,
         "stages": as_data(training.stages),
         "early_stages_unknown": training.early_stages_unknown,
+        "initial_weights": training.initial_weights,
         "dataset": {
             "fingerprint": token_file.fingerprint,
             "n_tokens": len(token_file.tokens),

@@ -27,10 +27,12 @@ from modules.system.errors import UserError
 from modules.system.files import replacing
 from modules.system.names import check_name
 from modules.training import checkpoint
+from modules.training.checkpoint import InitialWeights
 from modules.training.history import Precision, Stage, stage_of
 from modules.training.sharded import export_sharded, sharded_facts, whole_sharded
 
 DATA = "the data's fingerprint"
+INITIAL = "training_params.init_from, whose weights have the fingerprint"
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,19 @@ def way_out(state: Path) -> str:
     return "there is no whole backup; to start anew, move the state away"
 
 
-def check_same_run(found: dict, config: Config, token_file: TokenFile, files: Files) -> None:
-    """Refuse a state that the run of `config` cannot have left: another model, order of reading or of windows, data or
-    held-out part."""
+def check_same_run(
+    found: dict, config: Config, token_file: TokenFile, files: Files, initial: InitialWeights | None = None
+) -> None:
+    """Refuse a state that the run of `config` cannot have left: another model, order of reading or of windows, data,
+    held-out part or weights to begin with."""
     there = parse_config(found["config"], found["run"], source=str(source_of(found, files)))
     held_out_tokens, data = found["held_out_tokens"], found["dataset"]["fingerprint"]
     # Held-out windows by the state: earlier versions counted them in another way.
+    began = found.get("initial_weights")
     before = there.identity() | {HELD_OUT: held_out_tokens // there.model_params.context, DATA: data}
+    before |= {INITIAL: began and began["fingerprint"]}
     now = config.identity() | {DATA: data if token_file.matches(data) else token_file.fingerprint}
+    now |= {INITIAL: initial and initial.fingerprint}
     different = [
         f"{name} {before.get(name)} there and {now.get(name)} in the config"
         for name in {**before, **now}

@@ -20,6 +20,7 @@ from modules.training import checkpoint
 from modules.training.batches import pieces_of_a_batch, training_batches
 from modules.training.devices import compiles, in_words, keep_freed_memory, pick_compile, pick_precision
 from modules.training.history import Stage, continued
+from modules.training.initial import Initial, initial_of
 from modules.training.interruption import only_run, stopping_on_signals
 from modules.training.loop import Training
 from modules.training.memory import check_memory
@@ -87,8 +88,11 @@ def run(config: Config, request: Request, processes: Processes) -> int:
         cooldown = cooldown_asked(request.cooldown, found, config)
         if not cooldown:
             config = config.cooled(last_step_of(config, len(data.windows), step, request.more_steps))
+        initial = initial_of(config, found)
+        if initial is not None and processes.is_main:
+            initial.warn_of_other_tokens(data.token_file)
         if found is not None:
-            check_same_run(found, config, data.token_file, files)
+            check_same_run(found, config, data.token_file, files, initial.facts if initial else None)
             tf32 = has_tf32(processes.device)
             config = schedule_of(found, config, tf32, cooldown, request.accept_changes, files)
         elif cooldown:
@@ -108,7 +112,7 @@ def run(config: Config, request: Request, processes: Processes) -> int:
             tell(processes, f"{config.name}: nothing to do, {what_is_done(config, step, last_step, files)}")
             return 0
         try:
-            training = prepare(config, data, processes, stages_of(found) if found else (), step)
+            training = prepare(config, data, processes, stages_of(found) if found else (), step, initial)
             if found is not None:
                 restore(training, found, files.state)
             tell(processes, introduction(training, last_step))
@@ -153,21 +157,28 @@ def data_of(config: Config, tokenizer_path: str | None, processes: Processes) ->
     return Data(token_file, windows, held_out, tokenizer)
 
 
-def prepare(config: Config, data: Data, processes: Processes, stages: Sequence[Stage] = (), step: int = 0) -> Training:
-    """Build all that trains, with new weights, for a run that is at `step` after these stages. Raises UserError where
-    config and hardware do not fit."""
+def prepare(
+    config: Config,
+    data: Data,
+    processes: Processes,
+    stages: Sequence[Stage] = (),
+    step: int = 0,
+    initial: Initial | None = None,
+) -> Training:
+    """Build all that trains, with the weights of `initial` or new ones, for a run that is at `step` after these stages.
+    Raises UserError where config and hardware do not fit."""
     params, device = config.training_params, processes.device
     precision = wanted_precision(config, stages[-1]) if stages else pick_precision(config, device)
     keep_freed_memory(device)
     check_memory(config, processes)
     pieces = pieces_of_a_batch(config, processes)
-    model = new_model(config, device)
+    model = new_model(config, device, initial)
     compiled = pick_compile(params.compile, device, model.compile_pays)
     if compiled:
         with contextlib.closing(training_batches(data.windows, config, processes, 0, pieces)) as batches:
             compiled = compiles(model, *next(batches), autocast_for(device, precision))
         if not compiled:
-            model = new_model(config, device)
+            model = new_model(config, device, initial)
     loss_of, local_gradients = shared_loss(model, params.parallel, precision, processes)
     optim = config.optim_params
     return Training(
@@ -183,13 +194,16 @@ def prepare(config: Config, data: Data, processes: Processes, stages: Sequence[S
         loss_of=loss_of,
         local_gradients=local_gradients,
         step=step,
+        initial_weights=initial.facts.model_dump() if initial else None,
     )
 
 
-def new_model(config: Config, device: torch.device) -> LanguageModel:
+def new_model(config: Config, device: torch.device, initial: Initial | None = None) -> LanguageModel:
     """The model of this config as it begins. UserError where it cannot be trained as the config says."""
     params = config.training_params
     model = build_model(config.trained_model, params.seed, **config.model_arguments)
+    if initial is not None:
+        initial.put_into(model)
     if params.checkpoint_activations and not model.parts():
         raise UserError(
             f"{config.name}: training_params.checkpoint_activations: expected false for a {config.model}, "

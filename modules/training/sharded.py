@@ -348,7 +348,12 @@ def restore_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: 
 
 
 def export_sharded(folder: Path, path: Path) -> None:
-    """Turn a sharded state into a plain `.state`. Needs memory for the whole, once, and no process group.
+    """Turn a sharded state into a plain `.state`; see `load_sharded`."""
+    save_state(load_sharded(folder), path)
+
+
+def load_sharded(folder: Path) -> dict:
+    """A sharded state as a plain one. Needs memory for the whole, once, and no process group.
 
     Raises UserError where the folder is not a whole sharded state.
     """
@@ -370,7 +375,7 @@ def export_sharded(folder: Path, path: Path) -> None:
         else:
             parameter, _, key = name.rpartition(".")
             moments.setdefault(parameter, {})[key] = tensor
-    save_state(facts | {"model": model, "optimizer": {"state": moments, "param_groups": param_groups}}, path)
+    return facts | {"model": model, "optimizer": {"state": moments, "param_groups": param_groups}}
 
 
 def read_facts(folder: Path) -> tuple[dict, Sharded]:

@@ -257,9 +257,10 @@ def test_only_what_is_surely_left_over_is_swept(tmp_path):
     long_ago = time.time() - 2 * files.QUIET_S
     for name in [*kept - {f".y.ffffffffffff.1.1.{tail}"}, f".x.ffffffffffff.1.1.{tail}"]:
         os.utime(tmp_path / name, (long_ago, long_ago))
-    (tmp_path / f".z.{here}.{gone.pid}.0.{tail}").mkdir()  # cannot be unlinked, and is no reason to fail
+    for name in (left := f".z.{here}.{gone.pid}.0.{tail}", own := f".z.{here}.{os.getpid()}.{start or 0}.{tail}"):
+        (tmp_path / name / "inside").mkdir(parents=True)  # folders that were being written, by the dead and the living
     write(tmp_path / "a")  # the first of this process in this folder
-    assert {path.name for path in tmp_path.iterdir()} == kept | {"a", f".z.{here}.{gone.pid}.0.{tail}"}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"a", own} and not (tmp_path / left).exists()
     sweep(tmp_path / "not there")
 
 
