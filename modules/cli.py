@@ -42,17 +42,18 @@ def integer(least: int, most: int, reason: str = "") -> Callable[[str], int]:
     return integer_in_bounds
 
 
-def number_above_zero(most: float, reason: str) -> Callable[[str], float]:
-    """The type of an argument that must be a number above 0 and at most `most`."""
+def number_above_zero(most: float, reason: str, or_zero: bool = False) -> Callable[[str], float]:
+    """The type of an argument that must be a number above 0, or with `or_zero` of at least 0, and at most `most`."""
 
     def number_in_bounds(text: str) -> float:
         try:
             number = float(text)
         except ValueError:
             number = math.nan
-        if not 0 < number <= most:
+        if not (0 < number <= most or or_zero and number == 0):
+            least = "of at least 0" if or_zero else "above 0"
             raise argparse.ArgumentTypeError(
-                f"expected a number above 0 and at most {most:g} ({reason}), found {shown(text)}"
+                f"expected a number {least} and at most {most:g} ({reason}), found {shown(text)}"
             )
         return number
 
@@ -178,6 +179,20 @@ def train_on_one_device(model: str | None, description: str) -> None:
     end_with_launcher()
     args = training_parser(description).parse_args()
     raise SystemExit(train_from_arguments(args, config_of(args, model)))
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of scripts that use trained models: their tokenizer, and a device."""
+    parser.add_argument("-t", "--tokenizer_path", type=path, help="folder of the tokenizer that made the models' data")
+    parser.add_argument(
+        "--data",
+        type=path,
+        metavar="H5",
+        help="in place of -t: the .h5 that the models were trained on, whose tokenizer is looked for near it",
+    )
+    parser.add_argument(
+        "-d", "--device", help="device, e.g. 'cuda:0' or 'cpu' (default: the first GPU, or else the CPU)"
+    )
 
 
 def add_reading_arguments(parser: argparse._ActionsContainer) -> None:

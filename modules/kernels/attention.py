@@ -5,8 +5,8 @@ tokens for the backward pass. The products here keep queries, keys and values al
 tokens of mini in windows of 256, forward and backward, and the kernel 22.8; in fp32 the kernel is ahead. Scores are
 rounded to bf16, as wherever attention is written out under autocast; the kernel rounds probabilities only.
 
-Shapes: B batch, T time, H heads, C channels of a head, D = H C, E = 3 D; W windows taken together, N = W H; Q queries
-taken together, K keys that they see.
+Shapes: B batch, T time, H heads, C channels of a head, D = H C, E = 3 D; S tokens seen so far, the T included; W
+windows taken together, N = W H; Q queries taken together, K keys that they see.
 """
 
 import math
@@ -33,6 +33,37 @@ def causal_attention(
         return _AttentionByProducts.apply(qkv_BTE, n_heads, dropout, new_seed() if dropout else 0, cache_bytes)
     q_BHTC, k_BHTC, v_BHTC = _by_head(qkv_BTE, 3, n_heads)
     y_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BHTC, v_BHTC, is_causal=True, dropout_p=dropout)
+    return y_BHTC.transpose(1, 2).flatten(2)
+
+
+class KeysAndValues:
+    """Those of the tokens that a layer has read, with room for `length` tokens. The memory is taken when the first are
+    put in, in their dtype."""
+
+    def __init__(self, length: int):
+        self.length = length
+        self.tokens = 0  # that have been read
+        self._kept_2BHSC: torch.Tensor | None = None
+
+    def with_those_of(self, new_2BHTC: torch.Tensor) -> torch.Tensor:
+        """All so far [2, B, H, S, C], those of the next tokens put in."""
+        if self._kept_2BHSC is None:
+            two, batch, heads, _, channels = new_2BHTC.shape
+            self._kept_2BHSC = new_2BHTC.new_empty(two, batch, heads, self.length, channels)
+        start, self.tokens = self.tokens, self.tokens + new_2BHTC.shape[3]
+        self._kept_2BHSC[:, :, :, start : self.tokens] = new_2BHTC
+        return self._kept_2BHSC[:, :, :, : self.tokens]
+
+
+def attention_to_all_so_far(qkv_BTE: torch.Tensor, n_heads: int, kept: KeysAndValues) -> torch.Tensor:
+    """The same mixture [B, T, D] for the next T tokens after those in `kept`, in which they are kept too; without
+    gradients."""
+    qkv_3BHTC = _by_head(qkv_BTE, 3, n_heads)
+    q_BHTC, (k_BHSC, v_BHSC) = qkv_3BHTC[0], kept.with_those_of(qkv_3BHTC[1:])
+    tokens, seen = q_BHTC.shape[2], k_BHSC.shape[2]
+    # One token sees all; for several the last sees all, each one before it one less.
+    later_TS = None if tokens == 1 else q_BHTC.new_full((tokens, seen), -math.inf).triu(seen - tokens + 1)
+    y_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BHSC, v_BHSC, attn_mask=later_TS)
     return y_BHTC.transpose(1, 2).flatten(2)
 
 

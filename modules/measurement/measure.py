@@ -34,7 +34,7 @@ from modules.measurement.token_classes import pieces_of
 from modules.system.console import bar, tell
 from modules.system.errors import UserError
 from modules.system.names import as_file_systems_see, distinct, file_name
-from modules.tok_utils.cuts import pieces
+from modules.tok_utils.cuts import encoded
 from modules.tok_utils.inspection import check_is_text
 from modules.tok_utils.text_source import TextSource
 from modules.tokenizer import Tokenizer, get_tokenizer
@@ -253,16 +253,10 @@ def read_texts(paths: Sequence[str], tokenizer_path: str) -> dict[Path, np.ndarr
     toki, texts = get_tokenizer(tokenizer_path), {}
     for path in map(Path, paths):
         check_is_text(path)
-        ids, reached = [], 0
+        ids = []
         with TextSource(path) as source:
-            for piece in pieces(source, TEXT_PIECE_BYTES, toki):
-                try:
-                    ids += toki.encode(source.read(piece.start, piece.stop).decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}"
-                    ) from None
-                reached = piece.stop
+            for of_piece, reached in encoded(source, TEXT_PIECE_BYTES, toki, path):
+                ids += of_piece
                 if len(ids) > TEXT_PAGE_TOKENS:
                     tell(
                         f"{path}: the page will show its first {TEXT_PAGE_TOKENS:,} tokens, of some {reached:,} bytes",

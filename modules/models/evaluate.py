@@ -10,6 +10,7 @@ import torch
 from modules.data.orders import name_of, positions, reads_on, to_text_order
 from modules.data.windows import Windows
 from modules.kernels.precision import fp32_products
+from modules.models.generate import Sampling, generate
 from modules.models.language_model import LanguageModel
 from modules.system.console import bar
 from modules.tokenizer import Tokenizer
@@ -109,7 +110,7 @@ def snippet(
         if reads_on(order):
             places = positions(order, n_tokens)
         places_BT = torch.from_numpy(places).to(device) if places.ndim == 2 else None
-        read_BT = model.generate(start, places.shape[-1], top_k=50, generator=generator, places_BT=places_BT)[:, 1:]
+        read_BT = generate(model, start, places.shape[-1], Sampling(top_k=50), generator, places_BT)[:, 1:]
         in_text_order = to_text_order(read_BT.cpu().numpy(), places)
         texts[name_of(order)] = tokenizer.detokenize(torch.from_numpy(in_text_order))
     if len(texts) == 1:

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from modules.fields import Context, Ids, Layers, ModelParams, Probability, Width, up_to
-from modules.kernels.attention import causal_attention
+from modules.kernels.attention import KeysAndValues, attention_to_all_so_far, causal_attention
 from modules.kernels.dropout import Dropout
 from modules.kernels.linear import Linear
 from modules.kernels.rotary import rotary_turns, turned
@@ -75,11 +75,15 @@ class Attention(nn.Module):
         self.query_key_value = Linear(embed_dim, 3 * embed_dim)
         self.out = Linear(embed_dim, embed_dim)
 
-    def forward(self, x_BTD: torch.Tensor, turns_TC2: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x_BTD: torch.Tensor, turns_TC2: torch.Tensor | None = None, kept: KeysAndValues | None = None
+    ) -> torch.Tensor:
         dropout = self.dropout if self.training else 0.0
         qkv_BTE = self.query_key_value(x_BTD)
         if turns_TC2 is not None:
             qkv_BTE = turned(qkv_BTE, self.n_heads, turns_TC2)
+        if kept is not None:
+            return self.out(attention_to_all_so_far(qkv_BTE, self.n_heads, kept))
         return self.out(causal_attention(qkv_BTE, self.n_heads, dropout))
 
 
@@ -97,7 +101,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block: each half reads a normalised x and adds to x. turns_TC2: of rotary positions."""
+    """A transformer block: each half reads a normalised x and adds to x. turns_TC2: of rotary positions. kept: of the
+    tokens before x, in generation."""
 
     def __init__(self, embed_dim: int, n_heads: int, mlp_ratio: float, dropout: float, gelu: str):
         super().__init__()
@@ -107,10 +112,26 @@ class Block(nn.Module):
         self.mlp = MLP(embed_dim, mlp_ratio, gelu)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_BTD: torch.Tensor, turns_TC2: torch.Tensor | None = None) -> torch.Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD), turns_TC2))
+    def forward(
+        self, x_BTD: torch.Tensor, turns_TC2: torch.Tensor | None = None, kept: KeysAndValues | None = None
+    ) -> torch.Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD), turns_TC2, kept))
         x_BTD = x_BTD + self.dropout(self.mlp(self.norm_2(x_BTD)))
         return x_BTD
+
+
+class GPTCache:
+    """Of the tokens that a GPT has read: keys and values of each block, and the place of the token after them, where
+    places are told."""
+
+    def __init__(self, n_layers: int, context: int):
+        self.of_blocks = [KeysAndValues(context) for _ in range(n_layers)]
+        self.next_B1: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many have been read."""
+        return self.of_blocks[0].tokens
 
 
 class GPT(LanguageModel):
@@ -172,21 +193,30 @@ class GPT(LanguageModel):
     def parts(self) -> list[nn.Module]:
         return list(self.blocks)
 
-    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """Hidden vectors [B, T, D] for tokens [B, T], or [B, T, 2] with places, T up to `attn_length`."""
-        turns_TC2 = None if self.turns_TC2 is None else self.turns_TC2[: tokens_BT.shape[1]]
-        x_BTD = self.dropout(self.embedded(tokens_BT))
-        for block in self.blocks:
-            x_BTD = self.through(block, x_BTD, turns_TC2)
+    def start_cache(self) -> GPTCache:
+        return GPTCache(len(self.blocks), self.context)
+
+    def hidden(self, tokens_BT: torch.Tensor, cache: GPTCache | None = None) -> torch.Tensor:
+        """Hidden vectors [B, T, D] for tokens [B, T], or [B, T, 2] with places, T up to `attn_length`, those in the
+        cache counted."""
+        start = 0 if cache is None else cache.tokens
+        stop = start + tokens_BT.shape[1]
+        turns_TC2 = None if self.turns_TC2 is None else self.turns_TC2[start:stop]
+        x_BTD = self.dropout(self.embedded(tokens_BT, start, cache))
+        for number, block in enumerate(self.blocks):
+            x_BTD = self.through(block, x_BTD, turns_TC2, *([] if cache is None else [cache.of_blocks[number]]))
         return self.norm(x_BTD)
 
-    def embedded(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+    def embedded(self, tokens_BT: torch.Tensor, start: int, cache: GPTCache | None) -> torch.Tensor:
         """What goes into the first block [B, T, D]."""
         if self.next_position is not None:
             assert self.position is not None  # places that are told are learned
             tokens_BT, next_BT = tokens_BT.unbind(-1)
             here_BT = F.pad(next_BT[:, :-1], (1, 0), value=self.context)
+            if cache is not None:
+                here_BT = here_BT if cache.next_B1 is None else torch.cat([cache.next_B1, here_BT[:, 1:]], dim=1)
+                cache.next_B1 = next_BT[:, -1:]
             return self.embedding(tokens_BT) + self.position(here_BT) + self.next_position(next_BT)
         if self.position is not None:
-            return self.embedding(tokens_BT) + self.position.weight[: tokens_BT.shape[1]]
+            return self.embedding(tokens_BT) + self.position.weight[start : start + tokens_BT.shape[1]]
         return self.embedding(tokens_BT)

@@ -7,7 +7,7 @@ own, not the embedding's (untied), as in the paper's models.
 Shapes: B batch, T time (tokens of a window, in the order of reading), D width, V vocabulary.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -45,19 +45,25 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=INITIAL_LOGIT_STD / embed_dim**0.5)
 
-    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+    def hidden(self, tokens_BT: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Hidden vectors [B, T, D], with unit variance, from which the head predicts the next token.
 
-        `tokens_BT` [B, T] int64, or, for a model that is told places, [B, T, 2]: see `Windows.batch`.
+        `tokens_BT` [B, T] int64, or, for a model that is told places, [B, T, 2]: see `Windows.batch`. A model without
+        `start_cache` need not take a cache.
         """
         raise NotImplementedError
+
+    def start_cache(self) -> Any:
+        """What `hidden` keeps of the tokens that it reads, so that those after them can be read alone; nothing is in it
+        yet. None: it keeps nothing."""
+        return None
 
     def parts(self) -> list[nn.Module]:
         """Its layers, where they can be compiled, sharded and computed once more one by one; `hidden` calls them by
         `through` then."""
         return []
 
-    def through(self, part: nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
+    def through(self, part: nn.Module, *inputs: Any) -> torch.Tensor:
         """`part(*inputs)`; in training without keeping its activations, where the config asks for that."""
         if self.checkpoint_activations and self.training:
             return checkpoint(part, *inputs, use_reentrant=False)
@@ -88,33 +94,10 @@ class LanguageModel(nn.Module):
             hidden_ND = self.hidden(inputs_BT).flatten(0, 1)
             return token_losses(hidden_ND, self.head.weight, targets_BT.flatten()).view_as(targets_BT)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        tokens_BT: torch.Tensor,
-        n_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        generator: torch.Generator | None = None,
-        places_BT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Continue `tokens_BT` [B, T >= 1] by `n_tokens` sampled tokens: [B, T + n_tokens], in the order of reading.
-
-        The model sees the last `context` tokens. A `generator` on the tokens' device makes the sample repeatable.
-        places_BT: for a model that is told places, that of the token to predict after each, [B, at least
-        T + n_tokens - 1]; it makes up no more than a window.
-        """
-        was_training = self.training
-        self.eval()
-        for _ in range(n_tokens):
-            read = tokens_BT[:, -self.context :]
-            if places_BT is not None:
-                read = torch.stack([tokens_BT, places_BT[:, : tokens_BT.shape[1]]], dim=-1)
-            logits_BV = self.head(self.hidden(read)[:, -1]).float() / temperature
-            if top_k is not None:
-                smallest_kept = logits_BV.topk(min(top_k, logits_BV.shape[-1])).values[:, -1:]
-                logits_BV = logits_BV.masked_fill(logits_BV < smallest_kept, float("-inf"))
-            next_B1 = torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)
-            tokens_BT = torch.cat([tokens_BT, next_B1], dim=1)
-        self.train(was_training)
-        return tokens_BT
+    def next_logits(self, tokens_BT: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """Logits [B, V] fp32 of the token after `tokens_BT`, without gradients. With a cache of `start_cache`
+        `tokens_BT` are those after the ones that it has seen."""
+        # As they are: with the cache every call has another shape, for which compiled parts would be compiled anew.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            hidden_BTD = self.hidden(tokens_BT) if cache is None else self.hidden(tokens_BT, cache)
+            return self.head(hidden_BTD[:, -1]).float()

@@ -4,6 +4,8 @@ The two differ in the cell alone. A layer norm before the head gives it inputs o
 variance, as in GPT, so that the three start from the same loss.
 """
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import nn
@@ -57,10 +59,21 @@ class Recurrent(LanguageModel):
         )
         self.norm = nn.LayerNorm(embed_dim)
 
-    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+    def start_cache(self) -> "RecurrentCache":
+        return RecurrentCache()
+
+    def hidden(self, tokens_BT: torch.Tensor, cache: "RecurrentCache | None" = None) -> torch.Tensor:
         """Hidden vectors [B, T, D] for tokens [B, T]."""
-        x_BTD, _ = self.rnn(self.dropout(self.embedding(tokens_BT)))
+        x_BTD, state = self.rnn(self.dropout(self.embedding(tokens_BT)), None if cache is None else cache.state)
+        if cache is not None:
+            cache.state = state
         return self.norm(x_BTD)
+
+
+class RecurrentCache:
+    """The hidden state after the tokens that have been read, as torch's layers have it; None before the first."""
+
+    state: Any = None
 
 
 class GRU(Recurrent):

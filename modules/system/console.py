@@ -56,6 +56,14 @@ def tell(line: object, stream=None) -> None:
         sink.write(text)
 
 
+def write(text: str, stream=None) -> bool:
+    """Write a part of a line on `stream` (standard output by default). Returns whether it is still read; never
+    raises."""
+    sink = _Sink(stream or sys.stdout)
+    sink.write(text)
+    return not any(sink == each for each in _failed)
+
+
 def warn_once(line: str, key: str | None = None) -> None:
     """Say "warning: `line`" on standard error, as one line, unless the same, or another of this `key`, was said before.
     Never raises."""

@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 import regex
 
+from modules.system.errors import UserError
 from modules.tok_utils.symbols import last_cut, symbols_of
 from modules.tok_utils.symmetric import shares_blanks
 from modules.tok_utils.text_source import TextInMemory, TextSource
@@ -79,6 +80,20 @@ def pieces(source: TextSource | TextInMemory, piece_bytes: int, toki: Tokenizer)
         yield Piece(start, stop, forced)
         source.release(stop)
         start = stop
+
+
+def encoded(
+    source: TextSource | TextInMemory, piece_bytes: int, toki: Tokenizer, where: object
+) -> Iterator[tuple[list[int], int]]:
+    """Yields the ids of each piece of a text, by the library itself, and where the piece ends. UserError, which names
+    the text as `where`, for what is not UTF-8."""
+    for piece in pieces(source, piece_bytes, toki):
+        try:
+            yield toki.encode(source.read(piece.start, piece.stop).decode("utf-8")), piece.stop
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where}: expected UTF-8 text, found {error.reason} at byte {piece.start + error.start:,}"
+            ) from None
 
 
 def _next_cut(source: TextSource | TextInMemory, start: int, piece_bytes: int, toki: Tokenizer) -> tuple[int, bool]:

@@ -159,6 +159,23 @@ class TextSource:
             found += [first + end for end in last if max(start, 1) <= first + end < min(stop, first + len(window))]
         return np.array(found, dtype=np.uint64)
 
+    def documents(self) -> Iterator[bytes]:
+        """The documents one by one, without what stands between them; the text itself where it is not divided. For a
+        text that fits into memory, of which nothing was released."""
+        end = READ_BYTES
+        while self.read(end, end + 1):
+            end *= 2
+        text = self.read(0, end)
+        starts = self.document_starts(0, len(text)).astype(np.int64).tolist()
+        for start, stop in pairwise([*starts, len(text)]):
+            document = text[start:stop]
+            if stop < len(text) and not self._divided_here:
+                document = document.removesuffix(self._separator)
+            while self._divided_here and self._separator and document.endswith(self._separator):
+                document = document.removesuffix(self._separator)
+            if document:
+                yield document
+
     def estimated_size(self) -> int:
         """The text's size in bytes; for one that is not plain, judged from the ratio in the part read so far
         (READ_BYTES at least)."""

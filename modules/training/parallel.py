@@ -246,7 +246,7 @@ def _fully_sharded(model: LanguageModel, precision: str) -> tuple[Callable, Call
     for part in model.parts():
         fully_shard(part, mp_policy=policy)
     sharded = fully_shard(model, mp_policy=policy)
-    for method in ("loss", "losses", "generate"):  # `forward` is watched by itself
+    for method in ("loss", "losses", "next_logits"):  # `forward` is watched by itself
         register_fsdp_forward_method(model, method)
 
     @contextlib.contextmanager

@@ -1,0 +1,86 @@
+"""Generation with the cache, beside reading the window again for each token.
+
+    python -m benchmarks.bench_generate
+
+Prints a Markdown row for each model: ms a token, once the context is full, of three ways in turns. "the last context
+again": all of the last tokens are read for each new one, the usual way without a cache. "the same windows again": the
+windows of modules/models/generate.py without its cache; the tokens are compared, and must be the same.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.records import recording
+from modules.config import load_config
+from modules.models import LanguageModel, build_model
+from modules.models.generate import Sampling, continued
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "en"
+MODELS = {"mini": "en_mini_256_forward", "gpt1": "en_gpt1_256_forward", "lstm_small": "en_lstm_small_256_forward"}
+
+
+def last_context_again(
+    model: LanguageModel, tokens_BT: torch.Tensor, generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """What `continued` does, from a window that moves on by a token."""
+    while True:
+        next_B = Sampling().drawn(model.next_logits(tokens_BT[:, -model.context :]), generator)
+        tokens_BT = torch.cat([tokens_BT, next_B[:, None]], dim=1)
+        yield next_B
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["mini"])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1])
+    parser.add_argument("--tokens", type=int, default=256, help="in a turn; a whole number of windows is fair")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with recording("generate"):
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    print(f"{options.threads} threads, {options.rounds} turns of {options.tokens} tokens, the context full\n")
+    print("| model | samples | cached, ms/token | the same windows again | times | the last context again | times |")
+    print("|---|---|---|---|---|---|---|")
+    for name, samples in itertools.product(options.models, options.samples):
+        config = load_config(CONFIGS / f"{MODELS[name]}.json")
+        kind = "lstm" if name.startswith("lstm") else "gpt"
+        model = build_model(kind, 0, **config.model_arguments).eval()
+        prompt_BT = torch.randint(
+            config.model_params.vocab_size, (samples, model.context), generator=torch.Generator().manual_seed(0)
+        )
+        ways = {
+            "cached": lambda *given: continued(*given[:2], generator=given[2]),
+            "same": lambda *given: continued(*given[:2], generator=given[2], cached=False),
+            "last": last_context_again,
+        }
+        turns, made = [], {}
+        for _ in range(options.rounds):
+            turn = {}
+            for way, of_way in ways.items():
+                start = time.perf_counter()
+                tokens = itertools.islice(of_way(model, prompt_BT, torch.Generator().manual_seed(0)), options.tokens)
+                made[way] = torch.stack(list(tokens))
+                turn[way] = 1e3 * (time.perf_counter() - start) / options.tokens
+            turns.append(turn)
+        assert made["cached"].equal(made["same"]), "the cache changes no token"
+        ms = {way: statistics.median(turn[way] for turn in turns) for way in ways}
+        times = {way: statistics.median(turn[way] / turn["cached"] for turn in turns) for way in ways}
+        print(
+            f"| {name} | {samples} | {ms['cached']:.2f} | {ms['same']:.2f} | {times['same']:.1f} | {ms['last']:.2f} | "
+            f"{times['last']:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

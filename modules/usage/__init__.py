@@ -1,0 +1,1 @@
+"""Trained models in use: texts that they write, and what they say of texts."""
