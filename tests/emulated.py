@@ -1,8 +1,8 @@
 """A GPU that is none: tensors with a device of their own, whose work the CPU does.
 
-What the program asks of a device that is no CPU (which tensors are where, what is copied, which kinds of numbers) can so
-be run, and compared with the CPU, on a machine without a GPU. It has no float64, as Apple's has none. torch has it as
-its "privateuseone" device from `become_available` on, for the whole process: use it in one of its own.
+What the program asks of a device that is no CPU (which tensors are where, what is copied, which kinds of numbers) can
+so be run, and compared with the CPU, on a machine without a GPU. It has no float64, as Apple's has none. torch has it
+as its "privateuseone" device from `become_available` on, for the whole process: use it in one of its own.
 """
 
 import torch
