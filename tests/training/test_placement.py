@@ -89,6 +89,7 @@ def machine(monkeypatch, cores: int, gpus=(), free: float = 64 * GIB):
     monkeypatch.setattr(placement, "available_cores", lambda: cores)
     monkeypatch.setattr(placement, "available_memory", lambda: free)
     monkeypatch.setattr(placement, "gpus_here", lambda name: list(gpus))
+    monkeypatch.setattr(placement, "_measured", {})
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,9 @@ def test_on_gpus_a_run_of_each_size_is_measured_once(runs, monkeypatch):
     assert plan_for(runs, None, 2).at_a_time == 2 and not tried, (
         "each has a GPU of its own: there is nothing to measure"
     )
-    assert plan_for(runs, None, 4).at_a_time == 4 and tried
+    assert plan_for(runs, None, 4).at_a_time == 4 and not tried, "it is known by now"
+    placement._measured.clear()
+    assert plan_for(runs, None, 4).at_a_time == 4 and len(tried) == 1
 
 
 def test_a_run_that_needs_more_than_a_gpu_has_gets_one_of_its_own(runs, monkeypatch):
