@@ -3,7 +3,8 @@ on the same held-out text, write a report.
 
     python measure_arrow.py mytext.txt
     python measure_arrow.py english.txt french.txt --minutes 120
-    python measure_arrow.py configs/sweep/*.json --jobs 2
+    python measure_arrow.py configs/sweep/*.json --jobs auto
+    python measure_arrow.py configs/sweep/*.json --commands slurm
     python measure_arrow.py config.json --until 0.2
     python measure_arrow.py config.json --orders forward backward even_odd random:1 both
     python measure_arrow.py --states runs/demo/state/demo_forward.state runs/demo/state/demo_backward.state

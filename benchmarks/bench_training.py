@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_training                                # mini and gpt1, fp32 and bf16, GRU and LSTM
     python -m benchmarks.bench_training --models gpt1 medium --precision bf16 --batch 90 --device cuda
+    python -m benchmarks.bench_training --ways              # on a GPU: gpt1 and medium with and without torch.compile
 
 Contenders train the same model (layers, heads, width, vocabulary, dropout, untied head) with the same optimizer (fused
 AdamW, gradient norm clipped) on the same windows:
@@ -11,6 +12,8 @@ AdamW, gradient norm clipped) on the same windows:
                   compiled
   plain           our model's logits then cross-entropy: on CUDA compiled as a whole, as nanoGPT does it, with the
                   vocabulary padded to a multiple of 64; for GRU and LSTM, eager, the only peer
+With --ways the contenders are ours compiled (what "compile": "auto" is on a GPU), ours not compiled, and nanoGPT's
+step, in bf16 at the paper's batch, each with its MFU.
 Each contender lives in a process of its own, so that peak memory is its own, and the processes take turns: a machine
 that slows down slows all of them. Speeds are medians over the turns, ratios medians of the ratios within a turn. With
 --clock cpu they are tokens a second of CPU time on one thread, for a machine that others are using.
@@ -51,6 +54,8 @@ from modules.training.run import data_of, prepare
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16; TF32 has half
 PHASES = ("loading", "forward", "backward", "optimizer")
 WARM_UP = 3  # steps
+USUAL_MODELS = ["mini", "gpt1", "gru:small", "lstm:small"]
+OURS_COMPILED, OURS_EAGER, NANOGPT = WAYS = ("ours compiled", "ours eager", "plain compiled")
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class Task:
                     "batch_size": self.batch,
                     "valid_steps": 1,
                     "precision": self.precision,
+                    "compile": {"ours": "auto", OURS_EAGER: False}.get(self.contender, True),
                 },
             },
             self.size,
@@ -197,7 +203,7 @@ class Measured:
         self.clock = time.process_time if task.clock == "cpu" else time.perf_counter
         if task.clock == "cpu":
             torch.set_num_threads(1)  # several threads that wait for each other burn time
-        self.contender = (Ours if task.contender == "ours" else Peer)(task, Processes(0, 1, self.device))
+        self.contender = (Ours if task.contender.startswith("ours") else Peer)(task, Processes(0, 1, self.device))
         for _ in range(WARM_UP):
             self.contender.step()
         self.wait()
@@ -325,14 +331,33 @@ def peers(model: str, device: str, eager: bool) -> list[str]:
     return ["transformers eager"] * eager + ["transformers compiled"] + ["plain compiled"] * device.startswith("cuda")
 
 
+def raced(contenders: list[Contender], rounds: int, seconds: float) -> tuple[list[list[float]], list[float], list]:
+    """Tokens/s of each contender in each turn, their medians, and peak memory in MiB."""
+    turns = [[one.do("tokens_per_s", seconds) for one in contenders] for _ in range(rounds)]
+    speeds = [statistics.median(column) for column in zip(*turns, strict=True)]
+    return turns, speeds, [one.do("peak_memory") for one in contenders]
+
+
+def compare_ways(task: Task, rounds: int, seconds: float) -> list[str]:
+    """Run WAYS in turns; a row of Markdown for each."""
+    contenders = [Contender(dataclasses.replace(task, contender=name)) for name in WAYS]
+    turns, speeds, memory = raced(contenders, rounds, seconds)
+    for one in contenders:
+        one.end()
+    rows = []
+    for number, way in enumerate(WAYS):
+        ratio = statistics.median(turn[number] / turn[WAYS.index(NANOGPT)] for turn in turns)
+        cells = [task.size, task.precision, f"{task.batch}", way, f"{speeds[number]:,.0f}", mfu(task, speeds[number])]
+        rows.append("| " + " | ".join([*cells, f"{ratio:.2f}", f"{memory[number]:,.0f}"]) + " |")
+    return rows
+
+
 def compare(task: Task, rounds: int, seconds: float, eager: bool) -> str:
     """Run a task's contenders in turns; the result as a row of Markdown."""
     contenders = [Contender(task)]
     for name in peers(task.model, task.device, eager):
         contenders.append(Contender(dataclasses.replace(task, contender=name)))
-    turns = [[one.do("tokens_per_s", seconds) for one in contenders] for _ in range(rounds)]
-    memory = [one.do("peak_memory") for one in contenders]
-    speeds = [statistics.median(column) for column in zip(*turns, strict=True)]
+    turns, speeds, memory = raced(contenders, rounds, seconds)
     ratios = [statistics.median(turn[0] / turn[i] for turn in turns) for i in range(len(contenders))]
     shares = contenders[0].do("phases", seconds)
     best = min(range(1, len(contenders)), key=lambda i: ratios[i])
@@ -368,6 +393,8 @@ def compare(task: Task, rounds: int, seconds: float, eager: bool) -> str:
 
 def mfu(task: Task, tokens_per_s: float) -> str:
     """Share of the device's peak, in percent; "?" for a device whose peak is not written above."""
+    if not task.device.startswith("cuda"):
+        return "?"
     peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
     if not peaks:
         return "?"
@@ -388,11 +415,16 @@ def main() -> None:
     parser.add_argument(
         "--models",
         nargs="*",
-        default=["mini", "gpt1", "gru:small", "lstm:small"],
-        help=f"GPT sizes ({', '.join(SIZES)}), or gru:SIZE, lstm:SIZE ({', '.join(RECURRENT)})",
+        help=f"GPT sizes ({', '.join(SIZES)}), or gru:SIZE, lstm:SIZE ({', '.join(RECURRENT)}); by default mini, gpt1, "
+        "gru:small and lstm:small, with --ways gpt1 and medium",
     )
-    parser.add_argument("--precision", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    parser.add_argument("--batch", type=int, default=16, help="windows in a step (default %(default)s)")
+    parser.add_argument(
+        "--ways",
+        action="store_true",
+        help="ours with and without torch.compile, and nanoGPT's compiled step; of GPTs, in bf16 by default",
+    )
+    parser.add_argument("--precision", nargs="*", choices=["fp32", "bf16"], help="by default both")
+    parser.add_argument("--batch", type=int, help="windows in a step (default 16, with --ways the paper's)")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument(
         "--dropout",
@@ -410,7 +442,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of a turn")
     options = parser.parse_args()
-    with recording("training"):
+    options.precision = options.precision or (["bf16"] if options.ways else ["fp32", "bf16"])
+    options.models = options.models or (["gpt1", "medium"] if options.ways else USUAL_MODELS)
+    with recording("training-ways" if options.ways else "training"):
         print_table(options)
 
 
@@ -419,8 +453,9 @@ def print_table(options: argparse.Namespace) -> None:
     device = (
         torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
     )
+    batch = options.batch or ("the paper's" if options.ways else 16)
     print(
-        f"{device}, torch {torch.__version__}, batch {options.batch}, context {options.context}, "
+        f"{device}, torch {torch.__version__}, batch {batch}, context {options.context}, "
         f"dropout {options.dropout}, vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s of "
         f"{options.clock} time\n"
     )
@@ -438,6 +473,8 @@ def print_table(options: argparse.Namespace) -> None:
     ]
     if options.device.startswith("cuda"):
         columns.append("MFU of a GPT, %: ours / peer")
+    if options.ways:
+        columns = ["model", "precision", "batch", "step", "tokens/s", "MFU, %", "over plain compiled", "peak MiB"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "tokens.h5"
@@ -450,14 +487,17 @@ def print_table(options: argparse.Namespace) -> None:
                     model,
                     size,
                     precision,
-                    options.batch,
+                    options.batch or (SIZES[size][3] if options.ways else 16),
                     options.context,
                     options.dropout,
                     options.device,
                     str(data),
                     options.clock,
                 )
-                print(compare(task, options.rounds, options.seconds, not options.no_eager), flush=True)
+                if options.ways:
+                    print("\n".join(compare_ways(task, options.rounds, options.seconds)), flush=True)
+                else:
+                    print(compare(task, options.rounds, options.seconds, not options.no_eager), flush=True)
 
 
 if __name__ == "__main__":

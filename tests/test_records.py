@@ -61,6 +61,11 @@ def test_a_record_that_is_not_there_is_named(tmp_path):
             "--models gru:small --precision fp32 --batch 2 --context 16 --rounds 1 --seconds 0.1",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "bench_training",
+            "--ways --models nano --batch 2 --context 16 --rounds 1 --seconds 0.1 --device cpu",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_benchmark_leaves_what_it_printed(name, options, tmp_path, monkeypatch, capsys):

@@ -128,21 +128,22 @@ class Lines(Bar):
     """A bar that is not drawn, but told of in a line every `line_seconds`; where it was told of, at its end too."""
 
     def __init__(self, *args, line_seconds: float, **kwargs):
-        self._line_seconds, self._next, self._told = line_seconds, time.monotonic() + line_seconds, False
+        self._line_seconds, self._next = line_seconds, time.monotonic() + line_seconds
+        self._told: float | None = None  # the count of the last line
         looked_at = {"mininterval": line_seconds / 60, "miniters": 1}  # whether it is time, in every step
         super().__init__(*args, **kwargs | looked_at | {"file": io.StringIO()})
 
     def display(self, msg=None, pos=None):
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._line_seconds
-            self._told = True
+            self._told = self.n
             self._or_none(lambda: tell(in_words(self.format_dict), sys.stderr))
 
     def clear(self, *args, **kwargs):
         pass
 
     def close(self):
-        if self._told and not self.disable:
+        if self._told not in (None, self.n) and not self.disable:
             self._next = 0.0
             self.display()
         self._next = math.inf

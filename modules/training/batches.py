@@ -66,4 +66,8 @@ def training_batches(
         while True:
             inputs_BT, targets_BT = upcoming.result()
             upcoming = thread.submit(prepare)
-            yield inputs_BT.to(processes.device, non_blocking=True), targets_BT.to(processes.device, non_blocking=True)
+            # Not waited for where it is pinned; elsewhere (Apple) its memory might be another's before it is copied.
+            yield (
+                inputs_BT.to(processes.device, non_blocking=on_gpu),
+                targets_BT.to(processes.device, non_blocking=on_gpu),
+            )

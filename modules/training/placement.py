@@ -30,6 +30,7 @@ CONTEXT_BYTES = 0.6 * GIB  # of a GPU's memory that CUDA itself takes for each p
 MARGIN = 1.2  # for validations, and what torch's allocator cannot use
 
 HERE = Processes(0, 1, torch.device("cpu"))
+_measured: dict[tuple, float] = {}  # bytes by the size of a run: once in a process, which may train again and again
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,12 @@ def estimated_need(config: Config) -> float:
 
 def measured_needs(runs: Sequence[Config], device_name: str | None) -> dict[str, float]:
     """Bytes of a GPU's memory that each run takes, from a few steps of one of each size."""
-    found: dict[tuple, float] = {}
     needs = {}
     for run in runs:
         size = size_of(run)
-        if size not in found:
-            found[size] = MARGIN * (try_out(run, device_name).bytes + CONTEXT_BYTES)
-        needs[run.name] = found[size]
+        if size not in _measured:
+            _measured[size] = MARGIN * (try_out(run, device_name).bytes + CONTEXT_BYTES)
+        needs[run.name] = _measured[size]
     return needs
 
 

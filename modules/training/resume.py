@@ -13,6 +13,7 @@ only says where or how fast a run goes may change freely.
                                metrics/<run>.png .svg the loss curve so far
                                validations/<run>/     the held-out loss of each window at each validation
                                configs/, logs/        of runs that measure_arrow.py derived and trained side by side
+                               slurm/                 scripts for a cluster (measure_arrow.py --commands slurm)
 """
 
 import contextlib

@@ -7,8 +7,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from tests.toy import ROOT, config_dict, write_tokens
+from modules.config import load_config
+from modules.kernels import attention, cross_entropy, dropout, linear, products, rotary
+from modules.training import run as training_run
+from modules.training.batches import pieces_of_a_batch
+from modules.training.parallel import Processes
+from modules.training.run import Request, run
+from tests.toy import PROJECT, ROOT, config_dict, metrics_of, write_config, write_tokens
+
+HERE = Processes(0, 1, torch.device("cpu"))
 
 SCRIPT = """
 import json, sys
@@ -105,3 +114,46 @@ def test_a_run_goes_on_there_to_the_same_bits(found):
 
 def test_what_is_measured_there_is_what_is_measured_here(found):
     assert found["measured"] < 1e-6 and found["snippet"] == 9
+
+
+# What a GPU is given, given to the CPU
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_a_gpu_does(monkeypatch):
+    """A batch in one piece, logits in a GPU's chunks and buffer, torch's own kernels, and AdamW that is not fused."""
+    monkeypatch.setitem(cross_entropy.CHUNK_BYTES, "cpu", cross_entropy.CHUNK_BYTES["cuda"])
+    monkeypatch.setattr(cross_entropy, "CPU_CACHE_BYTES", 1 << 40)
+    monkeypatch.setattr(training_run, "pieces_of_a_batch", lambda config, processes: 1)
+    for module in (attention, dropout, linear, products, rotary):
+        monkeypatch.setattr(module, "eager_on_cpu", lambda tensor: False)
+    usual = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **named: usual(*args, **named | {"fused": False}))
+
+
+def losses(folder, name, **changes):
+    """Of a run of 8 steps, whose batches a CPU takes in two pieces; all that its log has."""
+    changes = {
+        "model_params__dropout": 0.0,
+        "training_params__batch_size": 1600,
+        "training_params__held_out_tokens": 1024,
+    } | changes
+    config = load_config(write_config(folder, name, training_params__steps_to_train=8, **changes)).with_model("gpt")
+    assert pieces_of_a_batch(config, HERE) == 2
+    assert run(config, Request(PROJECT), HERE) == 0
+    return [entry["loss"] for entry in metrics_of(folder, name)]
+
+
+def test_the_ways_of_a_gpu_give_the_losses_of_a_cpu(tmp_path, request):
+    usual = losses(tmp_path, "usual")
+    request.getfixturevalue("as_a_gpu_does")
+    assert losses(tmp_path, "gpu") == pytest.approx(usual, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_and_in_bf16_they_do_too(tmp_path, request):
+    usual = losses(tmp_path, "usual")
+    request.getfixturevalue("as_a_gpu_does")
+    compiled = {"training_params__compile": True, "training_params__precision": "bf16"}
+    assert losses(tmp_path, "gpu", **compiled) == pytest.approx(usual, abs=0.05)

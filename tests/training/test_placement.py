@@ -1,6 +1,5 @@
 """Which runs are trained where, with made-up machines."""
 
-import signal
 from collections import Counter
 from multiprocessing import Pipe
 
@@ -9,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.config import parse_config
+from modules.system.children import LAUNCHER
 from modules.system.errors import UserError
 from modules.training import placement
 from modules.training import trial as trial_module
@@ -89,6 +89,7 @@ def machine(monkeypatch, cores: int, gpus=(), free: float = 64 * GIB):
     monkeypatch.setattr(placement, "available_cores", lambda: cores)
     monkeypatch.setattr(placement, "available_memory", lambda: free)
     monkeypatch.setattr(placement, "gpus_here", lambda name: list(gpus))
+    monkeypatch.setattr(placement, "_measured", {})
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,9 @@ def test_on_gpus_a_run_of_each_size_is_measured_once(runs, monkeypatch):
     assert plan_for(runs, None, 2).at_a_time == 2 and not tried, (
         "each has a GPU of its own: there is nothing to measure"
     )
-    assert plan_for(runs, None, 4).at_a_time == 4 and tried
+    assert plan_for(runs, None, 4).at_a_time == 4 and not tried, "it is known by now"
+    placement._measured.clear()
+    assert plan_for(runs, None, 4).at_a_time == 4 and len(tried) == 1
 
 
 def test_a_run_that_needs_more_than_a_gpu_has_gets_one_of_its_own(runs, monkeypatch):
@@ -133,14 +136,15 @@ def test_a_run_that_needs_more_than_a_gpu_has_gets_one_of_its_own(runs, monkeypa
     assert plan_for(runs, None, None).at_a_time == 2
 
 
-def test_a_trial_of_a_run_tells_memory_and_time_and_its_errors(tmp_path, runs):
+def test_a_trial_of_a_run_tells_memory_and_time_and_its_errors(tmp_path, runs, monkeypatch):
     trial = try_out(runs[0], "cpu")
     assert 0.1 * GIB < trial.bytes < estimated_need(runs[0]) < 4 * GIB and 0 < trial.seconds < 60 and trial.steps == 40
     ours, theirs = Pipe()
     wrong = config_dict(tmp_path, model_params__vocab_size=9) | {"model": "gpt"}
-    before = signal.getsignal(signal.SIGINT)
-    trial_module._work(wrong, "wrong", "cpu", theirs)
-    signal.signal(signal.SIGINT, before)
+    with monkeypatch.context() as patched:
+        patched.setattr(trial_module, "end_with_launcher", lambda: None)  # it is this process
+        patched.setenv(LAUNCHER, "")
+        trial_module._work(wrong, "wrong", "cpu", 0, theirs)
     told = ours.recv()
     assert isinstance(told, UserError) and "vocab_size" in str(told)
 

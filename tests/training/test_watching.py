@@ -1,6 +1,7 @@
 """What is shown of runs side by side, read from the metrics that they write."""
 
 import io
+import re
 import sys
 from types import SimpleNamespace
 from weakref import WeakSet
@@ -9,12 +10,14 @@ import pytest
 import torch
 
 from modules.config import parse_config
+from modules.models import evaluate
 from modules.system import console
+from modules.tok_utils import create_tokenizer, progress, tokenize_folder
 from modules.training import watching
 from modules.training.metrics import newest_entry
 from modules.training.parallel import Processes
 from modules.training.resume import files_of
-from modules.training.run import data_of, last_step_of
+from modules.training.run import Request, data_of, last_step_of, run
 from modules.training.watching import Progress, last_step
 from tests.toy import config_dict, write_tokens
 
@@ -104,3 +107,30 @@ def test_the_last_step_is_that_of_the_run(tmp_path, changes):
         )
         is None
     )
+
+
+def test_a_log_of_training_and_one_of_tokenizing_have_lines_and_no_bar(tmp_path, monkeypatch):
+    """A minute is shortened to nothing: each step may be a line, and each piece of a text."""
+    real = console.bar
+
+    def soon(*args, **named):
+        return real(*args, line_seconds=0.0, **named | {"delay": 0})
+
+    monkeypatch.setattr(console, "bar", soon)
+    for module in (evaluate, progress):
+        monkeypatch.setattr(module, "bar", soon)
+    monkeypatch.setattr(sys, "stderr", Terminal(False))
+    write_tokens(tmp_path / "toy.h5")
+    config = parse_config(config_dict(tmp_path, training_params__steps_to_train=6), "toy").with_model("gpt")
+    assert run(config, Request("p"), Processes(0, 1, torch.device("cpu"))) == 0
+    (tmp_path / "text.txt").write_text("some words of a text " * 2000)
+    tokenizer = create_tokenizer(tmp_path / "text.txt", tmp_path, "words", vocab_size=300)
+    tokenize_folder(tmp_path / "text.txt", tokenizer, num_workers=1)
+    said = sys.stderr.getvalue()
+    step = (
+        r"^toy: \d of 6 step \(\d+ %\), [\d.,]+ step/s, 00:\d\d so far(, 00:\d\d left)?, loss \d\.\d+, lr .* tokens/s$"
+    )
+    assert re.search(step, said, re.M), said
+    assert re.search(r"^held-out: \d of \d batch \(\d+ %\)", said, re.M)
+    assert re.search(r"^tokenize text: 42.0kB of 42.0kB \(100 %\), .*B/s, 00:\d\d so far, [\d,]+ tokens/s$", said, re.M)
+    assert "\r" not in said and "|" not in said
