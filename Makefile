@@ -49,5 +49,7 @@ else
 	touch $@
 endif
 
+include results.mk
+
 clean-demo:
 	rm -rf demo

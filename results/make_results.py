@@ -1,0 +1,215 @@
+"""Make the reports of this folder: measure, copy each report, write what it stands on beside it, and list all.
+
+    python -m results.make_results             all, trained as far as they are not yet: hours to days
+    python -m results.make_results help code   some
+    python -m results.make_results --list      only README.md, from the reports that are here
+
+The texts are made by `make results` (results.mk), which calls this. A measurement that was interrupted goes on; its
+time is the sum of all tries, in `runs/<name>/cost.json`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.records import commit, processor
+from modules.system.errors import UserError, one_line_errors
+from modules.system.files import replacing
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "results"
+SHOWN = (".md", ".json", ".png", ".html")  # of a report: what a reader opens; SVGs and losses stay with the runs
+
+
+class Result(NamedTuple):
+    title: str
+    configs: list[str]  # of configs/results, without _forward
+    tokenizer: str | None  # of data/tokenizers, where all configs have the same
+    texts: list[str]  # of data/
+
+
+RESULTS = {
+    "docstrings": Result(
+        "English docstrings, by size", ["docstrings_width32", "docstrings_width64"], "docstrings", ["docstrings"]
+    ),
+    "help": Result(
+        "The same manuals in five languages",
+        [f"help_{language}" for language in ("en", "fr", "de", "es", "it")],
+        None,
+        [f"help_{language}" for language in ("en", "fr", "de", "es", "it")],
+    ),
+    "english": Result("Long English prose, by size", ["english_width64"], "english", ["english"]),
+    "code": Result("Source code", ["code"], "code", ["code"]),
+    "umaydis": Result("A genome", ["umaydis"], "umaydis", ["umaydis"]),
+}
+# What stands in no .source.json, as these texts are not collected from packages with a licence each.
+SOURCES = {
+    "docstrings": {
+        "package": "the Python packages of requirements-dev.txt and the standard library",
+        "licence": "the packages' own: BSD, MIT, Apache-2.0, PSF-2.0 mostly",
+    },
+    "umaydis": {
+        "package": "maffilter-examples",
+        "address": "https://packages.debian.org/maffilter-examples",
+        "licence": "CeCILL",
+        "form": "FASTA: the genome of Ustilago maydis, 23 chromosomes and contigs; runs of N left out",
+    },
+}
+
+
+def command_of(name: str) -> list[str]:
+    result = RESULTS[name]
+    configs = [f"configs/results/{config}_forward.json" for config in result.configs]
+    tokenizer = ["-t", f"data/tokenizers/{result.tokenizer}"] if result.tokenizer else []
+    return ["measure_arrow.py", *configs, "-p", name, *tokenizer, "--seeds", "5", "--jobs", "2"]
+
+
+def make(name: str) -> None:
+    """Measure, and copy what is small of the report here."""
+    runs = ROOT / "runs" / name
+    cost_file = runs / "cost.json"
+    cost = json.loads(cost_file.read_text()) if cost_file.exists() else {"cpu_seconds": 0.0, "wall_seconds": 0.0}
+    began, before = time.time(), cpu_seconds()
+    status = subprocess.run([sys.executable, *command_of(name)], cwd=ROOT, env=os.environ | {"WANDB_MODE": "disabled"})
+    cost = {
+        "command": " ".join(["python", *command_of(name)]),
+        "commit": commit(),
+        "processor": processor(),
+        "cpu_seconds": round(cost["cpu_seconds"] + cpu_seconds() - before),
+        "wall_seconds": round(cost["wall_seconds"] + time.time() - began),
+    }
+    runs.mkdir(parents=True, exist_ok=True)
+    write(cost_file, json.dumps(cost, indent=1) + "\n")
+    if status.returncode:
+        raise UserError(f"{name}: measure_arrow.py ended with {status.returncode}; the same command goes on from there")
+    copy_report(name, runs / "report", cost)
+
+
+def copy_report(name: str, report: Path, cost: dict) -> None:
+    """Put a finished report here, with what it cost and what its texts are."""
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in report.iterdir():
+        if file.suffix in SHOWN:
+            shutil.copy(file, folder)
+    write(folder / "source.json", json.dumps({**cost, "texts": texts_of(name)}, indent=1, ensure_ascii=False) + "\n")
+
+
+def texts_of(name: str) -> dict[str, dict]:
+    found = {}
+    for text in RESULTS[name].texts:
+        path = ROOT / "data" / text / f"{text}.source.json"
+        found[text] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"sources": [SOURCES.get(text, {})]}
+        )
+    return found
+
+
+def listing() -> str:
+    """README.md: a line a measurement, then the command, commit, cost and texts of each report."""
+    rows, parts = [], []
+    for name, result in RESULTS.items():
+        if not (HERE / name / "source.json").exists():
+            continue
+        about = json.loads((HERE / name / "source.json").read_text(encoding="utf-8"))
+        found = json.loads((HERE / name / "arrow.json").read_text(encoding="utf-8"))["comparisons"]
+        rows += [row(name, comparison) for comparison in found]
+        parts.append(
+            f"### [{result.title}]({name}/report.md)\n\n"
+            f"`{about['command']}` at commit `{about['commit']}`: {about['cpu_seconds'] / 3600:.1f} CPU hours in "
+            f"{about['wall_seconds'] / 3600:.1f} hours ({about['processor']}).\n\n"
+            + "\n".join(source_line(text, each) for text, each in about["texts"].items())
+        )
+    header = ["report", "parameters", "seeds", "passes", "forward loss", "arrow, %", "95 %"]
+    header += ["turns round with the text, %", "does not, %", "over the last third"]
+    page = [
+        "# Results",
+        "Written by `python -m results.make_results`. `make results` makes all of it again, from the texts on, "
+        "`make result-NAME` one. Intervals are at 95 %, over seeds and held-out text.",
+        "\n".join([in_row(header), in_row(["---"] * len(header)), *rows]),
+        "## What each stands on",
+        *parts,
+    ]
+    return "\n\n".join(page) + "\n"
+
+
+def row(name: str, comparison: dict) -> str:
+    arrow, control, convergence = comparison["arrow"], comparison["control"], comparison["convergence"]
+    moved = f"{convergence['change']:+.2f} points, {'still moving' if convergence['moving'] else 'at rest'}"
+    cells = [
+        f"[{comparison['name']}]({name}/report.md)",
+        f"{comparison['compared']['parameters']:,}",
+        str(len(comparison["compared"]["seeds"])),
+        f"{convergence['passes']:.2f}",
+        f"{arrow['forward']:.4f}",
+        f"{arrow['percent']['value']:+.2f}",
+        interval(arrow["percent"]),
+        half(control and control["turns"]),
+        "0 (exact)" if control and control["exact"] else half(control and control["stays"]),
+        moved if convergence["change"] is not None else "not known",
+    ]
+    return in_row(cells)
+
+
+def in_row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def half(estimate: dict | None) -> str:
+    return f"{estimate['value']:+.2f} ({interval(estimate)})" if estimate else "not known"
+
+
+def interval(estimate: dict) -> str:
+    return f"{estimate['both'][0]:+.2f} to {estimate['both'][1]:+.2f}"
+
+
+def source_line(text: str, about: dict) -> str:
+    """What a text is, in a line."""
+    sources = "; ".join(
+        f"{source.get('package', source.get('folder', ''))} {source.get('version', '')}".strip()
+        + (f" ({source['licence']})" if "licence" in source else "")
+        for source in about["sources"]
+    )
+    size = f"{about['size'] / 1e6:.1f} MB in {about['documents']:,} documents: " if "documents" in about else ""
+    removed = (
+        f". Left out: {about['repeated_paragraphs']:,} repeated paragraphs and {about['near_duplicates']:,} "
+        "near-duplicate documents"
+        if "documents" in about
+        else ""
+    )
+    return f"- **{text}**: {size}{sources}{removed}."
+
+
+def write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def cpu_seconds() -> float:
+    """CPU time of all ended child processes of this one."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*RESULTS, []], metavar="NAME", help=", ".join(RESULTS))
+    parser.add_argument("--list", action="store_true", help="measure nothing, write README.md")
+    args = parser.parse_args()
+    for name in [] if args.list else args.names or RESULTS:
+        make(name)
+        write(HERE / "README.md", listing())
+    write(HERE / "README.md", listing())
+
+
+if __name__ == "__main__":
+    main()
