@@ -21,7 +21,7 @@ PACKAGES_help_es = libreoffice-help-es gimp-help-es lilypond-doc-html-es debian-
 PACKAGES_help_it = libreoffice-help-it gimp-help-it lilypond-doc-html-it debian-reference-it aptitude-doc-it \
 	developers-reference-it maint-guide-it debian-faq-it
 
-RESULTS = docstrings help english code umaydis
+RESULTS = docstrings help english code umaydis noisy_circuit
 .PHONY: results $(RESULTS:%=result-%)
 
 results: $(RESULTS:%=result-%)
@@ -34,6 +34,7 @@ result-help: $(HELP:%=%.h5)
 result-english: data/english/english.h5
 result-code: data/code/code.h5
 result-umaydis: data/umaydis/umaydis.h5
+result-noisy_circuit: data/noisy_circuit/noisy_circuit.h5
 
 # Texts
 data/docstrings/docstrings.txt: | .venv/installed-dev
@@ -54,6 +55,9 @@ data/umaydis/umaydis.fa.gz: | .venv/installed-dev
 	dpkg-deb --fsys-tarfile data/debs/maffilter-examples_*.deb \
 		| tar -xO ./usr/share/doc/maffilter/examples/Umaydis/Umaydis.fasta.gz > $@
 
+data/noisy_circuit/noisy_circuit.txt: | .venv/installed-dev
+	$(RUN) generate_text.py noisy_circuit $@ --lines 250000 --bits 20 --ones 6 --flips 0.01
+
 # Tokens
 data/docstrings/docstrings.h5: data/docstrings/docstrings.txt
 	$(TOKENIZE) $(BPE)
@@ -63,3 +67,6 @@ $(WITH_DOCUMENTS:%=%.h5): %.h5: %.jsonl
 
 data/umaydis/umaydis.h5: data/umaydis/umaydis.fa.gz
 	$(TOKENIZE) --symbols characters --fasta_n split
+
+data/noisy_circuit/noisy_circuit.h5: data/noisy_circuit/noisy_circuit.txt
+	$(TOKENIZE) --symbols characters

@@ -274,9 +274,29 @@ def result(text: str, size: str, steps: int, held_out_tokens: int, vocab_size: i
     return config
 
 
+def noisy_circuit() -> dict:
+    """The paper's circuit of 20 bits, an example a window: 20 bits, a space, 20 bits, a line end."""
+    return small_gpt(
+        "data/noisy_circuit/noisy_circuit.h5",
+        vocab_size=6,
+        width=64,
+        context=42,
+        batch_size=64,
+        steps=3000,
+        save_every=750,
+        heads=8,
+        lr=1.5e-3,
+        stride=42,
+        held_out_tokens=12_000 * 42,
+        state_save_loc="runs",
+        precision="fp32",
+    )
+
+
 def results() -> dict[str, dict]:
     """The runs behind results/ (results.mk makes their texts)."""
-    runs = {f"results/{text}": result(text, "width64", *rest) for text, rest in RESULT_TEXTS.items()}
+    runs = {"results/noisy_circuit": noisy_circuit()}
+    runs |= {f"results/{text}": result(text, "width64", *rest) for text, rest in RESULT_TEXTS.items()}
     for size in RESULT_SIZES:
         if size != "width256":  # docstrings are too few for it
             runs[f"results/docstrings_{size}"] = result("docstrings", size, 6000, SMALL_HELD_OUT_TOKENS)

@@ -48,6 +48,7 @@ RESULTS = {
     "english": Result("Long English prose, by size", ["english_width64"], "english", ["english"]),
     "code": Result("Source code", ["code"], "code", ["code"]),
     "umaydis": Result("A genome", ["umaydis"], "umaydis", ["umaydis"]),
+    "noisy_circuit": Result("The paper's circuit of 20 bits", ["noisy_circuit"], "noisy_circuit", ["noisy_circuit"]),
 }
 # What stands in no .source.json, as these texts are not collected from packages with a licence each.
 SOURCES = {
@@ -55,6 +56,7 @@ SOURCES = {
         "package": "the Python packages of requirements-dev.txt and the standard library",
         "licence": "the packages' own: BSD, MIT, Apache-2.0, PSF-2.0 mostly",
     },
+    "noisy_circuit": {"package": "generate_text.py", "licence": "none: it is made"},
     "umaydis": {
         "package": "maffilter-examples",
         "address": "https://packages.debian.org/maffilter-examples",

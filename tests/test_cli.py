@@ -53,6 +53,8 @@ COMMANDS = [
             ("circuit", ("--bits", "0")),
             ("circuit", ("--lines", str(10**15))),
             ("circuit", ("--lines", str(10**12))),
+            ("noisy_circuit", ("--flips", "0.7")),
+            ("noisy_circuit", ("--bits", "3", "--ones", "5")),
             ("primes", ("--digits", "40")),
             ("primes", ("--digits", "-3")),
             ("primes", ("--lines", "")),
