@@ -59,7 +59,6 @@ SOURCES = {
     "noisy_circuit": {"package": "generate_text.py", "licence": "none: it is made"},
     "umaydis": {
         "package": "maffilter-examples",
-        "address": "https://packages.debian.org/maffilter-examples",
         "licence": "CeCILL",
         "form": "FASTA: the genome of Ustilago maydis, 23 chromosomes and contigs; runs of N left out",
     },
@@ -177,7 +176,7 @@ def source_line(text: str, about: dict) -> str:
     """What a text is, in a line."""
     sources = "; ".join(
         f"{source.get('package', source.get('folder', ''))} {source.get('version', '')}".strip()
-        + (f" ({source['licence']})" if "licence" in source else "")
+        + f" ({first_of(source.get('licence', 'not said'))})"
         for source in about["sources"]
     )
     size = f"{about['size'] / 1e6:.1f} MB in {about['documents']:,} documents: " if "documents" in about else ""
@@ -188,6 +187,12 @@ def source_line(text: str, about: dict) -> str:
         else ""
     )
     return f"- **{text}**: {size}{sources}{removed}."
+
+
+def first_of(licences: str) -> str:
+    """The first three; source.json has all, of every file in the package."""
+    names = licences.split(", ")
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def write(path: Path, text: str) -> None:

