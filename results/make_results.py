@@ -25,7 +25,7 @@ from modules.system.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "results"
-SHOWN = (".md", ".json", ".png", ".html")  # of a report: what a reader opens; SVGs and losses stay with the runs
+SHOWN = (".md", ".json", ".png")  # of a report; SVGs, coloured pages and losses stay with the runs
 
 
 class Result(NamedTuple):
@@ -69,7 +69,7 @@ def command_of(name: str) -> list[str]:
     result = RESULTS[name]
     configs = [f"configs/results/{config}_forward.json" for config in result.configs]
     tokenizer = ["-t", f"data/tokenizers/{result.tokenizer}"] if result.tokenizer else []
-    return ["measure_arrow.py", *configs, "-p", name, *tokenizer, "--seeds", "5", "--jobs", "2"]
+    return ["measure_arrow.py", *configs, "--seeds", "5", *tokenizer, "-p", name, "--jobs", "2"]
 
 
 def make(name: str) -> None:
