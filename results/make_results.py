@@ -16,10 +16,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib.figure import Figure
+
 from benchmarks.records import commit, processor
+from modules.plots import label, new_axes, save
 from modules.system.errors import UserError, one_line_errors
 from modules.system.files import replacing
 
@@ -62,6 +66,18 @@ SOURCES = {
         "licence": "CeCILL",
         "form": "FASTA: the genome of Ustilago maydis, 23 chromosomes and contigs; runs of N left out",
     },
+}
+
+
+# What others found, in percent of the forward loss, with its interval where one is known: "Arrows of Time" (read from a
+# drawing, ±0.05), and our statistics (measure_arrow.py --losses) on the losses that arXiv 2505.08739 gives.
+PUBLISHED = {
+    "Papadopoulos et al. 2024, CC100, 4.9 M": (-0.35, None),
+    "Papadopoulos et al. 2024, CC100, 55.6 M": (0.2, None),
+    "Papadopoulos et al. 2024, CC100, 405 M": (0.76, None),
+    "arXiv 2505.08739, neuroscience, 124 M": (0.29, (-0.21, 0.80)),
+    "arXiv 2505.08739, neuroscience, 355 M": (0.75, (0.61, 0.89)),
+    "arXiv 2505.08739, neuroscience, 774 M": (1.24, (1.13, 1.35)),
 }
 
 
@@ -114,32 +130,69 @@ def texts_of(name: str) -> dict[str, dict]:
     return found
 
 
+def comparisons_of(name: str) -> list[dict]:
+    """What the report here found, as its arrow.json has it; nothing where there is none."""
+    path = HERE / name / "arrow.json"
+    return json.loads(path.read_text(encoding="utf-8"))["comparisons"] if path.exists() else []
+
+
 def listing() -> str:
     """README.md: a line a measurement, then the command, commit, cost and texts of each report."""
-    rows, parts = [], []
-    for name, result in RESULTS.items():
-        if not (HERE / name / "source.json").exists():
-            continue
-        about = json.loads((HERE / name / "source.json").read_text(encoding="utf-8"))
-        found = json.loads((HERE / name / "arrow.json").read_text(encoding="utf-8"))["comparisons"]
-        rows += [row(name, comparison) for comparison in found]
-        parts.append(
-            f"### [{result.title}]({name}/report.md)\n\n"
-            f"`{about['command']}` at commit `{about['commit']}`: {about['cpu_seconds'] / 3600:.1f} CPU hours in "
-            f"{about['wall_seconds'] / 3600:.1f} hours ({about['processor']}).\n\n"
-            + "\n".join(source_line(text, each) for text, each in about["texts"].items())
-        )
+    rows = [row(name, comparison) for name in RESULTS for comparison in comparisons_of(name)]
     header = ["report", "parameters", "seeds", "passes", "forward loss", "arrow, %", "95 %"]
     header += ["turns round with the text, %", "does not, %", "over the last third"]
+    published = [in_row([name, f"{value:+.2f}", interval_of(both)]) for name, (value, both) in PUBLISHED.items()]
     page = [
         "# Results",
         "Written by `python -m results.make_results`. `make results` makes all of it again, from the texts on, "
         "`make result-NAME` one. Intervals are at 95 %, over seeds and held-out text.",
+        "![arrows](arrows.png)",
         "\n".join([in_row(header), in_row(["---"] * len(header)), *rows]),
+        "## What others found",
+        "In English; the paper's are read from a drawing (±0.05), those of arXiv 2505.08739 are our statistics on its "
+        "published losses, three seeds each.",
+        "\n".join([in_row(["model", "arrow, %", "95 %"]), in_row(["---"] * 3), *published]),
         "## What each stands on",
-        *parts,
+        *(standing(name) for name in RESULTS if comparisons_of(name)),
     ]
     return "\n\n".join(page) + "\n"
+
+
+def standing(name: str) -> str:
+    """Command, commit, cost and texts of a report."""
+    about = json.loads((HERE / name / "source.json").read_text(encoding="utf-8"))
+    return (
+        f"### [{RESULTS[name].title}]({name}/report.md)\n\n"
+        f"`{about['command']}` at commit `{about['commit']}`: {about['cpu_seconds'] / 3600:.1f} CPU hours in "
+        f"{about['wall_seconds'] / 3600:.1f} hours ({about['processor']}).\n\n"
+        + "\n".join(source_line(text, each) for text, each in about["texts"].items())
+    )
+
+
+def arrows() -> Figure:
+    """Each arrow with its interval, ours above, what others found below."""
+    ours = {
+        f"{label(each['name'])}, {each['compared']['parameters'] / 1e6:.1f} M": each["arrow"]["percent"]
+        for name in RESULTS
+        for each in comparisons_of(name)
+    }
+    found = {name: (each["value"], each["both"]) for name, each in ours.items()} | PUBLISHED
+    figure, axes = new_axes("The arrow of time, with 95 % intervals", "backward - forward (% of the forward loss)", "")
+    figure.set_figheight(1.4 + 0.28 * len(found))
+    for place, (name, (value, both)) in enumerate(found.items()):
+        reach = [[value - both[0]], [both[1] - value]] if both else None
+        colour = "#000000" if name in ours else "#999999"
+        axes.errorbar([value], [place], xerr=reach, fmt="o", color=colour, markersize=4, capsize=3, linewidth=1.4)
+    axes.axvline(0, color="#000000", linewidth=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.tick_params(axis="y", labelsize=8.5)
+    axes.invert_yaxis()
+    return figure
+
+
+def write_listing() -> None:
+    write(HERE / "README.md", listing())
+    save(arrows(), HERE / "arrows")
 
 
 def row(name: str, comparison: dict) -> str:
@@ -169,7 +222,11 @@ def half(estimate: dict | None) -> str:
 
 
 def interval(estimate: dict) -> str:
-    return f"{estimate['both'][0]:+.2f} to {estimate['both'][1]:+.2f}"
+    return interval_of(estimate["both"])
+
+
+def interval_of(both: Sequence[float] | None) -> str:
+    return f"{both[0]:+.2f} to {both[1]:+.2f}" if both else "not known"
 
 
 def source_line(text: str, about: dict) -> str:
@@ -214,8 +271,8 @@ def main() -> None:
     args = parser.parse_args()
     for name in [] if args.list else args.names or RESULTS:
         make(name)
-        write(HERE / "README.md", listing())
-    write(HERE / "README.md", listing())
+        write_listing()
+    write_listing()
 
 
 if __name__ == "__main__":
