@@ -43,5 +43,7 @@ else
 	touch $@
 endif
 
+include results.mk
+
 clean-demo:
 	rm -rf demo

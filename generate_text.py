@@ -2,6 +2,7 @@
 
 python generate_text.py primes data/primes/primes.txt --lines 200000 --digits 3
 python generate_text.py circuit data/circuit/circuit.txt --lines 200000 --bits 10
+python generate_text.py noisy_circuit data/noisy/noisy.txt --lines 1000000 --bits 20 --ones 6 --flips 0.01
 python generate_text.py markov data/markov/markov.txt --characters 2000000 --symbols 8
 python generate_text.py iid data/iid/iid.txt --characters 2000000 --symbols 8
 python generate_text.py mirror data/mirrored/mirrored.txt --text data/english/english.txt
@@ -15,7 +16,7 @@ from modules.system.errors import UserError, one_line_errors
 
 
 def parse_arguments() -> argparse.Namespace:
-    from modules.cli import Parser, integer, path, seed
+    from modules.cli import Parser, integer, number_above_zero, path, seed
     from modules.corpora import synthetic as sources
 
     parser = Parser(description="Write text of a synthetic source with a known arrow of time or a known entropy.")
@@ -23,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     kind_help = {
         "primes": "products of two primes, 'p q n'",
         "circuit": "sparse linear circuits over F2, 'x y'",
+        "noisy_circuit": "circuits of the identity and some ones more, with flipped bits, 'x y'",
         "markov": "a reversible Markov chain",
         "iid": "independent symbols",
         "mirror": "a text together with its mirror image",
@@ -34,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
             parser_of_kind.add_argument(
                 "--seed", type=seed, default=0, help="decides the rule and the sample (default 0)"
             )
-    for name in ("primes", "circuit"):
+    for name in ("primes", "circuit", "noisy_circuit"):
         kind[name].add_argument("--lines", type=integer(1, 10**12, "terabytes"), default=200_000, help="default 200000")
     for name in ("markov", "iid"):
         kind[name].add_argument(
@@ -48,6 +50,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     kind["circuit"].add_argument(
         "--bits", type=integer(1, sources.MOST_BITS), default=10, help="bits of x and of y (default 10)"
+    )
+    kind["noisy_circuit"].add_argument(
+        "--bits", type=integer(1, sources.MOST_BITS), default=20, help="bits of x and of y (default 20)"
+    )
+    kind["noisy_circuit"].add_argument(
+        "--ones", type=integer(0, 10**5), default=6, help="ones beside the diagonal (default 6)"
+    )
+    kind["noisy_circuit"].add_argument(
+        "--flips", type=number_above_zero(0.5, "a fair coin"), default=0.01, help="share of flipped bits (default 0.01)"
     )
     kind["mirror"].add_argument("--text", type=path, required=True, help="the .txt file to mirror")
     kind["mirror"].add_argument(

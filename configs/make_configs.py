@@ -236,6 +236,75 @@ def synthetic() -> dict[str, dict]:
     }
 
 
+# Of each text of results.mk that is measured at one size: steps of a run, at most 1.5 passes over the text, held-out
+# tokens and ids. The five manuals are of one length: each is trained for 1.5 passes over the shortest.
+RESULT_TEXTS = {"code": (4000, SMALL_HELD_OUT_TOKENS, 1024), "umaydis": (3000, SMALL_HELD_OUT_TOKENS, 7)} | {
+    f"help_{language}": (2304, 393_216, 1024) for language in ("en", "fr", "de", "es", "it")
+}
+RESULT_SIZES = {  # layers, heads, width, learning rate, context
+    "width32": (2, 2, 32, 3e-3, 64),
+    "width64": (2, 2, 64, 3e-3, 64),
+    "width128": (4, 4, 128, 2e-3, 64),
+    "width256": (6, 8, 256, 1e-3, 128),
+}
+ENGLISH_STEPS, ENGLISH_CYCLES = 7400, 1  # of a cycle, whose end is a result; a session that has the hours adds one
+
+
+def result(text: str, size: str, steps: int, held_out_tokens: int, vocab_size: int = 1024, cycles: int = 1) -> dict:
+    """A run of results.mk: `cycles` cycles of the learning rate, the first of `steps` steps with its warm-up."""
+    layers, heads, width, lr, context = RESULT_SIZES[size]
+    warmup = steps // 20
+    config = small_gpt(
+        f"data/{text}/{text}.h5",
+        vocab_size=vocab_size,
+        width=width,
+        context=context,
+        batch_size=1024 // context,
+        steps=steps + (cycles - 1) * (steps - warmup),
+        save_every=steps // 4,
+        heads=heads,
+        lr=lr,
+        held_out_tokens=held_out_tokens,
+        state_save_loc="runs",
+        precision="fp32",
+    )
+    config["model_params"]["n_layers"] = layers
+    config["training_params"] |= {"step_log": steps // 100, "backup_every": steps}
+    config["optim_params"] |= {"warmup_steps": warmup, "oscil_steps": steps - warmup}
+    return config
+
+
+def noisy_circuit() -> dict:
+    """The paper's circuit of 20 bits, an example a window: 20 bits, a space, 20 bits, a line end."""
+    return small_gpt(
+        "data/noisy_circuit/noisy_circuit.h5",
+        vocab_size=6,
+        width=64,
+        context=42,
+        batch_size=64,
+        steps=3000,
+        save_every=750,
+        heads=8,
+        lr=1.5e-3,
+        stride=42,
+        held_out_tokens=12_000 * 42,
+        state_save_loc="runs",
+        precision="fp32",
+    )
+
+
+def results() -> dict[str, dict]:
+    """The runs behind results/ (results.mk makes their texts)."""
+    runs = {"results/noisy_circuit": noisy_circuit()}
+    runs |= {f"results/{text}": result(text, "width64", *rest) for text, rest in RESULT_TEXTS.items()}
+    for size in RESULT_SIZES:
+        if size != "width256":  # docstrings are too few for it
+            runs[f"results/docstrings_{size}"] = result("docstrings", size, 6000, SMALL_HELD_OUT_TOKENS)
+        english = result("english", size, ENGLISH_STEPS, SMALL_HELD_OUT_TOKENS, cycles=ENGLISH_CYCLES)
+        runs[f"results/english_{size}"] = english
+    return runs
+
+
 def grid() -> dict[str, dict]:
     """Every forward run: the path in this folder without its direction, and the config."""
     runs = {}
@@ -249,7 +318,7 @@ def grid() -> dict[str, dict]:
         for model in ("gru", "lstm"):
             for size in RECURRENT:
                 runs[f"{data}/{data}_{model}_{size}_{CONTEXT}"] = recurrent(data, model, size)
-    return runs | {"demo/demo": demo()} | sweep() | languages() | synthetic()
+    return runs | {"demo/demo": demo()} | sweep() | languages() | synthetic() | results()
 
 
 def config_files() -> dict[str, str]:

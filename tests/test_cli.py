@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import collect_code
+import collect_debian
 import collect_docstrings
 import collect_manpages
 import generate_text
@@ -23,11 +25,19 @@ HUGE = "9" * 10_000
 COMMANDS = [
     *(
         [script, *rest, "--max_mb", value]
-        for script, *rest in (["collect_docstrings", "OUT"], ["collect_manpages", "fr", "OUT"])
+        for script, *rest in (
+            ["collect_docstrings", "OUT"],
+            ["collect_manpages", "fr", "OUT"],
+            ["collect_debian", "x", "OUT"],
+            ["collect_code", "OUT"],
+        )
         for value in ("nan", "inf", "-inf", "-1", "0", "1e300", "1e-400", "", "x", HUGE)
     ),
     *(["collect_docstrings", value] for value in ("", "$THERE_IS_NO_SUCH_VARIABLE/x.txt")),
     ["collect_docstrings", "OUT", "--folder", ""],
+    ["collect_debian", "OUT"],
+    ["collect_debian", "x", "OUT"],
+    ["collect_code", "OUT"],
     *(
         ["generate_text", kind, "OUT", *flag]
         for kind, flag in [
@@ -43,6 +53,8 @@ COMMANDS = [
             ("circuit", ("--bits", "0")),
             ("circuit", ("--lines", str(10**15))),
             ("circuit", ("--lines", str(10**12))),
+            ("noisy_circuit", ("--flips", "0.7")),
+            ("noisy_circuit", ("--bits", "3", "--ones", "5")),
             ("primes", ("--digits", "40")),
             ("primes", ("--digits", "-3")),
             ("primes", ("--lines", "")),
@@ -72,6 +84,8 @@ COMMANDS = [
     ["measure_arrow"],
 ]
 SCRIPTS = {
+    "collect_code": collect_code,
+    "collect_debian": collect_debian,
     "collect_docstrings": collect_docstrings,
     "collect_manpages": collect_manpages,
     "generate_text": generate_text,

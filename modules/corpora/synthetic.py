@@ -5,6 +5,7 @@ where the answer is known:
 
     prime_products    "p q n" with n = p * q: multiplying forward, factoring backward. A strong arrow.
     linear_circuit    "x y" with y = A x over F2, A sparse, its inverse dense. A strong arrow.
+    noisy_circuit     the paper's: A is the identity and k ones more, some bits of x and y are flipped. Known entropy.
     markov_chain      detailed balance holds: the text and its reversal have the same law. No arrow, known entropy.
     iid               independent symbols: no arrow, known entropy.
     with_mirror_image any text, each block followed by its own mirror image: no arrow.
@@ -44,6 +45,7 @@ LINES_AT_ONCE = 1_000
 CHARACTERS_AT_ONCE = 65_536
 MOST_DIGITS = 7  # of a prime: the sieve holds all numbers of so many digits
 MOST_BITS = 256  # of a circuit: ordering its columns takes bits^3 steps
+MOST_NOISY_BITS = 25  # of a noisy circuit whose entropy is computed: a gigabyte
 MIRROR_BLOCK = 4_096  # characters; far longer than any context used here, so that few windows see the mirror's seam
 
 
@@ -56,7 +58,8 @@ class Source(NamedTuple):
 
 
 def open_source(source: str, **settings) -> Source:
-    """The source of that name ("primes", "circuit", "markov", "iid", "mirror") with its length and its true entropy.
+    """The source of that name ("primes", "circuit", "noisy_circuit", "markov", "iid", "mirror") with its length and its
+    true entropy.
 
     `settings` are the arguments of its generator; for "mirror", `text` is the path of a file.
     """
@@ -67,6 +70,9 @@ def open_source(source: str, **settings) -> Source:
             )
         case "circuit", {"lines": lines, "bits": bits}:
             return Source(linear_circuit(**settings), lines * linear_circuit_line(bits), linear_circuit_entropy(bits))
+        case "noisy_circuit", {"lines": lines, "bits": bits}:
+            rule = {name: value for name, value in settings.items() if name != "lines"}
+            return Source(noisy_circuit(**settings), lines * linear_circuit_line(bits), noisy_circuit_entropy(**rule))
         case "markov", {"characters": characters, "symbols": symbols, "seed": seed}:
             return Source(markov_chain(**settings), characters, markov_chain_entropy(symbols, seed))
         case "iid", {"characters": characters, "symbols": symbols, "seed": seed}:
@@ -74,7 +80,7 @@ def open_source(source: str, **settings) -> Source:
         case "mirror", {"text": path, "block": block}:
             return Source(with_mirror_image(read_text(path), block), None, None)
     raise UserError(
-        "expected primes, circuit, markov, iid or mirror with its sizes, "
+        "expected primes, circuit, noisy_circuit, markov, iid or mirror with its sizes, "
         f"found {source} with {', '.join(settings) or 'none'}"
     )
 
@@ -162,6 +168,69 @@ def linear_circuit_entropy(bits: int = 10) -> float:
 def linear_circuit_line(bits: int) -> int:
     """Characters in a line, its end included."""
     return 2 * bits + 2
+
+
+def noisy_circuit(lines: int, bits: int = 20, ones: int = 6, flips: float = 0.01, seed: int = 0) -> Iterator[str]:
+    """`lines` lines "x y" of which each bit is flipped with probability `flips`: x uniform in {0, 1}^bits, and y = A x
+    over F2, with A = `sparse_matrix(bits, ones, seed)`."""
+    matrix = sparse_matrix(bits, ones, seed)
+    sample = stream(seed, "sample")
+    for n_lines in portions(lines, LINES_AT_ONCE):
+        x = sample.integers(2, size=(n_lines, bits), dtype=np.uint8)
+        written = np.concatenate([x, x @ matrix.T % 2], axis=1) ^ (sample.random((n_lines, 2 * bits)) < flips)
+        line = np.full((n_lines, linear_circuit_line(bits)), ord(" "), dtype=np.uint8)
+        line[:, :bits], line[:, bits + 1 : -1] = written[:, :bits] + ord("0"), written[:, bits:] + ord("0")
+        line[:, -1] = ord("\n")
+        yield line.tobytes().decode("ascii")
+
+
+def sparse_matrix(bits: int, ones: int, seed: int = 0) -> np.ndarray:
+    """An invertible matrix over F2: the identity and `ones` ones beside its diagonal, at random. [bits, bits] uint8."""
+    beside = np.flatnonzero(~np.eye(bits, dtype=bool)) if 1 <= bits <= MOST_BITS else np.empty(0)
+    if not 0 <= ones <= len(beside) // 2:  # of many more, few choices are invertible
+        raise UserError(
+            f"expected 1 to {MOST_BITS} bits, and ones at no more than half of the places beside the diagonal, "
+            f"found {bits} bits and {ones} ones"
+        )
+    rule = stream(seed, "rule")
+    while True:
+        matrix = np.eye(bits, dtype=np.uint8)
+        matrix.reshape(-1)[rule.choice(beside, ones, replace=False)] = 1
+        if invertible(matrix):
+            return matrix
+
+
+def invertible(matrix: np.ndarray) -> bool:
+    """Whether a matrix over F2 is, by elimination."""
+    rest = matrix.copy()
+    for column in range(len(rest)):
+        pivots = column + np.flatnonzero(rest[column:, column])
+        if not len(pivots):
+            return False
+        rest[[column, pivots[0]]] = rest[[pivots[0], column]]
+        below = column + 1 + np.flatnonzero(rest[column + 1 :, column])
+        rest[below] ^= rest[column]
+    return True
+
+
+def noisy_circuit_entropy(bits: int = 20, ones: int = 6, flips: float = 0.01, seed: int = 0) -> float | None:
+    """Nats per character, in either direction: the written x is uniform, and of the written y the noise is unknown.
+
+    That noise is A n + m, with n and m the flips of x and y. Its law is the Walsh-Hadamard transform of its
+    characteristic function, which at u is (1 - 2 flips) to the power of |u| + |A^T u|. None where that has too many
+    entries to hold (some 32 bytes for each of 2^bits).
+    """
+    if bits > MOST_NOISY_BITS:
+        return None
+    u = np.arange(2**bits, dtype=np.uint32)
+    weight = np.bitwise_count(u)
+    for column in sparse_matrix(bits, ones, seed).T:
+        weight += np.bitwise_count(u & np.uint32(column @ (1 << np.arange(bits, dtype=np.uint64)))) & 1
+    law = (1 - 2 * flips) ** weight.astype(float)
+    for step in range(bits):
+        pairs = law.reshape(-1, 2, 2**step)
+        law = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1).reshape(-1)
+    return (bits * math.log(2) + entropy(np.maximum(law / 2**bits, 0))) / linear_circuit_line(bits)
 
 
 # Time-symmetric sources

@@ -75,6 +75,50 @@ def test_circuit_lines_obey_the_circuit_and_all_inputs_occur():
     assert sources.linear_circuit_entropy(4) == pytest.approx(math.log(2**4) / (len(lines[0]) + 1))
 
 
+@given(bits=st.integers(1, 12), seed=st.integers(0, 50), data=st.data())
+def test_a_noisy_circuit_is_the_identity_and_some_ones_and_can_be_inverted(bits, seed, data):
+    ones = data.draw(st.integers(0, bits * (bits - 1) // 2))
+    matrix = sources.sparse_matrix(bits, ones, seed)
+    assert matrix.sum() == bits + ones and (matrix.diagonal() == 1).all()
+    assert np.array_equal(matrix @ inverse_over_f2(matrix) % 2, np.eye(bits))
+    singular = matrix.copy()
+    singular[0] = singular[1:].sum(axis=0) % 2
+    assert sources.invertible(matrix) and not sources.invertible(singular)
+
+
+def test_noisy_circuit_lines_obey_the_circuit_but_for_the_flips():
+    text = "".join(sources.noisy_circuit(20_000, bits=6, ones=4, flips=0.03, seed=2))
+    x, y = np.array([[[int(bit) for bit in word] for word in line.split(" ")] for line in text.splitlines()]).swapaxes(
+        0, 1
+    )
+    noise = y ^ (x @ sources.sparse_matrix(6, 4, seed=2).T % 2)
+    # a bit of y is right where an even number of its row's flips and its own happened
+    row_weights = sources.sparse_matrix(6, 4, seed=2).sum(axis=1)
+    assert noise.mean(axis=0) == pytest.approx((1 - 0.94 ** (row_weights + 1)) / 2, abs=0.006)
+    assert abs(x.mean() - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("bits, ones, flips", [(1, 0, 0.2), (3, 0, 0.01), (3, 2, 0.1), (4, 5, 0.05)])
+def test_noisy_circuit_entropy_is_that_of_all_flips_that_can_happen(bits, ones, flips):
+    matrix, law = sources.sparse_matrix(bits, ones, seed=3), {}
+    for flipped in product((0, 1), repeat=2 * bits):
+        chance = math.prod(flips if bit else 1 - flips for bit in flipped)
+        noise = tuple((matrix @ flipped[:bits] + flipped[bits:]) % 2)
+        law[noise] = law.get(noise, 0) + chance
+    of_noise = -sum(chance * math.log(chance) for chance in law.values())
+    expected = (bits * math.log(2) + of_noise) / (2 * bits + 2)
+    assert sources.noisy_circuit_entropy(bits, ones, flips, seed=3) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_floor_of_the_papers_circuit_without_more_ones():
+    """25 bits, 1 % flips: (25 ln 2 + 25 h(0.0198)) / 57 nats a token, of which seven more are the paper's frame."""
+    two_flips = 0.0198
+    h = -two_flips * math.log(two_flips) - (1 - two_flips) * math.log(1 - two_flips)
+    assert sources.noisy_circuit_entropy(14, 0, 0.01) == pytest.approx(14 * (math.log(2) + h) / 30)
+    assert 25 * (math.log(2) + h) / 57 == pytest.approx(0.3467, abs=1e-4)
+    assert sources.noisy_circuit_entropy(sources.MOST_NOISY_BITS + 1) is None
+
+
 @given(symbols=st.integers(2, 12), seed=st.integers(0, 50))
 def test_markov_chain_is_reversible_and_stationary(symbols, seed):
     transitions, stationary = sources.markov_rule(symbols, seed)

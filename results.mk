@@ -1,0 +1,72 @@
+# make results: every report of results/ again, from the texts on: hours to days, interrupted it goes on.
+# make result-NAME: one of them. Needs apt-get (Debian and its kin) for the packages with the texts.
+
+LANGUAGES = fr de es it
+HELP = $(foreach language,en $(LANGUAGES),data/help_$(language)/help_$(language))
+WITH_DOCUMENTS = $(HELP) data/english/english data/code/code
+COLLECT = $(RUN) collect_debian.py --downloads data/debs
+TOKENIZE = $(RUN) tokenize_to_h5.py --txt_path $< --out_h5_folder $(@D) --tokenizer_folder data/tokenizers \
+	--tokenizer_name $(basename $(@F))
+BPE = --vocab_size 1024 --split symmetric
+
+PACKAGES_english = anarchism python3.11-doc perl-doc linux-doc-6.1 debian-reference-en
+PACKAGES_help_en = libreoffice-help-en-us gimp-help-en lilypond-doc-html debian-reference-en aptitude-doc-en \
+	developers-reference maint-guide debian-faq
+PACKAGES_help_fr = libreoffice-help-fr gimp-help-fr lilypond-doc-html-fr debian-reference-fr developers-reference-fr \
+	maint-guide-fr debian-faq-fr
+PACKAGES_help_de = libreoffice-help-de gimp-help-de lilypond-doc-html-de debian-reference-de developers-reference-de \
+	maint-guide-de debian-faq-de
+PACKAGES_help_es = libreoffice-help-es gimp-help-es lilypond-doc-html-es debian-reference-es aptitude-doc-es \
+	maint-guide-es
+PACKAGES_help_it = libreoffice-help-it gimp-help-it lilypond-doc-html-it debian-reference-it aptitude-doc-it \
+	developers-reference-it maint-guide-it debian-faq-it
+
+RESULTS = docstrings help english code umaydis noisy_circuit
+.PHONY: results $(RESULTS:%=result-%)
+
+results: $(RESULTS:%=result-%)
+
+$(RESULTS:%=result-%): result-%:
+	$(RUN) -m results.make_results $*
+
+result-docstrings: data/docstrings/docstrings.h5
+result-help: $(HELP:%=%.h5)
+result-english: data/english/english.h5
+result-code: data/code/code.h5
+result-umaydis: data/umaydis/umaydis.h5
+result-noisy_circuit: data/noisy_circuit/noisy_circuit.h5
+
+# Texts
+data/docstrings/docstrings.txt: | .venv/installed-dev
+	$(RUN) collect_docstrings.py $@
+
+data/english/english.jsonl data/help_en/help_en.jsonl: | .venv/installed-dev
+	$(COLLECT) $(PACKAGES_$(basename $(@F))) $@
+
+$(foreach language,$(LANGUAGES),data/help_$(language)/help_$(language).jsonl): data/help_en/help_en.jsonl
+	$(COLLECT) $(PACKAGES_$(basename $(@F))) $@ --without $<
+
+data/code/code.jsonl: | .venv/installed-dev
+	$(RUN) collect_code.py $@
+
+data/umaydis/umaydis.fa.gz: | .venv/installed-dev
+	mkdir -p data/debs $(@D)
+	cd data/debs && apt-get download maffilter-examples
+	dpkg-deb --fsys-tarfile data/debs/maffilter-examples_*.deb \
+		| tar -xO ./usr/share/doc/maffilter/examples/Umaydis/Umaydis.fasta.gz > $@
+
+data/noisy_circuit/noisy_circuit.txt: | .venv/installed-dev
+	$(RUN) generate_text.py noisy_circuit $@ --lines 250000 --bits 20 --ones 6 --flips 0.01
+
+# Tokens
+data/docstrings/docstrings.h5: data/docstrings/docstrings.txt
+	$(TOKENIZE) $(BPE)
+
+$(WITH_DOCUMENTS:%=%.h5): %.h5: %.jsonl
+	$(TOKENIZE) --text_field text $(BPE)
+
+data/umaydis/umaydis.h5: data/umaydis/umaydis.fa.gz
+	$(TOKENIZE) --symbols characters --fasta_n split
+
+data/noisy_circuit/noisy_circuit.h5: data/noisy_circuit/noisy_circuit.txt
+	$(TOKENIZE) --symbols characters
