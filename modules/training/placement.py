@@ -44,7 +44,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Placement:
     """places: for the runs. needs: bytes of each run, by its name. at_a_time: the most runs that there will be at a
     time. line: what was chosen and why, for the user."""
 
@@ -80,7 +80,7 @@ def together(needed: float, places: Sequence[Place]) -> int:
     return len(taken)
 
 
-def plan_for(runs: Sequence[Config], device_name: str | None, jobs: int | None) -> Plan:
+def placement_for(runs: Sequence[Config], device_name: str | None, jobs: int | None) -> Placement:
     """Where to train these runs.
 
     jobs: at most so many at a time; None for as many as this machine is good for: on a CPU one a core, on GPUs up to
@@ -104,7 +104,7 @@ def plan_for(runs: Sequence[Config], device_name: str | None, jobs: int | None) 
         needs, measured, alone = {run.name: 0.0 for run in runs}, "", True
     at_a_time = min(len(runs), together(min(needs.values(), default=0.0), places), jobs or len(runs))
     each = f", up to {_gib(max(needs.values(), default=0.0))} a run ({measured})" if not alone else ""
-    return Plan(places, needs, at_a_time, f"{len(runs)} runs, {at_a_time} at a time: {why}{each}")
+    return Placement(places, needs, at_a_time, f"{len(runs)} runs, {at_a_time} at a time: {why}{each}")
 
 
 def estimated_need(config: Config) -> float:

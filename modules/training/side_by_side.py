@@ -25,7 +25,7 @@ from modules.system.console import tell
 from modules.system.errors import NO_MEMORY, UserError
 from modules.system.files import replacing
 from modules.system.processes import available_cores
-from modules.training.placement import Place, Plan, place_for, plan_for
+from modules.training.placement import Place, Placement, place_for, placement_for
 from modules.training.resume import Files, files_of
 from modules.training.run import PROJECT_FOLDER, Request
 from modules.training.watching import Progress
@@ -72,7 +72,7 @@ def train_side_by_side(
     device_name: str | None,
     jobs: int | None,
     script: Path = PROJECT_FOLDER / "train_script.py",
-    plan: Plan | None = None,
+    plan: Placement | None = None,
 ) -> int:
     """Train the runs, at most `jobs` at a time, as many as the machine is good for where it is None. The exit status:
     0, or 128 + the signal that came.
@@ -80,7 +80,7 @@ def train_side_by_side(
     script: the ordinary training script. plan: instead of that of placement.py. Raises UserError with the error of each
     run that failed, after the others have saved and stopped.
     """
-    plan = plan or plan_for(runs, device_name, jobs)
+    plan = plan or placement_for(runs, device_name, jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, available_cores() // max(1, plan.at_a_time)))}
     queue = Queue(runs, plan, partial(start_training, script, request=request, environment=environment))
     tell(f"training {plan.line}", sys.stderr)
@@ -100,7 +100,7 @@ def train_side_by_side(
 class Queue:
     """The runs that wait, and those that died for lack of memory and are to have another try."""
 
-    def __init__(self, runs: Sequence[Config], plan: Plan, start: Callable[..., Run]):
+    def __init__(self, runs: Sequence[Config], plan: Placement, start: Callable[..., Run]):
         self._waiting, self._plan, self._start = list(runs), plan, start
         self.again: list[Run] = []
         self._had_two: set[str] = set()

@@ -178,6 +178,14 @@ def test_a_sample_is_even_and_the_same_each_time(tmp_path, monkeypatch):
     assert "".join(read) == (tmp_path / "t.txt").read_text()
 
 
+def test_a_tokenizer_of_the_bytes_alone_is_kept_for_another_text(tmp_path, capfd):
+    (tmp_path / "one.txt").write_text("0101 1010")
+    (tmp_path / "two.txt").write_text("35 7 5")
+    made = create_tokenizer(tmp_path / "one.txt", tmp_path, "bytes", vocab_size=257)
+    assert create_tokenizer(tmp_path / "two.txt", tmp_path, "bytes", vocab_size=257) == made
+    assert "using the tokenizer that is there (257 ids)" in capfd.readouterr().err
+
+
 def test_a_tokenizer_that_is_there_is_kept(tmp_path, capfd):
     (tmp_path / "t.txt").write_bytes(sample_text(50_000).encode("utf-8"))
     first = make(tmp_path / "t.txt", tmp_path)

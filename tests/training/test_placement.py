@@ -13,7 +13,7 @@ from modules.system.errors import UserError
 from modules.training import placement
 from modules.training import trial as trial_module
 from modules.training.memory import GIB
-from modules.training.placement import Place, estimated_need, place_for, plan_for, together
+from modules.training.placement import Place, estimated_need, place_for, placement_for, together
 from modules.training.trial import Trial, try_out
 from tests.toy import config_dict, write_tokens
 
@@ -100,7 +100,7 @@ def test_on_a_cpu_auto_is_one_run_a_core_as_memory_allows_and_a_number_is_obeyed
     runs, monkeypatch, cores, free_gib, jobs, expected
 ):
     machine(monkeypatch, cores, free=free_gib * GIB)
-    plan = plan_for(runs, "cpu", jobs)
+    plan = placement_for(runs, "cpu", jobs)
     assert plan.at_a_time == expected
     assert plan.line.startswith(
         f"6 runs, {expected} at a time: {cores} core(s), {free_gib:.1f} GiB free, up to 0.9 GiB"
@@ -117,23 +117,23 @@ def test_on_gpus_a_run_of_each_size_is_measured_once(runs, monkeypatch):
     monkeypatch.setattr(placement, "try_out", measured)
     machine(monkeypatch, 16, [("cuda:0", 70 * GIB), ("cuda:1", 9 * GIB)])
     larger = runs[0].with_name("larger").with_training(batch_size=64)
-    plan = plan_for([*runs, larger], None, None)
+    plan = placement_for([*runs, larger], None, None)
     assert tried == [("False0", "cuda:0"), ("larger", "cuda:0")]
     assert plan.at_a_time == 7 and plan.needs["False0"] == plan.needs["larger"] == pytest.approx(4.32 * GIB)
     assert plan.line == "7 runs, 7 at a time: 2 GPU(s) with 9.0 GiB free, up to 4.3 GiB a run (measured)"
     tried.clear()
-    assert plan_for(runs, None, 2).at_a_time == 2 and not tried, (
+    assert placement_for(runs, None, 2).at_a_time == 2 and not tried, (
         "each has a GPU of its own: there is nothing to measure"
     )
-    assert plan_for(runs, None, 4).at_a_time == 4 and not tried, "it is known by now"
+    assert placement_for(runs, None, 4).at_a_time == 4 and not tried, "it is known by now"
     placement._measured.clear()
-    assert plan_for(runs, None, 4).at_a_time == 4 and len(tried) == 1
+    assert placement_for(runs, None, 4).at_a_time == 4 and len(tried) == 1
 
 
 def test_a_run_that_needs_more_than_a_gpu_has_gets_one_of_its_own(runs, monkeypatch):
     monkeypatch.setattr(placement, "try_out", lambda config, device: Trial(float("inf"), 0.0, 0))
     machine(monkeypatch, 16, [("cuda:0", 70 * GIB), ("cuda:1", 9 * GIB)])
-    assert plan_for(runs, None, None).at_a_time == 2
+    assert placement_for(runs, None, None).at_a_time == 2
 
 
 def test_a_trial_of_a_run_tells_memory_and_time_and_its_errors(tmp_path, runs, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from modules.config import parse_config
 from modules.system.errors import UserError
-from modules.training.placement import Place, Plan
+from modules.training.placement import Place, Placement
 from modules.training.run import Request
 from modules.training.side_by_side import train_side_by_side
 from tests.processes import is_running
@@ -31,7 +31,7 @@ def train(tmp_path):
     """Trains runs of these names, whose script goes on as given; at most three at a time."""
     (tmp_path / "runs").mkdir()
 
-    def train(names, body: str, jobs: int = 3, device: str | None = "cpu", plan: Plan | None = None) -> int:
+    def train(names, body: str, jobs: int = 3, device: str | None = "cpu", plan: Placement | None = None) -> int:
         script = tmp_path / "script.py"
         script.write_text(SCRIPT + body)
         configs = [parse_config(config_dict(tmp_path), name).with_model("gpt") for name in names]
@@ -131,7 +131,7 @@ time.sleep(60)
 def test_each_run_has_a_gpu_of_its_own(train, tmp_path):
     """The first ends at once, and its GPU is the third's."""
     gpus = Place("cuda:0", 10.0, 1), Place("cuda:1", 10.0, 1)
-    plan = Plan(gpus, dict.fromkeys(["one", "two", "three"], 6.0), 2, "")
+    plan = Placement(gpus, dict.fromkeys(["one", "two", "three"], 6.0), 2, "")
     body = """
 (here / f"{name}.device").write_text(sys.argv[sys.argv.index("-d") + 1])
 deadline = time.monotonic() + 30
