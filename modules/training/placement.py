@@ -97,9 +97,8 @@ def plan_for(runs: Sequence[Config], device_name: str | None, jobs: int | None) 
         places, why = (Place(device_name, float("inf"), jobs or 1),), f"one {pick_device(device_name)}"
         needs, measured, alone = {run.name: 0.0 for run in runs}, "", True
     at_a_time = min(len(runs), together(min(needs.values(), default=0.0), places), jobs or len(runs))
-    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     each = f", up to {_gib(max(needs.values(), default=0.0))} a run ({measured})" if not alone else ""
-    return Plan(places, needs, at_a_time, f"{count}, {at_a_time} at a time: {why}{each}")
+    return Plan(places, needs, at_a_time, f"{len(runs)} runs, {at_a_time} at a time: {why}{each}")
 
 
 def estimated_need(config: Config) -> float:
