@@ -47,7 +47,7 @@ def cluster(tmp_path_factory):
     data = dataset(folder)
     path = config(folder, data, "ti ny")
     written = json.loads(path.read_text())
-    written["training_params"]["state_save_loc"] = "runs"  # from where the command is given
+    written["training_params"] |= {"save_every": 6, "state_save_loc": "runs"}  # from where the command is given
     path.write_text(json.dumps(written))
     before = Path.cwd()
     os.chdir(folder)

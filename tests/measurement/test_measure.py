@@ -35,7 +35,7 @@ from modules.tok_utils import create_tokenizer
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.training.checkpoint import load_state
 from modules.training.run import PROJECT_FOLDER, Request
-from modules.training.side_by_side import start_training
+from modules.training.side_by_side import training_command
 
 PROJECT = Path(__file__).parents[2]
 LINE = sources.linear_circuit_line(3)
@@ -520,8 +520,7 @@ def test_configs_projects_and_texts_may_have_any_name(data):
 
 def test_a_run_beside_others_is_started_under_the_names_that_were_given(data):
     config = planned_runs([write_config(data, "-x [1]")], 1)[0]
-    with patch("subprocess.Popen") as popen:
-        start_training(PROJECT_FOLDER / "train_script.py", config, Request("-p x"), "cpu", {})
-    arguments = training_parser("").parse_args(popen.call_args[0][0][2:])
+    command = training_command(PROJECT_FOLDER / "train_script.py", config, Request("-p x"), "cpu")
+    arguments = training_parser("").parse_args(command[2:])
     assert arguments.project_name == "-p x" and arguments.device == "cpu" and config_of(arguments, "gpt") == config
     assert config_of(arguments, "gpt").name == "-x [1]_forward_seed0"

@@ -1,5 +1,7 @@
 """A model that does not fit is refused before it is built."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from modules.config import parse_config
 from modules.models import build_model, count_parameters
 from modules.system.errors import UserError
-from modules.training.memory import check_memory, machine_memory
+from modules.training.memory import available_memory, check_memory, machine_memory
 from modules.training.parallel import Processes
 from tests.system.test_processes import groups
 from tests.toy import config_dict, run_script, write_config
@@ -56,6 +58,40 @@ def test_a_containers_limit_counts(tmp_path, membership, files, expected):
     groups(tmp_path, membership, **files)
     (tmp_path / "proc/meminfo").write_text("MemTotal: 1 kB\nSwapTotal:       2097152 kB\n")
     assert machine_memory(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "membership, files, expected",
+    [
+        ("", {}, 3 * GIB),  # what the machine has free
+        ("0::/\n", {"memory_max": f"{2 * GIB}\n", "memory.current": f"{GIB}\n", "memory.stat": "anon 5\n"}, GIB),
+        (  # files that were read count as the group's, and go where memory is asked for
+            "0::/\n",
+            {
+                "memory_max": f"{2 * GIB}\n",
+                "memory.current": f"{GIB}\n",
+                "memory.stat": f"anon 5\ninactive_file {GIB // 2}\n",
+            },
+            1.5 * GIB,
+        ),
+        ("0::/\n", {"memory_max": f"{GIB}\n", "memory.current": f"{2 * GIB}\n", "memory.stat": ""}, 0),
+        ("0::/\n", {"memory_max": "max\n", "memory.current": f"{GIB}\n", "memory.stat": ""}, 3 * GIB),
+        (
+            "5:memory:/docker/1\n",
+            {
+                "memory__memory.limit_in_bytes": f"{2 * GIB}\n",
+                "memory__memory.usage_in_bytes": f"{GIB}\n",
+                "memory__memory.stat": f"total_inactive_file {GIB // 4}\ninactive_file 0\n",
+            },
+            1.25 * GIB,
+        ),
+    ],
+)
+def test_what_is_free_is_the_machines_or_what_a_container_has_left(tmp_path, monkeypatch, membership, files, expected):
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**14}.__getitem__)  # 16 GiB
+    groups(tmp_path, membership, **files)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable:  {3 * 2**20} kB\n")
+    assert available_memory(tmp_path) == expected
 
 
 def test_without_limits_it_is_the_machines(tmp_path):
