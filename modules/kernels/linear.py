@@ -7,6 +7,7 @@ Shapes: N rows, K inputs, M outputs.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from modules.kernels.products import autocast_dtype, eager_on_cpu, product_over_rows, times_transposed
@@ -25,10 +26,11 @@ class Linear(nn.Linear):
     """torch's linear layer, with faster products on a CPU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not eager_on_cpu(x) or (is_token_by_token(x, self.weight) and not torch.is_grad_enabled()):
+        if not eager_on_cpu(x):
             return super().forward(x)
         if not torch.is_grad_enabled():
-            return times_transposed(x, self.weight, self.bias)
+            product = F.linear if is_token_by_token(x, self.weight) else times_transposed
+            return product(x, self.weight, self.bias)
         return _LinearFunction.apply(x.to(autocast_dtype(x)), self.weight, self.bias)
 
 

@@ -42,7 +42,9 @@ class Sampling:
         ids_BV = None  # the vocabulary as it is; else the tokens that are left, the likeliest first
         if self.top_k is not None:
             logits_BV, ids_BV = logits_BV.topk(min(self.top_k, logits_BV.shape[-1]))
-        probabilities_BV = (logits_BV / self.temperature).softmax(-1)
+        if self.temperature != 1:
+            logits_BV = logits_BV / self.temperature
+        probabilities_BV = logits_BV.softmax(-1)
         if self.top_p is not None:
             if ids_BV is None:
                 probabilities_BV, ids_BV = probabilities_BV.sort(descending=True)

@@ -17,6 +17,7 @@ of the lowest loss is taken, the first of equal ones. What is too long loses the
 each choice of a question.
 """
 
+import contextlib
 import csv
 import json
 from collections.abc import Sequence
@@ -140,14 +141,15 @@ def score_choices(
         for number, question in enumerate(questions, 1)
     ]
     alternatives = [each for of_one in of_question for each in of_one]
-    models = scored(runs, [each.ids for each in alternatives], bos_id, device)
-    by_label = {one.label: losses_of_choices(alternatives, one.losses, one.run.order) for one in models}
-    if directions := both_directions(runs):
-        each = np.array(list(by_label.values()))
-        by_label[SUMMED] = np.sum([each[numbers].mean(axis=0) for numbers in directions], axis=0)
     ends = np.cumsum([len(of_one) for of_one in of_question])[:-1]
-    if ranked_csv:
-        write_ranked(ranked_csv, questions, {label: np.split(losses, ends) for label, losses in by_label.items()})
+    with replacing(ranked_csv) if ranked_csv else contextlib.nullcontext() as ranked:  # told before the work
+        models = scored(runs, [each.ids for each in alternatives], bos_id, device)
+        by_label = {one.label: losses_of_choices(alternatives, one.losses, one.run.order) for one in models}
+        if directions := both_directions(runs):
+            each = np.array(list(by_label.values()))
+            by_label[SUMMED] = np.sum([each[numbers].mean(axis=0) for numbers in directions], axis=0)
+        if ranked:
+            write_ranked(ranked, questions, {label: np.split(losses, ends) for label, losses in by_label.items()})
     head = f"{path}: {len(questions):,} questions, {len(alternatives):,} choices"
     known = [number for number, question in enumerate(questions) if question.gold is not None]
     if not known:
@@ -164,9 +166,9 @@ def score_choices(
     return "\n".join([f"{head}, {len(known):,} with a right one; a guess has {guess:.4f}", *table(rows)])
 
 
-def write_ranked(path: str, questions: Sequence[Question], by_label: dict[str, list[np.ndarray]]) -> None:
+def write_ranked(path: Path, questions: Sequence[Question], by_label: dict[str, list[np.ndarray]]) -> None:
     """A CSV with a line for each choice: its loss in each model, per character too, and its rank, 1 for the lowest."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         kinds = ("", " per character", " rank")
         rows.writerow(["question", "choice", "text", "gold", *(label + kind for label in by_label for kind in kinds)])

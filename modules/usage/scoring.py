@@ -9,6 +9,7 @@ have less context, and the loss is a little higher.)
 Every token counts once, and bits per byte are per UTF-8 byte of the documents, separators left out.
 """
 
+import contextlib
 import csv
 import math
 import sys
@@ -231,7 +232,7 @@ def words_of(ids: np.ndarray, toki: Tokenizer) -> str:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def write_tokens(path: str, documents: Sequence[Document], all_scored: Sequence[Scored], toki: Tokenizer) -> None:
+def write_tokens(path: Path, documents: Sequence[Document], all_scored: Sequence[Scored], toki: Tokenizer) -> None:
     """A CSV with a line for each token: document and position in it, both from 0, the token's text, and its loss in
     each model. Bytes that are a part of a character are written as \\x and their number."""
     pieces = toki.token_bytes()
@@ -241,7 +242,7 @@ def write_tokens(path: str, documents: Sequence[Document], all_scored: Sequence[
             return toki.backend.id_to_token(i) or ""
         return pieces[i].decode("utf-8", "backslashreplace")
 
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["document", "position", "text", *(one.label for one in all_scored)])
         for number, document in enumerate(bar(documents, desc="tokens", unit="document", delay=1, leave=False)):
@@ -251,7 +252,7 @@ def write_tokens(path: str, documents: Sequence[Document], all_scored: Sequence[
 
 
 def write_documents(
-    path: str, documents: Sequence[Document], all_scored: Sequence[Scored], toki: Tokenizer
+    path: Path, documents: Sequence[Document], all_scored: Sequence[Scored], toki: Tokenizer
 ) -> list[str]:
     """A CSV with a line for each document, and the lines of a table of its first and last. With models of both
     directions they are sorted by the arrow, backward minus forward per token, the largest first; else by the loss in
@@ -277,7 +278,7 @@ def write_documents(
         ]
         for i in order
     ]
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([[*header, "begins"], *rows])
     few = len(rows) <= 2 * LISTED
     shown = rows if few else [*rows[:LISTED], ["..."] * len(rows[0]), *rows[-LISTED:]]
@@ -303,11 +304,16 @@ def score_text(
             f"{path}: expected several documents for --by_document, found one; say what stands between them with "
             r"--document_separator (\n\n for a blank line)"
         )
-    found = scored(runs, [document.ids for document in documents], bos_id, device)
-    tell(in_words("standard input" if path == "-" else path, documents, found))
-    if documents_csv:
-        tell("\n".join(write_documents(documents_csv, documents, found, toki)))
-        tell(f"documents: {documents_csv}", sys.stderr)
-    if tokens_csv:
-        write_tokens(tokens_csv, documents, found, toki)
-        tell(f"tokens: {tokens_csv}", sys.stderr)
+    with contextlib.ExitStack() as files:  # what cannot be written is told before the work
+        of_documents, of_tokens = (
+            files.enter_context(replacing(each)) if each else None for each in (documents_csv, tokens_csv)
+        )
+        found = scored(runs, [document.ids for document in documents], bos_id, device)
+        tell(in_words("standard input" if path == "-" else path, documents, found))
+        if of_documents:
+            tell("\n".join(write_documents(of_documents, documents, found, toki)))
+        if of_tokens:
+            write_tokens(of_tokens, documents, found, toki)
+    for what, written in (("documents", documents_csv), ("tokens", tokens_csv)):
+        if written:
+            tell(f"{what}: {written}", sys.stderr)

@@ -10,6 +10,7 @@ from modules.config import load_config
 from modules.data.orders import positions
 from modules.measurement.evaluation import held_out_windows, load_model
 from modules.measurement.pairing import pair_up, read_run
+from modules.models import LanguageModel
 from modules.models.evaluate import held_out_losses, snippet
 from modules.system.errors import UserError
 from modules.training import validations
@@ -83,16 +84,16 @@ def test_snippets_are_in_text_order(tmp_path, order):
     train(tmp_path, steps=1, order=order)
     (windows := held_out_windows(read_run(state_path(tmp_path)))).batch([0])
 
-    class Counting:
-        def generate(self, tokens_BT, n_tokens, places_BT=None, **_):
-            assert (places_BT is not None) == (order == "fresh_random")
-            return torch.cat([tokens_BT, torch.arange(1, n_tokens + 1)[None]], dim=1)
+    class Counting(LanguageModel):
+        def next_logits(self, tokens_BT, cache=None):
+            assert (tokens_BT.ndim == 3) == (order == "fresh_random")
+            return torch.eye(64)[tokens_BT.shape[1]][None] * 1e9
 
     class Toki:
         def detokenize(self, tokens):
             return " ".join(map(str, tokens.flatten().tolist()))
 
-    made = snippet(Counting(), windows, Toki(), 5, 0, CPU)
+    made = snippet(Counting(64, 2, 16), windows, Toki(), 5, 0, CPU)
     if order == "both":
         assert made == "forward: 1 2 3 4 5\nbackward: 5 4 3 2 1"
     elif order in ("forward", "backward"):

@@ -331,3 +331,12 @@ def test_a_closed_input_is_told(made, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
     with pytest.raises(UserError, match="^standard input: expected UTF-8 text, found invalid start byte at byte 2"):
         read_documents("-", made.toki)
+
+
+def test_files_that_cannot_be_written_are_told_before_the_work(made, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"context": "a", "choices": ["b", "c"]}\n')
+    (tmp_path / "a.txt").write_text("The cat")
+    for arguments in (["--choices", tmp_path / "q.jsonl", "--ranked"], [tmp_path / "a.txt", "--tokens"]):
+        done = score_it(made, made.states["forward"], *arguments, tmp_path)
+        assert done.returncode == 1 and "found a folder of that name" in done.stderr and done.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "q.jsonl"]
