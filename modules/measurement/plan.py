@@ -231,6 +231,8 @@ def choose(
         )
     seconds = run_seconds(plan)
     chosen = (plan, budget.seeds_within(plan, seconds), seconds)
+    if math.isinf(seconds):
+        raise UserError("expected memory for the smallest model, found too little on this device")
     if chosen[1] < min(FEWEST_SEEDS, budget.seeds):
         minutes = math.ceil(budget.seconds_of(FEWEST_SEEDS, seconds) / 60)
         raise UserError(

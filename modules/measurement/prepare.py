@@ -6,6 +6,7 @@ What is there is used as it is, so that the same command goes on, and a config t
 """
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -68,9 +69,10 @@ def prepared_texts(paths: Sequence[str], folder: Path, wanted: Tokenization) -> 
     """The texts, tokenized in the project's `folder` as far as they are not. Raises UserError where a path is no text,
     or is not any more the text that was tokenized here."""
     files = {path: find_texts(path) for path in paths}
-    names = distinct(map(name_of, paths), as_file_systems_see)
+    names = distinct(map(name_of, files), as_file_systems_see)
     size = min(sum(map(bytes_of_text, texts)) for texts in files.values())
-    vocab_size = wanted.vocab_size or vocabulary_for(size)
+    whole = wanted.symbols not in (None, "words")  # symbols that are few are all taken
+    vocab_size = wanted.vocab_size or vocabulary_for(math.inf if whole else size)
     return [
         prepared_text(path, check_name(name, "the text's name"), folder, wanted, vocab_size)
         for path, name in zip(files, names, strict=True)
@@ -193,7 +195,7 @@ def in_lines(
 def seconds_of_run(config: Config, device: torch.device, jobs: int) -> float:
     """How long the run of this config will take beside others, by a few real steps and some held-out windows; infinite
     where the device has not the memory."""
-    threads = torch.get_num_threads()
+    threads, training = torch.get_num_threads(), None
     torch.set_num_threads(max(1, available_cores() // jobs))
     try:
         alone = Processes(0, 1, device)
@@ -206,9 +208,12 @@ def seconds_of_run(config: Config, device: torch.device, jobs: int) -> float:
             + EVALUATIONS * evaluation_seconds(training)
         )
     except torch.OutOfMemoryError:
-        return float("inf")
+        return math.inf
     finally:
         torch.set_num_threads(threads)
+        del training
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the runs are other processes
 
 
 def evaluation_seconds(training: Training) -> float:

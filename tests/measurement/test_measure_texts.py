@@ -88,7 +88,7 @@ def test_several_texts_are_one_sweep(small):
     write(small / "one.txt", seed=1)
     write(small / "two" / "part.txt", seed=2)
     write(small / "two" / "rest.txt", seed=3, n_words=8_000)
-    told = measure("one.txt", "two", "--seeds", 1, "--jobs", 1, "-d", "cpu", "-p", "both")
+    told = measure("one.txt", "two", "one.txt", "--seeds", 1, "--jobs", 1, "-d", "cpu", "-p", "both")
     assert told.returncode == 0, told.stderr
     comparisons = arrow_json(small / "runs" / "both")["comparisons"]
     assert [each["config"] for each in comparisons] == ["one", "two"]

@@ -99,6 +99,11 @@ def test_a_model_that_does_not_fit_the_device_is_not_chosen():
     assert plan.parameters < 1e6 < plan_of(LADDER[LADDER.index(plan.size) + 1], 10**9, 512).parameters
 
 
+def test_a_device_without_memory_is_told():
+    with pytest.raises(UserError, match="expected memory for the smallest model"):
+        choose(10**9, 512, Budget(1e6, 2, 2, 5), lambda plan: math.inf)
+
+
 def test_too_short_a_text_is_told_how_much_is_needed():
     with pytest.raises(UserError, match=f"at least {tokens_needed(512):,} tokens.*found 100,000"):
         choose(100_000, 512, Budget(1e6, 2, 2, 5), lambda plan: 1.0)
