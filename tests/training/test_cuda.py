@@ -19,7 +19,7 @@ from modules.training.checkpoint import load_state
 from modules.training.devices import gpus_here
 from modules.training.memory import GIB
 from modules.training.parallel import Processes
-from modules.training.placement import plan_for
+from modules.training.placement import placement_for
 from modules.training.resume import files_of
 from modules.training.run import Request, data_of, prepare, run
 from tests.toy import PROJECT, VOCAB_SIZE, config_dict, metrics_of, run_script, write_config, write_tokens
@@ -123,7 +123,7 @@ def test_a_measurement_of_both_directions_side_by_side_on_one_gpu(tmp_path):
 
 def test_what_a_run_needs_is_measured_and_fits(tmp_path):
     runs = [toy(tmp_path).with_training(seed=seed).with_name(f"run{seed}") for seed in range(20)]
-    plan = plan_for(runs, None, None)
+    plan = placement_for(runs, None, None)
     needs, gpus = plan.needs["run0"], gpus_here(None)
     assert 0.1 * GIB < needs < 4 * GIB and len(gpus) <= plan.at_a_time <= 8 * len(gpus)
     assert plan.at_a_time * needs <= 1.1 * sum(free for _, free in gpus)
