@@ -15,6 +15,7 @@ import generate
 from modules.measurement.evaluation import load_model
 from modules.models.generate import Sampling
 from modules.system.console import printable
+from modules.training.checkpoint import load_state, save_state
 from modules.usage.growing import grown, writers_of
 from modules.usage.live import fitted, width_of
 from modules.usage.opened import runs_of, tokenizer_of
@@ -146,6 +147,15 @@ def test_another_tokenizer_is_refused(made):
     assert done.returncode == 1 and "not the tokenizer of" in done.stderr
     done = told_by(generate.main, *arguments)
     assert done.returncode == 1 and "give its folder with -t, or the .h5 that it made with --data" in done.stderr
+
+
+def test_the_tokenizer_that_the_config_names_is_taken(made, tmp_path):
+    state = load_state(made.states["forward"])
+    state["config"]["training_params"]["tokenizer_path"] = str(made.toki.folder)
+    save_state(state, tmp_path / "named.state")
+    arguments = (" The", "--temperature", 0, "--tokens", 5)
+    done = told_by(generate.main, tmp_path / "named.state", *arguments, "-d", "cpu")
+    assert done.stdout == written(made, made.states["forward"], *arguments).stdout != ""
 
 
 def test_states_that_are_none_are_refused(made, tmp_path):
