@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import generate
+import score
 from modules.measurement.evaluation import load_model
 from modules.models.generate import Sampling
 from modules.system.console import printable
@@ -19,7 +20,7 @@ from modules.training.checkpoint import load_state, save_state
 from modules.usage.growing import grown, writers_of
 from modules.usage.live import fitted, width_of
 from modules.usage.opened import runs_of, tokenizer_of
-from tests.toy import command
+from tests.toy import ROOT, command
 from tests.usage.states import CONTEXT, TEXT, told_by
 
 CPU = torch.device("cpu")
@@ -237,3 +238,11 @@ def test_who_reads_no_more_ends_it(made):
     assert process.stderr.read().decode().startswith("warning: nothing more can be written to standard output")
     process.stderr.close()
     assert sys.stdout is not None
+
+
+def test_the_page_about_both_scripts_knows_their_flags():
+    page = (ROOT / "docs" / "using.md").read_text(encoding="utf-8")
+    explained = "".join(told_by(script.main, "--help").stdout for script in (generate, score))
+    flags = set(re.findall(r"(?<=[\s`(])--?[a-z]\w*", page)) - {"-m"}
+    assert {"--top_p", "--by_document", "--choices", "-t"} <= flags
+    assert {flag for flag in flags if not re.search(rf"{flag}\b", explained)} == set()
