@@ -52,11 +52,12 @@ class Sampling:
             probabilities_BV = probabilities_BV.masked_fill(
                 probabilities_BV.cumsum(-1) - probabilities_BV >= self.top_p, 0.0
             )
-        # The first at which their sum reaches a random number above 0 (torch.multinomial takes ten times as long).
-        sums_BV = probabilities_BV.cumsum(-1)
-        shares_B1 = 1 - torch.rand(len(sums_BV), 1, device=sums_BV.device, generator=generator)
-        chosen_B1 = torch.searchsorted(sums_BV, shares_B1 * sums_BV[:, -1:])
-        return (chosen_B1 if ids_BV is None else ids_BV.gather(-1, chosen_B1))[:, 0]
+        # A race: each token comes after a time, exponential with its probability as rate, and the first is taken. Last
+        # digits of the probabilities change the winner once in a million draws, where a walk along their sums would
+        # change it once in hundreds. (torch.multinomial does the same, at four times the time.)
+        uniform_BV = torch.rand(probabilities_BV.shape, device=probabilities_BV.device, generator=generator)
+        chosen_B = (probabilities_BV / -uniform_BV.log()).argmax(-1)
+        return chosen_B if ids_BV is None else ids_BV.gather(-1, chosen_B[:, None])[:, 0]
 
 
 def generate(
