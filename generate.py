@@ -128,6 +128,8 @@ def write_on(
     generator: "torch.Generator",
 ) -> bool:
     """Go on with a text, and show it; whether anybody reads what is shown."""
+    import torch
+
     from modules.kernels.precision import fp32_products
     from modules.system.console import bar, tell, write
     from modules.usage.growing import grown
@@ -135,7 +137,7 @@ def write_on(
 
     live = Live(*(any(writer.at_front == front for writer in writers) for front in (True, False)))
     steps = grown(writers, toki.encode(text), samples, n_tokens, sampling, generator)
-    with fp32_products(tf32=False):
+    with torch.inference_mode(), fp32_products(tf32=False):  # a token's operations begin a quarter sooner in that mode
         if samples > 1:
             total = 1 + n_tokens * len(writers)
             *_, texts = bar(steps, total=total, desc="writing", unit="token", delay=2, leave=False)

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with recording("generate"):
+    with recording("generate"), torch.inference_mode():
         compare(options)
 
 

@@ -54,6 +54,7 @@ def test_a_record_that_is_not_there_is_named(tmp_path):
     "name, options",
     [
         ("bench_data", "--tokens 200000 --batch 8 --context 16 --rounds 1 --seconds 0.05"),
+        ("bench_generate", "--rounds 1 --tokens 2"),
         pytest.param("bench_tokenize", "--mb 1 --folder .", marks=pytest.mark.slow),
         pytest.param("bench_train_tokenizer", "--mb 1 --vocab_size 300 --folder .", marks=pytest.mark.slow),
         pytest.param(

@@ -4,9 +4,10 @@ The window. A model reads a start token (BOS, or that of an order) and the token
 training. When the window is full it goes on with the start token and the last half of the others, which are read once
 more, and fills again. So a token is made up from half a context or more; and as long as the window fills, what was read
 is kept in a cache (keys and values; the hidden state of GRU and LSTM) and each token is read once: two passes of a
-token for each that is made up, where reading the whole window again takes 128 to 256 at a context of 256. A window that
-moved on by one token would have to be read again each time, as places count from its start. Without the cache the
-windows are the same, and so are the tokens, but for the last digits of the logits (tests/models/test_generate.py).
+token for each that is made up, where reading the window again takes 128 to 256 at a context of 256. A window that moved
+on by one token would have to be read again each time: places count from its start, and what was read of each token
+depends on those that left it. Without the cache the windows are the same, and so are the logits but for their last
+digits (tests/models/test_generate.py).
 
 Where places are told, a window has them all, and does not move.
 
@@ -51,11 +52,12 @@ class Sampling:
             probabilities_BV = probabilities_BV.masked_fill(
                 probabilities_BV.cumsum(-1) - probabilities_BV >= self.top_p, 0.0
             )
-        # The first at which their sum reaches a random number above 0 (torch.multinomial takes ten times as long).
-        sums_BV = probabilities_BV.cumsum(-1)
-        shares_B1 = 1 - torch.rand(len(sums_BV), 1, device=sums_BV.device, generator=generator)
-        chosen_B1 = torch.searchsorted(sums_BV, shares_B1 * sums_BV[:, -1:])
-        return (chosen_B1 if ids_BV is None else ids_BV.gather(-1, chosen_B1))[:, 0]
+        # A race: each token comes after a time, exponential with its probability as rate, and the first is taken. Last
+        # digits of the probabilities change the winner once in a million draws, where a walk along their sums would
+        # change it once in hundreds. (torch.multinomial does the same, at four times the time.)
+        uniform_BV = torch.rand(probabilities_BV.shape, device=probabilities_BV.device, generator=generator)
+        chosen_B = (probabilities_BV / -uniform_BV.log()).argmax(-1)
+        return chosen_B if ids_BV is None else ids_BV.gather(-1, chosen_B[:, None])[:, 0]
 
 
 def generate(

@@ -87,12 +87,15 @@ def _documents_of(path: Path, toki: Tokenizer, reading: readers.Reading) -> list
         check_is_text(text, reading)
     found = []
     for text in texts:
-        with TextSource(text, reading) as source:
+        of_bytes = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False}
+        with TextSource(text, reading) as source, bar(total=source.size, desc="reading", **of_bytes) as read:
             for number, data in enumerate(source.documents(), 1):
-                where = f"{text}, document {number:,}" if source.has_documents else text
-                parts = encoded(TextInMemory(data), PIECE_BYTES, toki, where)
-                ids = np.array([i for part, _ in parts for i in part], dtype=np.int64)
-                found.append(Document(ids, len(data)))
+                where, ids, before = f"{text}, document {number:,}" if source.has_documents else text, [], 0
+                for of_piece, stop in encoded(TextInMemory(data), PIECE_BYTES, toki, where):
+                    ids += of_piece
+                    read.update(stop - before)
+                    before = stop
+                found.append(Document(np.array(ids, dtype=np.int64), len(data)))
     check_kept(texts, toki, reading)
     if not any(len(document.ids) for document in found):
         raise UserError(f"{path}: the text is empty: there is no token in it")

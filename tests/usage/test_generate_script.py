@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import generate
+import score
 from modules.measurement.evaluation import load_model
 from modules.models.generate import Sampling
 from modules.system.console import printable
+from modules.training.checkpoint import load_state, save_state
 from modules.usage.growing import grown, writers_of
 from modules.usage.live import fitted, width_of
 from modules.usage.opened import runs_of, tokenizer_of
-from tests.toy import command
+from tests.toy import ROOT, command
 from tests.usage.states import CONTEXT, TEXT, told_by
 
 CPU = torch.device("cpu")
@@ -148,6 +150,15 @@ def test_another_tokenizer_is_refused(made):
     assert done.returncode == 1 and "give its folder with -t, or the .h5 that it made with --data" in done.stderr
 
 
+def test_the_tokenizer_that_the_config_names_is_taken(made, tmp_path):
+    state = load_state(made.states["forward"])
+    state["config"]["training_params"]["tokenizer_path"] = str(made.toki.folder)
+    save_state(state, tmp_path / "named.state")
+    arguments = (" The", "--temperature", 0, "--tokens", 5)
+    done = told_by(generate.main, tmp_path / "named.state", *arguments, "-d", "cpu")
+    assert done.stdout == written(made, made.states["forward"], *arguments).stdout != ""
+
+
 def test_states_that_are_none_are_refused(made, tmp_path):
     whole = made.states["forward"].read_bytes()
     for name, content in {
@@ -227,3 +238,11 @@ def test_who_reads_no_more_ends_it(made):
     assert process.stderr.read().decode().startswith("warning: nothing more can be written to standard output")
     process.stderr.close()
     assert sys.stdout is not None
+
+
+def test_the_page_about_both_scripts_knows_their_flags():
+    page = (ROOT / "docs" / "using.md").read_text(encoding="utf-8")
+    explained = "".join(told_by(script.main, "--help").stdout for script in (generate, score))
+    flags = set(re.findall(r"(?<=[\s`(])--?[a-z]\w*", page)) - {"-m"}
+    assert {"--top_p", "--by_document", "--choices", "-t"} <= flags
+    assert {flag for flag in flags if not re.search(rf"{flag}\b", explained)} == set()
