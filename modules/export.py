@@ -201,6 +201,7 @@ def code(known: Mapping, is_gpt: bool) -> str:
         "from safetensors.torch import load_file" if not is_gpt else "",
         f"from transformers import {'AutoModelForCausalLM, ' if is_gpt else ''}AutoTokenizer",
         "from modules.models import build_model  # run it in a copy of BackPerplexity" if not is_gpt else "",
+        "from modules.models.generate import generate" if back and not is_gpt else "",
         'folder = "."  # this one',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
     ]
@@ -226,7 +227,7 @@ def code(known: Mapping, is_gpt: bool) -> str:
         half = f"read[:, :{known['context'] // 2}]"
         lines.append(f"written = model.generate({half}, do_sample=True, max_length={known['context']})[0, 1:]")
     elif back:
-        lines.append("written = model.generate(read, 20)[0, 1:]")
+        lines.append("written = generate(model, read, 20)[0, 1:]")
     if back:
-        lines.append(f"print(tokenizer.decode({back}))")
+        lines.append(f"text = tokenizer.decode({back})")
     return "\n".join(line for line in lines if line)

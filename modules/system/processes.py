@@ -4,6 +4,7 @@ Imports nothing heavy, unless there are several."""
 import datetime
 import math
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +77,21 @@ def resident_bytes() -> int | None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return None
+
+
+def peak_resident_bytes() -> int | None:
+    """The most memory that this process has held; None on Windows."""
+    try:  # on Linux what getrusage says begins with the peak of the process that started this one
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, ValueError, StopIteration):
+        pass
+    if os.name == "nt":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def integer_variable(name: str, default: int | None = None, most: int = 2**31 - 1) -> int:

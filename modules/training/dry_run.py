@@ -1,14 +1,13 @@
 """What a run would be, before it costs anything: sizes, memory, steps in an epoch, and time from a few real steps."""
 
 import contextlib
-import os
-import sys
 import time
 from datetime import timedelta
 
 import torch
 
 from modules.config import Config
+from modules.system.processes import peak_resident_bytes
 from modules.training.initial import initial_of
 from modules.training.loop import Training, batches_of, train_step
 from modules.training.memory import GIB, STATE_BYTES
@@ -80,9 +79,4 @@ def peak_bytes(processes: Processes) -> float | None:
     """The most that this process held of its GPU's memory, or of the machine's; None on Windows."""
     if processes.device.type == "cuda":
         return torch.cuda.max_memory_reserved(processes.device)
-    if os.name == "nt":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()

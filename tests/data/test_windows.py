@@ -40,6 +40,7 @@ def test_a_window_is_bos_and_its_tokens_in_the_order_of_reading(token_file, orde
 MODULES = Path(__file__).parents[2] / "modules"
 # What a flip outside orders.py is there for, other than reading a window in another order.
 FLIPS = {
+    "export.py": "what the card tells those to write who use the model elsewhere",
     "corpora/reverse.py": "reverses the characters of a text, before there are tokens",
     "corpora/synthetic.py": "makes texts that mirror each other",
     "tok_utils/symbols.py": "the last white space of a text",
@@ -51,6 +52,7 @@ FLIPS = {
 }
 BACKWARDS = {
     "config.py": "where it is chosen",
+    "exchange/authors.py": "what the authors' checkpoints call it",
     "measurement/runs.py": "where it is chosen",
     "measurement/comparison.py": "compared",
 }
