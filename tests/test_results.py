@@ -22,11 +22,11 @@ def test_a_report_says_where_its_texts_are_from_and_names_no_folder_of_ours(name
     for text in RESULTS[name].texts:
         assert all({"package", "licence"} <= source.keys() for source in about["texts"][text]["sources"])
     found = json.loads((HERE / name / "arrow.json").read_text(encoding="utf-8"))["comparisons"]
-    assert [each["compared"]["config"]["training_params"]["dataset_folder"] for each in found] == [
+    assert {each["compared"]["config"]["training_params"]["dataset_folder"] for each in found} == {
         json.loads((ROOT / path).read_text(encoding="utf-8"))["training_params"]["dataset_folder"]
         for path in command_of(name)
         if path.endswith(".json")
-    ]
+    }
 
 
 @pytest.mark.parametrize("name", RESULTS)
