@@ -1,8 +1,8 @@
 """Let trained models write: a forward model what comes next, a backward model what came before.
 
-    python generate.py runs/p/state/demo_forward_seed0.state -t demo/tokenizers/docstrings "The file is"
-    python generate.py runs/p/state/demo_backward_seed0.state -t demo/tokenizers/docstrings " of the file."
-    python generate.py demo_forward_seed0.state demo_backward_seed0.state -t demo/tokenizers/docstrings " is closed"
+    python generate.py forward.state -t tokenizers/english "The file is"
+    python generate.py backward.state -t tokenizers/english " of the file."
+    python generate.py forward.state backward.state -t tokenizers/english " is closed"
 
 The text is always shown as it is read. With a forward and a backward state, or a model of both orders, a sentence in
 the middle grows outward. Without a text the models begin one. An argument is a state where it ends in .state or names

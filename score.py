@@ -1,9 +1,9 @@
 """What trained models say of any text: nats per token, bits per byte and perplexity, in each model's order.
 
-    python score.py demo_forward_seed0.state demo_backward_seed0.state -t demo/tokenizers/docstrings text.txt
-    cat text.txt | python score.py demo_forward_seed0.state -t demo/tokenizers/docstrings -
-    python score.py *.state -t demo/tokenizers/docstrings texts.jsonl --by_document documents.csv --tokens tokens.csv
-    python score.py *.state -t demo/tokenizers/docstrings --choices questions.jsonl
+    python score.py forward.state backward.state -t tokenizers/english text.txt
+    cat text.txt | python score.py forward.state -t tokenizers/english -
+    python score.py *.state -t tokenizers/english texts.jsonl --by_document documents.csv --tokens tokens.csv
+    python score.py *.state -t tokenizers/english --choices questions.jsonl
 
 Of a text longer than the context each token is read where it is most central in a window, with the same window forward
 and backward; documents (of JSON lines, Parquet, FASTA, or between separators) are read one by one. What is measured,
