@@ -105,4 +105,5 @@ def in_short(measurement: Measurement) -> str:
     """Its result in a line."""
     estimate, name = measurement.estimate, measurement.comparison.name
     low, high = estimate.both
-    return f"{name} {estimate.value:+.2f} % ({low:+.2f} to {high:+.2f})"
+    sure = f"{low:+.2f} to {high:+.2f}" if estimate.seeds else "one seed, which has no verdict"
+    return f"{name} {estimate.value:+.2f} % ({sure})"
