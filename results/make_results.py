@@ -62,7 +62,7 @@ SOURCES = {
     },
     "noisy_circuit": {"package": "generate_text.py", "licence": "none: it is made"},
     "umaydis": {
-        "package": "the genome of Ustilago maydis, 20 million bases without runs of N, from Debian's maffilter-examples",
+        "package": "the genome of Ustilago maydis, 20 million bases without runs of N, of Debian's maffilter-examples",
         "licence": "CeCILL",
     },
 }
