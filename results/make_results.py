@@ -57,14 +57,13 @@ RESULTS = {
 # What stands in no .source.json, as these texts are not collected from packages with a licence each.
 SOURCES = {
     "docstrings": {
-        "package": "the Python packages of requirements-dev.txt and the standard library",
+        "package": "the installed packages of requirements-dev.txt and the standard library, 12.3 MB on this machine",
         "licence": "the packages' own: BSD, MIT, Apache-2.0, PSF-2.0 mostly",
     },
     "noisy_circuit": {"package": "generate_text.py", "licence": "none: it is made"},
     "umaydis": {
-        "package": "maffilter-examples",
+        "package": "the genome of Ustilago maydis, 20 million bases without runs of N, of Debian's maffilter-examples",
         "licence": "CeCILL",
-        "form": "FASTA: the genome of Ustilago maydis, 23 chromosomes and contigs; runs of N left out",
     },
 }
 
