@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_generate
 
-Prints a Markdown row for each model: ms a token, once the context is full, of three ways in turns. "the last context
-again": all of the last tokens are read for each new one, the usual way without a cache. "the same windows again": the
+Prints a Markdown row for each model: ms a token, once the context is full, of ways that take turns. "the last context
+again": all of the last tokens are read for each new one, the usual way without a cache; by ours, and, for a GPT, by
+`transformers`' GPT-2 of the same sizes. "the same windows again": the
 windows of modules/models/generate.py without its cache; the tokens are compared, and must be the same. Of each token
 the fastest of all turns counts, as the machine may be shared, and the mean is over a whole number of windows.
 """
@@ -13,14 +14,14 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from benchmarks.records import recording
 from modules.config import load_config
-from modules.models import LanguageModel, build_model
+from modules.models import GPTParams, LanguageModel, build_model
 from modules.models.generate import Sampling, continued
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "en"
@@ -35,6 +36,25 @@ def last_context_again(
         next_B = Sampling().drawn(model.next_logits(tokens_BT[:, -model.context :]), generator)
         tokens_BT = torch.cat([tokens_BT, next_B[:, None]], dim=1)
         yield next_B
+
+
+def by_transformers(params: GPTParams) -> Callable[..., Iterator[torch.Tensor]]:
+    """The same by GPT-2 of these sizes, with weights of its own."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_layer": params.n_layers, "n_embd": params.embed_dim, "n_head": params.n_heads}
+    sizes |= {"vocab_size": params.vocab_size, "n_positions": params.context}
+    theirs = GPT2LMHeadModel(GPT2Config(tie_word_embeddings=False, **sizes)).eval()
+
+    def of_way(model: LanguageModel, tokens_BT: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
+        while True:
+            read_BT = tokens_BT[:, -model.context :]
+            logits_BV = theirs(read_BT, logits_to_keep=1, use_cache=False).logits[:, -1]
+            next_B = Sampling().drawn(logits_BV, generator)
+            tokens_BT = torch.cat([tokens_BT, next_B[:, None]], dim=1)
+            yield next_B
+
+    return of_way
 
 
 def main() -> None:
@@ -52,8 +72,9 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> None:
     print(f"{options.threads} threads, {options.rounds} turns of {options.tokens} tokens, the context full\n")
-    print("| model | samples | cached, ms/token | the same windows again | times | the last context again | times |")
-    print("|---|---|---|---|---|---|---|")
+    header = ["model", "samples", "cached, ms/token", "the same windows again", "times"]
+    header += ["the last context again", "times", "by transformers", "times"]
+    print(f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", sep="\n")
     for name, samples in itertools.product(options.models, options.samples):
         config = load_config(CONFIGS / f"{MODELS[name]}.json")
         kind = "lstm" if name.startswith("lstm") else "gpt"
@@ -65,7 +86,7 @@ def compare(options: argparse.Namespace) -> None:
             "cached": lambda *given: continued(*given[:2], generator=given[2]),
             "same": lambda *given: continued(*given[:2], generator=given[2], cached=False),
             "last": last_context_again,
-        }
+        } | ({"theirs": by_transformers(config.model_params)} if kind == "gpt" else {})
         seconds, made = {way: [math.inf] * options.tokens for way in ways}, {}
         for _ in range(options.rounds):
             for way, of_way in ways.items():
@@ -77,10 +98,8 @@ def compare(options: argparse.Namespace) -> None:
         assert torch.stack(made["cached"]).equal(torch.stack(made["same"])), "the cache changes no token"
         ms = {way: 1e3 * statistics.mean(of_tokens) for way, of_tokens in seconds.items()}
         times = {way: of_way / ms["cached"] for way, of_way in ms.items()}
-        print(
-            f"| {name} | {samples} | {ms['cached']:.2f} | {ms['same']:.2f} | {times['same']:.1f} | {ms['last']:.2f} | "
-            f"{times['last']:.1f} |"
-        )
+        cells = [f"{ms[way]:.2f} | {times[way]:.1f}" for way in list(ways)[1:]] + ["| "] * ("theirs" not in ways)
+        print(f"| {name} | {samples} | {ms['cached']:.2f} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,16 @@ def is_token_by_token(x: torch.Tensor, weight_MK: torch.Tensor) -> bool:
     return x.numel() <= FEW_ROWS * x.shape[-1] and weight_MK.numel() <= SMALL_WEIGHT
 
 
+def of_few_rows(x: torch.Tensor, weight_MK: torch.Tensor, bias_M: torch.Tensor | None) -> torch.Tensor:
+    """x @ weight.T + bias [..., M]. What a single row takes is the time to read the weight, which torch's product does
+    with one thread: multiplied and summed it is read by all, in half the time (15 us and 32 us for 0.44 MB that is in
+    no cache, two threads)."""
+    if x.numel() > x.shape[-1] or x.dtype != torch.float32 or torch.get_num_threads() == 1:
+        return F.linear(x, weight_MK, bias_M)
+    product_M = (weight_MK * x.reshape(1, -1)).sum(-1)
+    return (product_M if bias_M is None else product_M.add_(bias_M)).view(*x.shape[:-1], -1)
+
+
 class Linear(nn.Linear):
     """torch's linear layer, with faster products on a CPU."""
 
@@ -29,7 +39,7 @@ class Linear(nn.Linear):
         if not eager_on_cpu(x):
             return super().forward(x)
         if not torch.is_grad_enabled():
-            product = F.linear if is_token_by_token(x, self.weight) else times_transposed
+            product = of_few_rows if is_token_by_token(x, self.weight) else times_transposed
             return product(x, self.weight, self.bias)
         return _LinearFunction.apply(x.to(autocast_dtype(x)), self.weight, self.bias)
 
