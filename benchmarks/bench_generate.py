@@ -42,9 +42,15 @@ def by_transformers(params: GPTParams) -> Callable[..., Iterator[torch.Tensor]]:
     """The same by GPT-2 of these sizes, with weights of its own."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"n_layer": params.n_layers, "n_embd": params.embed_dim, "n_head": params.n_heads}
-    sizes |= {"vocab_size": params.vocab_size, "n_positions": params.context}
-    theirs = GPT2LMHeadModel(GPT2Config(tie_word_embeddings=False, **sizes)).eval()
+    sizes = GPT2Config(
+        vocab_size=params.vocab_size,
+        n_positions=params.context,
+        n_embd=params.embed_dim,
+        n_layer=params.n_layers,
+        n_head=params.n_heads,
+        tie_word_embeddings=False,
+    )
+    theirs = GPT2LMHeadModel(sizes).eval()
 
     def of_way(model: LanguageModel, tokens_BT: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
         while True:
