@@ -233,9 +233,8 @@ def measured(arguments: argparse.Namespace) -> int:
     if arguments.losses:
         tell(report_on_losses(arguments.losses, wish))
         return 0
-    device = pick_device(arguments.device)
     if arguments.states:
-        tell(report_on(measured_states(arguments.states, device, wish, arguments.data), wish))
+        tell(report_on(measured_states(arguments.states, pick_device(arguments.device), wish, arguments.data), wish))
         return 0
     if this_process().launched and (arguments.jobs != 1 or arguments.until or arguments.minutes):
         raise UserError(
@@ -244,7 +243,7 @@ def measured(arguments: argparse.Namespace) -> int:
         )
     configs, project = arguments.configs, arguments.project_name or "BackPerplexityResilient"
     if arguments.texts:
-        configs, project = configs_of_texts(arguments, device, end)
+        configs, project = configs_of_texts(arguments, pick_device(arguments.device), end)
         if arguments.config_only:
             return 0
     controls: Controls = {}
@@ -254,8 +253,9 @@ def measured(arguments: argparse.Namespace) -> int:
         return with_controls_of(planned, project, arguments.control, controls)
 
     if arguments.commands:
-        tell_commands(arguments, runs_of(arguments.seeds), project)
+        tell_commands(arguments, runs_of(arguments.seeds), project)  # for machines that may have another device
         return 0
+    device = pick_device(arguments.device)
     limits = Limits(arguments.seeds, arguments.until, arguments.max_seeds, end)
     return measured_in_rounds(Work(runs_of, project, arguments.device, arguments.jobs), device, wish, limits)
 

@@ -11,6 +11,7 @@ from unittest import mock
 
 import filelock
 import pytest
+import torch
 
 from modules.config import parse_config
 from modules.measurement import commands
@@ -18,7 +19,7 @@ from modules.measurement.commands import flops_a_step, time_lines
 from modules.training.trial import Trial
 from tests.measurement.test_control import config, dataset
 from tests.measurement.test_measure import measure
-from tests.toy import config_dict
+from tests.toy import config_dict, write_config
 
 
 def shell(line: str, cwd="/", **environment) -> subprocess.Popen:
@@ -144,6 +145,14 @@ def test_a_reader_that_goes_away_costs_nothing(cluster):
 def test_what_only_training_here_can_do_is_refused(tmp_path, options):
     told = measure("nothing.json", "--commands", *options)
     assert told.returncode == 2 and told.stderr.startswith("error: ") and "--commands" in told.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the device is there")
+def test_commands_are_printed_where_their_device_is_not(tmp_path):
+    """A cluster's login node has no GPU."""
+    told = measure(write_config(tmp_path), "--no_control", "--seeds", 1, "-d", "cuda:0", "--commands")
+    assert told.returncode == 0, told.stderr
+    assert len(told.stdout.splitlines()) == 2 and all(" -d cuda:0 " in line for line in told.stdout.splitlines())
 
 
 def test_a_line_end_in_a_name_is_refused(tmp_path, monkeypatch):
