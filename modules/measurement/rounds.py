@@ -4,6 +4,7 @@ time is spent."""
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -53,10 +54,6 @@ class Work:
     def states_of(self, seeds: int) -> dict[Path, Config]:
         return {files_of(run, self.project).state: run for run in self.runs_of(seeds)}
 
-    def seeds_there(self, most: int) -> int:
-        """Of how many seeds, from the first on, all states are there, finished or not."""
-        return next((n for n in range(most) if not all(state.exists() for state in self.states_of(n + 1))), most)
-
     def train(self, seeds: int) -> tuple[int, bool]:
         """Train what is missing of so many seeds; the exit status, and whether this process is the one to report."""
         states, request = self.states_of(seeds), Request(self.project)
@@ -73,11 +70,13 @@ def measured_in_rounds(work: Work, device: torch.device, wish: Wish, limits: Lim
     """Train and report until `limits` says stop; the exit status. The report is written after each round, and told
     after the last."""
     known: dict[Path, list[Evaluation]] = {}
-    side_by_side = at_a_time(work.jobs, work.device_name, device)
-    a_round = (
-        max(1, side_by_side // len(work.runs_of(1))) if limits.end is not None else max(limits.seeds, limits.max_seeds)
-    )
-    seeds = min(limits.seeds, max(a_round, work.seeds_there(limits.seeds)))
+    a_round = max(limits.seeds, limits.max_seeds)
+    seeds = limits.seeds
+    if limits.end is not None:
+        a_seed = len(work.runs_of(1))
+        a_round = max(1, at_a_time(work.jobs, work.device_name, device) // a_seed)
+        there = takewhile(Path.exists, work.states_of(limits.seeds))  # all runs of a seed before those of the next
+        seeds = min(limits.seeds, max(a_round, sum(1 for _ in there) // a_seed))
     while True:
         start = time.monotonic()
         status, reports = work.train(seeds)
