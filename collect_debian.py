@@ -15,7 +15,9 @@ def main() -> None:
         "packages",
         nargs="+",
         type=path,
-        help="names of packages, which apt-get downloads; or .deb files; or folders with an unpacked one",
+        metavar="PACKAGE[=GLOB]",
+        help="names of packages, which apt-get downloads; or .deb files; or folders with an unpacked one; of a package"
+        " in many languages those files whose path in it matches GLOB: debian-handbook=*/es-ES/*",
     )
     parser.add_argument("txt_path", type=path, help="path of the .jsonl file to write")
     parser.add_argument("--downloads", type=path, help="folder for the packages (default: debs, beside the text)")

@@ -237,29 +237,31 @@ def synthetic() -> dict[str, dict]:
 
 
 # Of each text of results.mk that is measured at one size: steps of a run, at most 1.5 passes over the text, held-out
-# tokens and ids. The five manuals are of one length: each is trained for 1.5 passes over the shortest.
-RESULT_TEXTS = {"code": (4000, SMALL_HELD_OUT_TOKENS, 1024), "umaydis": (3000, SMALL_HELD_OUT_TOKENS, 7)} | {
-    f"help_{language}": (2304, 393_216, 1024) for language in ("en", "fr", "de", "es", "it")
+# tokens and ids. The five manuals are trained for 1.5 passes over the shortest, and so are the two of prose.
+RESULT_TEXTS = {"code": (4000, SMALL_HELD_OUT_TOKENS, 1024), "umaydis": (3000, SMALL_HELD_OUT_TOKENS, 7)}
+RESULT_TEXTS |= {f"help_{language}": (2304, 393_216, 1024) for language in ("en", "fr", "de", "es", "it")}
+RESULT_TEXTS |= {f"prose_{language}": (3500, 393_216, 1024) for language in ("es", "en")}
+POSITIONS = {"help_en": ("rope", "none"), "code": ("rope", "none")}  # beside the learned ones of the others
+RESULT_SIZES = {  # layers, heads, width, learning rate
+    "width32": (2, 2, 32, 3e-3),
+    "width64": (2, 2, 64, 3e-3),
+    "width128": (4, 4, 128, 2e-3),
+    "width256": (4, 8, 256, 1e-3),
 }
-RESULT_SIZES = {  # layers, heads, width, learning rate, context
-    "width32": (2, 2, 32, 3e-3, 64),
-    "width64": (2, 2, 64, 3e-3, 64),
-    "width128": (4, 4, 128, 2e-3, 64),
-    "width256": (6, 8, 256, 1e-3, 128),
-}
+RESULT_CONTEXT = 64
 ENGLISH_STEPS, ENGLISH_CYCLES = 7400, 1  # of a cycle, whose end is a result; a session that has the hours adds one
 
 
 def result(text: str, size: str, steps: int, held_out_tokens: int, vocab_size: int = 1024, cycles: int = 1) -> dict:
     """A run of results.mk: `cycles` cycles of the learning rate, the first of `steps` steps with its warm-up."""
-    layers, heads, width, lr, context = RESULT_SIZES[size]
+    layers, heads, width, lr = RESULT_SIZES[size]
     warmup = steps // 20
     config = small_gpt(
         f"data/{text}/{text}.h5",
         vocab_size=vocab_size,
         width=width,
-        context=context,
-        batch_size=1024 // context,
+        context=RESULT_CONTEXT,
+        batch_size=1024 // RESULT_CONTEXT,
         steps=steps + (cycles - 1) * (steps - warmup),
         save_every=steps // 4,
         heads=heads,
@@ -297,6 +299,11 @@ def results() -> dict[str, dict]:
     """The runs behind results/ (results.mk makes their texts)."""
     runs = {"results/noisy_circuit": noisy_circuit()}
     runs |= {f"results/{text}": result(text, "width64", *rest) for text, rest in RESULT_TEXTS.items()}
+    for text, positions in POSITIONS.items():
+        for position in positions:
+            config = result(text, "width64", *RESULT_TEXTS[text])
+            config["model_params"]["position"] = position
+            runs[f"results/{text}_{position}"] = config
     for size in RESULT_SIZES:
         if size != "width256":  # docstrings are too few for it
             runs[f"results/docstrings_{size}"] = result("docstrings", size, 6000, SMALL_HELD_OUT_TOKENS)

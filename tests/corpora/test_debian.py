@@ -4,7 +4,9 @@ import gzip
 import json
 import os
 import shutil
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -147,7 +149,7 @@ def test_what_cannot_be_read_is_refused_in_a_line_and_nothing_is_written(tmp_pat
     cut.write_bytes(whole.read_bytes()[:20_000])
     out = tmp_path / "out.jsonl"
     for name, expected in (
-        (str(deb), "expected a package with HTML"),
+        (str(deb), "expected a package with html"),
         (str(broken), "expected a Debian package, found"),
         (str(cut), "expected a Debian package, found"),
         ("Not a name!", "expected the name of a Debian package"),
@@ -164,6 +166,72 @@ def test_manual_pages_and_the_form_that_is_taken(tmp_path):
     write_debian_corpus(tmp_path / "x.jsonl", [str(unpacked_package(tmp_path / "x", files))])
     (document,) = texts(tmp_path / "x.jsonl")
     assert document == {"text": "The option all shows everything that there is.", "name": "x/usr/share/man/man1/x.1.gz"}
+
+
+MALLARD = """<?xml version="1.0"?><page xmlns="http://projectmallard.org/1.0/"><info><desc>A task is described in this
+sentence.</desc></info><title>Keys</title><p>Press <key>Enter</key> in the <gui>Settings</gui> window, and the file is
+saved.</p><screen>This is the output of a command, not prose.</screen><media type="image"><p>A picture of a window with a
+list.</p></media></page>"""
+DOCBOOK = """<section xml:id="x"><info><title>Files</title></info><para>The <application>Caja</application> manager shows
+all that you have saved.</para><itemizedlist><listitem><para>Choose <menuchoice><guimenu>File</guimenu><guimenuitem>Open
+</guimenuitem></menuchoice> to look at what is in one.</para></listitem></itemizedlist></section>"""
+
+
+def test_help_pages_of_one_language(tmp_path):
+    shown = "Press Enter in the Settings window, and the file is saved."
+    french = "Appuyez sur une touche du clavier pour continuer."
+    files = {
+        "usr/share/help/es/x/a.page": MALLARD.encode(),
+        "usr/share/help/es/x/b.xml": DOCBOOK.encode(),
+        "usr/share/help/fr/x/a.page": f"<p>{french}</p>".encode(),
+        "usr/share/mime/y.xml": DOCBOOK.encode(),
+    }
+    folder = unpacked_package(tmp_path / "x=1", files)
+    write_debian_corpus(tmp_path / "es.jsonl", [f"{folder}=*/es/*"])
+    assert [document["text"] for document in texts(tmp_path / "es.jsonl")] == [
+        shown,
+        "The Caja manager shows all that you have saved.\nChoose FileOpen to look at what is in one.",
+    ]
+    (source,) = json.loads((tmp_path / "es.source.json").read_text())["sources"]
+    assert (source["form"], source["files"]) == ("help pages", "*/es/*")
+    write_debian_corpus(tmp_path / "all.jsonl", [str(folder)])
+    assert french in (tmp_path / "all.jsonl").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match=r"text under \*/el/\*, found none"):
+        write_debian_corpus(tmp_path / "el.jsonl", [f"{folder}=*/el/*"])
+
+
+GENESIS = [
+    '<div osisID="Gen" type="book"/><title>Genesis</title>',
+    '<chapter osisID="Gen.1"/>',
+    '<w lemma="strong:H7225">In the beginning</w><w>God</w><note placement="foot">On this word.</note> created it.',
+    'and <transChange type="added">it was</transChange> without form;',
+    '<chapter osisID="Gen.2"/>',
+    "Thus the heavens and the earth were finished.",
+]
+
+
+def sword_module(books: list[list[str]], damaged: int) -> dict[str, bytes]:
+    """The files of a SWORD module with these verses."""
+    data, of_books, of_verses = b"xx", b"", b""
+    for number, verses in enumerate(books):
+        whole = "".join(verses).encode()
+        packed = b"damaged" if number == damaged else zlib.compress(whole) + b"pad"
+        of_books += struct.pack("<III", len(data), len(packed), len(whole))
+        data += packed
+        for place, verse in enumerate(verses):
+            of_verses += struct.pack("<IIH", number, len("".join(verses[:place]).encode()), len(verse.encode()))
+    module = "usr/share/sword/modules/texts/ztext/toy/ot"
+    return {f"{module}.bzz": data, f"{module}.bzs": of_books + b"cut", f"{module}.bzv": of_verses + b"cut"}
+
+
+def test_books_for_sword(tmp_path):
+    books = [GENESIS, ["This book is lost."], ["And these are the names, é.", "Of the sons who came."]]
+    folder = unpacked_package(tmp_path / "x", sword_module(books, damaged=1))
+    write_debian_corpus(tmp_path / "x.jsonl", [str(folder)])
+    assert {document["text"] for document in texts(tmp_path / "x.jsonl")} == {
+        "In the beginning God created it. and it was without form;\nThus the heavens and the earth were finished.",
+        "And these are the names, é. Of the sons who came.",
+    }
 
 
 def test_of_a_file_that_unpacks_to_any_size_the_beginning_is_read(monkeypatch):
