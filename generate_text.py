@@ -1,6 +1,7 @@
 """Write text of a synthetic source, whose arrow or entropy is known, to a file: see modules/corpora/synthetic.py.
 
 python generate_text.py primes data/primes/primes.txt --lines 200000 --digits 3
+python generate_text.py primes data/primes5/primes5.txt --digits 5 --from_digits 1 --ordered --least_first
 python generate_text.py circuit data/circuit/circuit.txt --lines 200000 --bits 10
 python generate_text.py noisy_circuit data/noisy/noisy.txt --lines 1000000 --bits 20 --ones 6 --flips 0.01
 python generate_text.py markov data/markov/markov.txt --characters 2000000 --symbols 8
@@ -47,6 +48,17 @@ def parse_arguments() -> argparse.Namespace:
         )
     kind["primes"].add_argument(
         "--digits", type=integer(1, sources.MOST_DIGITS), default=3, help="decimal digits of each prime (default 3)"
+    )
+    kind["primes"].add_argument(
+        "--from_digits",
+        type=integer(1, sources.MOST_DIGITS),
+        help="primes of so many digits up to DIGITS, with zeros in front (default: DIGITS)",
+    )
+    kind["primes"].add_argument(
+        "--ordered", action="store_true", help="the smaller prime first, every pair as probable (default: in any order)"
+    )
+    kind["primes"].add_argument(
+        "--least_first", action="store_true", help="the digits of the product from the last to the first"
     )
     kind["circuit"].add_argument(
         "--bits", type=integer(1, sources.MOST_BITS), default=10, help="bits of x and of y (default 10)"

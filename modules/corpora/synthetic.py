@@ -65,8 +65,9 @@ def open_source(source: str, **settings) -> Source:
     """
     match source, settings:
         case "primes", {"lines": lines, "digits": digits}:
+            pairs = {name: value for name, value in settings.items() if name in ("digits", "from_digits", "ordered")}
             return Source(
-                prime_products(**settings), lines * prime_products_line(digits), prime_products_entropy(digits)
+                prime_products(**settings), lines * prime_products_line(digits), prime_products_entropy(**pairs)
             )
         case "circuit", {"lines": lines, "bits": bits}:
             return Source(linear_circuit(**settings), lines * linear_circuit_line(bits), linear_circuit_entropy(bits))
@@ -89,20 +90,40 @@ def open_source(source: str, **settings) -> Source:
 # -----------------------------------------------------------------------------------------------------
 
 
-def prime_products(lines: int, digits: int = 3, seed: int = 0) -> Iterator[str]:
-    """`lines` lines "p q n": p and q independent uniform primes of exactly `digits` digits, n = p * q in 2 * `digits`
-    digits."""
-    primes = primes_of(digits)
+def prime_products(
+    lines: int,
+    digits: int = 3,
+    seed: int = 0,
+    from_digits: int | None = None,
+    ordered: bool = False,
+    least_first: bool = False,
+) -> Iterator[str]:
+    """`lines` lines "p q n": p and q uniform primes of `from_digits` (by default `digits`) to `digits` digits, n = p * q.
+
+    Shorter numbers have zeros in front, n so that it has 2 * `digits` digits. p and q are independent, or, `ordered`,
+    every pair with p < q is as probable as any other. least_first: the digits of n from the last to the first.
+    """
+    primes = primes_of(digits, from_digits)
     sample = stream(seed, "sample")
+    way = -1 if least_first else 1
     for n_lines in portions(lines, LINES_AT_ONCE):
-        pairs = primes[sample.integers(len(primes), size=(n_lines, 2))].tolist()
-        yield "".join(f"{p} {q} {p * q:0{2 * digits}d}\n" for p, q in pairs)
+        if ordered:
+            chosen = sample.integers([len(primes), len(primes) - 1], size=(n_lines, 2))  # the other is not the first
+            chosen[:, 1] += chosen[:, 1] >= chosen[:, 0]
+            chosen.sort(axis=1)
+        else:
+            chosen = sample.integers(len(primes), size=(n_lines, 2))
+        lines_of = (
+            f"{p:0{digits}d} {q:0{digits}d} {f'{p * q:0{2 * digits}d}'[::way]}\n" for p, q in primes[chosen].tolist()
+        )
+        yield "".join(lines_of)
 
 
-def prime_products_entropy(digits: int = 3) -> float:
+def prime_products_entropy(digits: int = 3, from_digits: int | None = None, ordered: bool = False) -> float:
     """Nats per character: two uniform primes a line, and a product that adds nothing, in either direction of
     reading."""
-    return 2 * math.log(len(primes_of(digits))) / prime_products_line(digits)
+    n = len(primes_of(digits, from_digits))
+    return math.log(n * (n - 1) / 2 if ordered else n**2) / prime_products_line(digits)
 
 
 def prime_products_line(digits: int) -> int:
@@ -110,17 +131,19 @@ def prime_products_line(digits: int) -> int:
     return 4 * digits + 3
 
 
-def primes_of(digits: int) -> np.ndarray:
-    """All primes of exactly `digits` decimal digits, by the sieve of Eratosthenes. [n] int64."""
-    if not 1 <= digits <= MOST_DIGITS:
-        raise UserError(f"digits: expected 1 to {MOST_DIGITS}, found {digits}")
+def primes_of(digits: int, from_digits: int | None = None) -> np.ndarray:
+    """All primes of `from_digits` (by default `digits`) to `digits` decimal digits, by the sieve of Eratosthenes. [n]
+    int64."""
+    fewest = digits if from_digits is None else from_digits
+    if not 1 <= fewest <= digits <= MOST_DIGITS:
+        raise UserError(f"digits: expected 1 to {MOST_DIGITS}, and no fewer than from_digits, found {fewest} to {digits}")
     is_prime = np.ones(10**digits, dtype=bool)
     is_prime[:2] = False
     for factor in range(2, math.isqrt(10**digits) + 1):
         if is_prime[factor]:
             is_prime[factor * factor :: factor] = False
     primes = np.flatnonzero(is_prime)
-    return primes[primes >= 10 ** (digits - 1)]
+    return primes[primes >= 10 ** (fewest - 1)]
 
 
 # Linear circuits over F2

@@ -30,6 +30,17 @@ def test_prime_entropy_is_the_logarithm_of_the_number_of_lines_that_occur():
     assert sources.prime_products_entropy(1) == pytest.approx(math.log(16) / len("2 3 06\n"))
 
 
+def test_primes_of_several_lengths_in_order_with_the_product_from_its_last_digit():
+    lines = "".join(sources.prime_products(30_000, digits=2, from_digits=1, ordered=True, least_first=True)).splitlines()
+    primes = [n for n in range(2, 100) if all(n % d for d in range(2, n))]
+    possible = {f"{p:02} {q:02} {str(p * q).zfill(4)[::-1]}" for p in primes for q in primes if p < q}
+    assert set(lines) == possible
+    counts = np.unique(lines, return_counts=True)[1]
+    assert abs(counts - 30_000 / 300).max() < 6 * math.sqrt(30_000 / 300)  # each pair as probable
+    entropy = sources.prime_products_entropy(2, from_digits=1, ordered=True)
+    assert entropy == pytest.approx(math.log(len(possible)) / len("02 03 6000\n"))
+
+
 @given(bits=st.integers(1, 12), seed=st.integers(0, 50))
 def test_circuit_is_sparse_and_its_inverse_dense(bits, seed):
     matrix = sources.circuit_matrix(bits, seed)
@@ -189,6 +200,7 @@ def test_a_shorter_text_is_the_beginning_of_a_longer_one():
 def test_impossible_sizes_are_refused():
     for call in (
         lambda: sources.primes_of(9),
+        lambda: sources.primes_of(2, from_digits=3),
         lambda: sources.markov_rule(1),
         lambda: sources.iid_rule(27),
         lambda: sources.open_source("primes"),
