@@ -3,7 +3,12 @@
 
 LANGUAGES = fr de es it
 HELP = $(foreach language,en $(LANGUAGES),data/help_$(language)/help_$(language))
-WITH_DOCUMENTS = $(HELP) data/english/english data/code/code
+PROSE = data/prose_es/prose_es data/prose_en/prose_en
+WITH_DOCUMENTS = $(HELP) $(PROSE) data/english/english data/code/code
+PRIMES = data/primes_first/primes_first data/primes_last/primes_last
+ONES = 0 10 20 30 50
+CIRCUITS = $(foreach ones,$(ONES),data/circuit25_$(ones)/circuit25_$(ones))
+CIRCUIT20 = data/circuit20_6/circuit20_6
 COLLECT = $(RUN) collect_debian.py --downloads data/debs
 TOKENIZE = $(RUN) tokenize_to_h5.py --txt_path $< --out_h5_folder $(@D) --tokenizer_folder data/tokenizers \
 	--tokenizer_name $(basename $(@F))
@@ -20,8 +25,14 @@ PACKAGES_help_es = libreoffice-help-es gimp-help-es lilypond-doc-html-es debian-
 	maint-guide-es
 PACKAGES_help_it = libreoffice-help-it gimp-help-it lilypond-doc-html-it debian-reference-it aptitude-doc-it \
 	developers-reference-it maint-guide-it debian-faq-it
+PACKAGES_prose_en = debian-handbook=*/en-US/* installation-guide-amd64=*/en/* gnome-user-docs=*/C/* \
+	mate-user-guide=*/C/* evolution-common=*/C/* kicad-doc-en debian-edu-doc-en freedombox-doc-en manpages \
+	manpages-dev sword-text-kjv
+PACKAGES_prose_es = debian-handbook=*/es-ES/* installation-guide-amd64=*/es/* gnome-user-docs=*/es/* \
+	mate-user-guide=*/es/* evolution-common=*/es/* kicad-doc-es debian-edu-doc-es freedombox-doc-es manpages-es \
+	manpages-es-dev sword-text-sparv
 
-RESULTS = docstrings help english code umaydis noisy_circuit
+RESULTS = docstrings english help prose code umaydis positions orders_help orders_code primes circuits circuit20
 .PHONY: results $(RESULTS:%=result-%)
 
 results: $(RESULTS:%=result-%)
@@ -34,17 +45,26 @@ result-help: $(HELP:%=%.h5)
 result-english: data/english/english.h5
 result-code: data/code/code.h5
 result-umaydis: data/umaydis/umaydis.h5
-result-noisy_circuit: data/noisy_circuit/noisy_circuit.h5
+result-prose: $(PROSE:%=%.h5)
+result-positions: data/help_en/help_en.h5 data/code/code.h5
+result-orders_help: data/help_en/help_en.h5
+result-orders_code: data/code/code.h5
+result-primes: $(PRIMES:%=%.h5)
+result-circuits: $(CIRCUITS:%=%.h5)
+result-circuit20: $(CIRCUIT20:%=%.h5)
 
 # Texts
 data/docstrings/docstrings.txt: | .venv/installed-dev
 	$(RUN) collect_docstrings.py $@
 
-data/english/english.jsonl data/help_en/help_en.jsonl: | .venv/installed-dev
-	$(COLLECT) $(PACKAGES_$(basename $(@F))) $@
+data/english/english.jsonl data/help_en/help_en.jsonl data/prose_en/prose_en.jsonl: | .venv/installed-dev
+	$(COLLECT) $(PACKAGES_$(basename $(@F)):%='%') $@
 
 $(foreach language,$(LANGUAGES),data/help_$(language)/help_$(language).jsonl): data/help_en/help_en.jsonl
-	$(COLLECT) $(PACKAGES_$(basename $(@F))) $@ --without $<
+	$(COLLECT) $(PACKAGES_$(basename $(@F)):%='%') $@ --without $<
+
+data/prose_es/prose_es.jsonl: data/prose_en/prose_en.jsonl
+	$(COLLECT) $(PACKAGES_$(basename $(@F)):%='%') $@ --without $<
 
 data/code/code.jsonl: | .venv/installed-dev
 	$(RUN) collect_code.py $@
@@ -55,8 +75,14 @@ data/umaydis/umaydis.fa.gz: | .venv/installed-dev
 	dpkg-deb --fsys-tarfile data/debs/maffilter-examples_*.deb \
 		| tar -xO ./usr/share/doc/maffilter/examples/Umaydis/Umaydis.fasta.gz > $@
 
-data/noisy_circuit/noisy_circuit.txt: | .venv/installed-dev
-	$(RUN) generate_text.py noisy_circuit $@ --lines 250000 --bits 20 --ones 6 --flips 0.01
+$(PRIMES:%=%.txt) $(CIRCUITS:%=%.txt) $(CIRCUIT20:%=%.txt): | .venv/installed-dev
+	$(RUN) generate_text.py $(MADE_$(basename $(@F))) $@
+
+IN_ORDER = primes --lines 400000 --digits 5 --from_digits 1 --ordered
+MADE_primes_first = $(IN_ORDER)
+MADE_primes_last = $(IN_ORDER) --least_first
+$(foreach ones,$(ONES),$(eval MADE_circuit25_$(ones) = noisy_circuit --lines 400000 --bits 25 --ones $(ones)))
+MADE_circuit20_6 = noisy_circuit --lines 250000 --bits 20 --ones 6
 
 # Tokens
 data/docstrings/docstrings.h5: data/docstrings/docstrings.txt
@@ -68,5 +94,5 @@ $(WITH_DOCUMENTS:%=%.h5): %.h5: %.jsonl
 data/umaydis/umaydis.h5: data/umaydis/umaydis.fa.gz
 	$(TOKENIZE) --symbols characters --fasta_n split
 
-data/noisy_circuit/noisy_circuit.h5: data/noisy_circuit/noisy_circuit.txt
+$(PRIMES:%=%.h5) $(CIRCUITS:%=%.h5) $(CIRCUIT20:%=%.h5): %.h5: %.txt
 	$(TOKENIZE) --symbols characters

@@ -249,6 +249,9 @@ RESULT_SIZES = {  # layers, heads, width, learning rate
     "width256": (4, 8, 256, 1e-3),
 }
 RESULT_CONTEXT = 64
+# Of each made text: tokens of a line, ids, steps of 64 lines.
+MADE_TEXTS = {f"circuit25_{ones}": (52, 6, 3000) for ones in (0, 10, 20, 30, 50)} | {"circuit20_6": (42, 6, 3000)}
+MADE_TEXTS |= {text: (23, 14, 5000) for text in ("primes_first", "primes_last")}
 ENGLISH_STEPS, ENGLISH_CYCLES = 7400, 1  # of a cycle, whose end is a result; a session that has the hours adds one
 
 
@@ -276,20 +279,21 @@ def result(text: str, size: str, steps: int, held_out_tokens: int, vocab_size: i
     return config
 
 
-def noisy_circuit() -> dict:
-    """The paper's circuit of 20 bits, an example a window: 20 bits, a space, 20 bits, a line end."""
+def made_result(text: str) -> dict:
+    """A run of results.mk on a made text, a line a window."""
+    line, vocab_size, steps = MADE_TEXTS[text]
     return small_gpt(
-        "data/noisy_circuit/noisy_circuit.h5",
-        vocab_size=6,
+        f"data/{text}/{text}.h5",
+        vocab_size=vocab_size,
         width=64,
-        context=42,
+        context=line,
         batch_size=64,
-        steps=3000,
-        save_every=750,
+        steps=steps,
+        save_every=steps // 4,
         heads=8,
         lr=1.5e-3,
-        stride=42,
-        held_out_tokens=12_000 * 42,
+        stride=line,
+        held_out_tokens=12_000 * line,
         state_save_loc="runs",
         precision="fp32",
     )
@@ -297,7 +301,7 @@ def noisy_circuit() -> dict:
 
 def results() -> dict[str, dict]:
     """The runs behind results/ (results.mk makes their texts)."""
-    runs = {"results/noisy_circuit": noisy_circuit()}
+    runs = {f"results/{text}": made_result(text) for text in MADE_TEXTS}
     runs |= {f"results/{text}": result(text, "width64", *rest) for text, rest in RESULT_TEXTS.items()}
     for text, positions in POSITIONS.items():
         for position in positions:

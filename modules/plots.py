@@ -9,6 +9,7 @@ Names stand in a picture as they are: matplotlib would read dollar signs as a fo
 """
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,20 @@ def new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
         axes = figure.add_subplot()
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     return figure, axes
+
+
+def new_panels(title: str, x_label: str, y_label: str, count: int) -> tuple[Figure, list[Axes]]:
+    """`count` axes with common scales, three in a row."""
+    rows = math.ceil(count / 3)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 1 + 2.6 * rows), layout="constrained")
+        grid = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    figure.suptitle(title)
+    figure.supxlabel(x_label)
+    figure.supylabel(y_label)
+    return figure, list(grid.flat[:count])
 
 
 def label(name: str) -> str:

@@ -18,79 +18,35 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-from matplotlib.figure import Figure
 
 from benchmarks.records import commit, processor
-from modules.plots import label, new_axes, save
+from modules.plots import save
 from modules.system.errors import UserError, one_line_errors
 from modules.system.files import replacing
+from results.figures import arrows, by_context, by_size, by_training, circuits, orders
+from results.measurements import (
+    CIRCUIT_FLOORS,
+    CIRCUIT_LINE,
+    HERE,
+    PAPER_CIRCUIT_LINE,
+    PAPER_CIRCUITS,
+    PUBLISHED,
+    RESULTS,
+    ROOT,
+    SOURCES,
+    comparisons_of,
+    report_of,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-HERE = ROOT / "results"
 SHOWN = (".md", ".json", ".png")  # of a report; SVGs, coloured pages and losses stay with the runs
-
-
-class Result(NamedTuple):
-    title: str
-    configs: list[str]  # of configs/results, without _forward
-    tokenizer: str | None  # of data/tokenizers, where all configs have the same
-    texts: list[str]  # of data/
-
-
-RESULTS = {
-    "docstrings": Result(
-        "English docstrings, by size", ["docstrings_width32", "docstrings_width64"], "docstrings", ["docstrings"]
-    ),
-    "help": Result(
-        "The same manuals in five languages",
-        [f"help_{language}" for language in ("en", "fr", "de", "es", "it")],
-        None,
-        [f"help_{language}" for language in ("en", "fr", "de", "es", "it")],
-    ),
-    "english": Result("Long English prose, by size", ["english_width64"], "english", ["english"]),
-    "code": Result("Source code", ["code"], "code", ["code"]),
-    "umaydis": Result("A genome", ["umaydis"], "umaydis", ["umaydis"]),
-    "noisy_circuit": Result("The paper's circuit of 20 bits", ["noisy_circuit"], "noisy_circuit", ["noisy_circuit"]),
-}
-# What stands in no .source.json, as these texts are not collected from packages with a licence each.
-SOURCES = {
-    "docstrings": {
-        "package": "the installed packages of requirements-dev.txt and the standard library, 12.3 MB on this machine",
-        "licence": "the packages' own: BSD, MIT, Apache-2.0, PSF-2.0 mostly",
-    },
-    "noisy_circuit": {"package": "generate_text.py", "licence": "none: it is made"},
-    "umaydis": {
-        "package": "the genome of Ustilago maydis, 20 million bases without runs of N, of Debian's maffilter-examples",
-        "licence": "CeCILL",
-    },
-}
-
-
-# What others found, in percent of the forward loss, with its interval where one is known: "Arrows of Time" (read from a
-# drawing, ±0.05), and our statistics (measure_arrow.py --losses) on the losses that arXiv 2505.08739 gives.
-PUBLISHED = {
-    "Papadopoulos et al. 2024, CC100, 4.9 M": (-0.35, None),
-    "Papadopoulos et al. 2024, CC100, 55.6 M": (0.2, None),
-    "Papadopoulos et al. 2024, CC100, 405 M": (0.76, None),
-    "arXiv 2505.08739, neuroscience, 124 M": (0.29, (-0.21, 0.80)),
-    "arXiv 2505.08739, neuroscience, 355 M": (0.75, (0.61, 0.89)),
-    "arXiv 2505.08739, neuroscience, 774 M": (1.24, (1.13, 1.35)),
-}
-
-
-# Circuits of 25 bits, the identity and so many ones more, 1 % flips: the paper's forward loss (from a drawing) and the
-# floor, nats a token of its lines of 57: 52 * noisy_circuit_entropy(25, ones) / 57. Other matrices give 0.0003 less or
-# more; the paper's own are not known.
-CIRCUITS = {0: (0.347, 0.3467), 10: (0.366, 0.3484), 20: (0.403, 0.3492), 30: (0.442, 0.3510), 50: (0.532, 0.3520)}
 
 
 def command_of(name: str) -> list[str]:
     result = RESULTS[name]
     configs = [f"configs/results/{config}_forward.json" for config in result.configs]
     tokenizer = ["-t", f"data/tokenizers/{result.tokenizer}"] if result.tokenizer else []
-    return ["measure_arrow.py", *configs, "--seeds", "5", *tokenizer, "-p", name, "--jobs", "2"]
+    seeds = ["--seeds", str(result.seeds)]
+    return ["measure_arrow.py", *configs, *seeds, *tokenizer, *result.options, "-p", name, "--jobs", "2"]
 
 
 def make(name: str) -> None:
@@ -135,42 +91,86 @@ def texts_of(name: str) -> dict[str, dict]:
     return found
 
 
-def comparisons_of(name: str) -> list[dict]:
-    """What the report here found, as its arrow.json has it; nothing where there is none."""
-    path = HERE / name / "arrow.json"
-    return json.loads(path.read_text(encoding="utf-8"))["comparisons"] if path.exists() else []
-
-
 def listing() -> str:
-    """README.md: a line a measurement, then the command, commit, cost and texts of each report."""
-    rows = [row(name, comparison) for name in RESULTS for comparison in comparisons_of(name)]
-    header = ["report", "parameters", "seeds", "passes", "forward loss", "arrow, %", "95 %"]
-    header += ["turns round with the text, %", "does not, %", "over the last third"]
-    published = [in_row([name, f"{value:+.2f}", interval_of(both)]) for name, (value, both) in PUBLISHED.items()]
-    circuits = [
-        in_row([str(ones), f"{loss:.3f}", f"{floor:.4f}", f"{loss - floor:.3f}"])
-        for ones, (loss, floor) in CIRCUITS.items()
+    """README.md: what was found, a line a measurement; then the command, commit, cost and texts of each report."""
+    made = [row for name, result in RESULTS.items() if result.floors for row in rows_above_floor(name)]
+    orders = [
+        [f"[{name}]({name}/report.md)", each["order"], f"{loss_of(each, each['order']):.4f}", *in_percent(each)]
+        for name, each in measured(orders=True)
     ]
+    contrasts = [
+        [f"[{name}]({name}/report.md)", each["what"], f"{each['value']:+.2f}", interval(each), f"{each['p_holm']:.3f}"]
+        for name in RESULTS
+        for each in report_of(name).get("contrasts", [])
+    ]
+    published = [[f"{study}, {size:g} M", f"{found:+.2f}", interval_of(both)] for study, size, found, both in PUBLISHED]
     page = [
         "# Results",
         "Written by `python -m results.make_results`. `make results` makes all of it again, from the texts on, "
         "`make result-NAME` one. Intervals are at 95 %, over seeds and held-out text.",
         "![arrows](arrows.png)",
-        "\n".join([in_row(header), in_row(["---"] * len(header)), *rows]),
+        table(ARROW_COLUMNS, [arrow_row(name, each) for name, each in measured(orders=False)]),
+        "## The map",
+        "With a tokenizer without direction the half of an arrow that does not turn round with the text is zero, "
+        "exactly: all that is drawn here turns.",
+        "**With size?** ![by size](by_size.png)",
+        "**With training?** ![by training](by_training.png)",
+        "**With context?** The same models and held-out text, in shorter windows. ![by context](by_context.png)",
+        "## Orders of reading",
+        "How much more than forward each loses. ![orders](orders.png)",
+        table(["report", "order", "loss", "above forward, %", "95 %"], orders),
+        "## Made texts",
+        "No model passes the floor, which is exact (`modules/corpora/synthetic.py`). Nats a token.",
+        "![circuits](circuits.png)",
+        table(["report", "parameters", "floor", "forward above it", "backward above it", "arrow, nats", "95 %"], made),
+        "The paper's circuits of 25 bits (its losses are read from a drawing, its matrices not known: others than ours "
+        "change the floor by 0.0003). The floor hardly rises with the ones: what models lose more is what they have "
+        "not learned.",
+        table(["ones beside the identity", "forward loss", "floor", "above it"], paper_circuits()),
+        "## Contrasts and trends",
+        "Differences between arrows in percentage points, corrected within a report (Holm).",
+        table(["report", "what", "difference", "95 %", "p (Holm)"], contrasts),
         "## What others found",
         "In English; the paper's are read from a drawing (±0.05), those of arXiv 2505.08739 are our statistics on its "
         "published losses, three seeds each.",
-        "\n".join([in_row(["model", "arrow, %", "95 %"]), in_row(["---"] * 3), *published]),
-        "The paper's circuits of 25 bits, nats a token. The floor is exact (`noisy_circuit_entropy`) for matrices of "
-        "ours, as the paper's are not known. It hardly rises with the ones: what the paper's models lose more is what "
-        "they have not learned.",
-        "\n".join(
-            [in_row(["ones beside the identity", "forward loss", "floor", "excess"]), in_row(["---"] * 4), *circuits]
-        ),
+        table(["model", "arrow, %", "95 %"], published),
         "## What each stands on",
         *(standing(name) for name in RESULTS if comparisons_of(name)),
     ]
     return "\n\n".join(page) + "\n"
+
+
+def measured(orders: bool) -> list[tuple[str, dict]]:
+    """The comparisons of texts that were not made: of orders of reading, or else of directions."""
+    return [
+        (name, each)
+        for name, result in RESULTS.items()
+        for each in comparisons_of(name)
+        if not result.floors and ("--orders" in result.options) == orders
+    ]
+
+
+def rows_above_floor(name: str) -> list[list[str]]:
+    floors = RESULTS[name].floors
+    return [
+        [
+            f"[{each['name']}]({name}/report.md)",
+            f"{each['compared']['parameters']:,}",
+            f"{floors[each['name']]:.4f}",
+            *(f"{loss_of(each, direction) - floors[each['name']]:.4f}" for direction in ("forward", "backward")),
+            f"{each['arrow']['nats']['value']:+.4f}",
+            interval(each["arrow"]["nats"], 4),
+        ]
+        for each in comparisons_of(name)
+    ]
+
+
+def paper_circuits() -> list[list[str]]:
+    floors = {ones: CIRCUIT_FLOORS[ones] * CIRCUIT_LINE / PAPER_CIRCUIT_LINE for ones in PAPER_CIRCUITS}
+    return [
+        [str(ones), f"{loss:.3f}", f"{floors[ones]:.4f}", f"{loss - floors[ones]:.3f}"]
+        for ones, loss in PAPER_CIRCUITS.items()
+    ]
 
 
 def standing(name: str) -> str:
@@ -184,64 +184,55 @@ def standing(name: str) -> str:
     )
 
 
-def arrows() -> Figure:
-    """Each arrow with its interval, ours above, what others found below."""
-    ours = {
-        f"{label(each['name'])}, {each['compared']['parameters'] / 1e6:.1f} M": each["arrow"]["percent"]
-        for name in RESULTS
-        for each in comparisons_of(name)
-    }
-    found = {name: (each["value"], each["both"]) for name, each in ours.items()} | PUBLISHED
-    figure, axes = new_axes("The arrow of time, with 95 % intervals", "backward - forward (% of the forward loss)", "")
-    figure.set_figheight(1.4 + 0.28 * len(found))
-    for place, (name, (value, both)) in enumerate(found.items()):
-        reach = [[value - both[0]], [both[1] - value]] if both else None
-        colour = "#000000" if name in ours else "#999999"
-        axes.errorbar([value], [place], xerr=reach, fmt="o", color=colour, markersize=4, capsize=3, linewidth=1.4)
-    axes.axvline(0, color="#000000", linewidth=1)
-    axes.set_yticks(range(len(found)), list(found))
-    axes.tick_params(axis="y", labelsize=8.5)
-    axes.invert_yaxis()
-    return figure
-
-
 def write_listing() -> None:
     write(HERE / "README.md", listing())
-    save(arrows(), HERE / "arrows")
+    for draw in (arrows, by_size, by_training, by_context, orders, circuits):
+        save(draw(), HERE / draw.__name__)
 
 
-def row(name: str, comparison: dict) -> str:
-    arrow, control, convergence = comparison["arrow"], comparison["control"], comparison["convergence"]
+ARROW_COLUMNS = ["report", "parameters", "seeds", "passes", "forward loss", "arrow, %", "95 %"]
+ARROW_COLUMNS += ["turns round with the text, %", "does not, %", "over the last third"]
+
+
+def arrow_row(name: str, comparison: dict) -> list[str]:
+    control, convergence = comparison["control"], comparison["convergence"]
     moved = f"{convergence['change']:+.2f} points, {'still moving' if convergence['moving'] else 'at rest'}"
-    cells = [
+    return [
         f"[{comparison['name']}]({name}/report.md)",
         f"{comparison['compared']['parameters']:,}",
         str(len(comparison["compared"]["seeds"])),
         f"{convergence['passes']:.2f}",
-        f"{arrow['forward']:.4f}",
-        f"{arrow['percent']['value']:+.2f}",
-        interval(arrow["percent"]),
+        f"{comparison['arrow']['forward']:.4f}",
+        *in_percent(comparison),
         half(control and control["turns"]),
         "0 (exact)" if control and control["exact"] else half(control and control["stays"]),
         moved if convergence["change"] is not None else "not known",
     ]
-    return in_row(cells)
 
 
-def in_row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def in_percent(comparison: dict) -> list[str]:
+    percent = comparison["arrow"]["percent"]
+    return [f"{percent['value']:+.2f}", interval(percent)]
+
+
+def loss_of(comparison: dict, order: str) -> float:
+    return comparison["losses"][order]["nats_per_token"]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def half(estimate: dict | None) -> str:
     return f"{estimate['value']:+.2f} ({interval(estimate)})" if estimate else "not known"
 
 
-def interval(estimate: dict) -> str:
-    return interval_of(estimate["both"])
+def interval(estimate: dict, digits: int = 2) -> str:
+    return interval_of(estimate["both"], digits)
 
 
-def interval_of(both: Sequence[float] | None) -> str:
-    return f"{both[0]:+.2f} to {both[1]:+.2f}" if both else "not known"
+def interval_of(both: Sequence[float] | None, digits: int = 2) -> str:
+    return f"{both[0]:+.{digits}f} to {both[1]:+.{digits}f}" if both else "not known"
 
 
 def source_line(text: str, about: dict) -> str:

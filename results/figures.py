@@ -1,0 +1,171 @@
+"""The map: what the reports of this folder show together, a figure a question."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from modules.plots import DIRECTION_COLOURS, label, new_axes, new_panels
+from results.measurements import (
+    CIRCUIT_FLOORS,
+    CIRCUIT_LINE,
+    PAPER,
+    PAPER_CIRCUIT_LINE,
+    PAPER_CIRCUITS,
+    PUBLISHED,
+    PUBLISHED_CONTEXTS,
+    RESULTS,
+    comparisons_of,
+)
+
+ARROW = "backward - forward\n(% of the forward loss)"
+OURS, OTHERS = "#000000", "#999999"
+Line = tuple[Sequence[float], Sequence[float], Sequence[tuple[float, float]]]  # x, percent, its intervals
+
+
+def of_directions() -> list[dict]:
+    """All measured arrows: of forward and backward models of language or of other texts, not of made ones."""
+    return [
+        each
+        for name, result in RESULTS.items()
+        for each in comparisons_of(name)
+        if each["order"] == "backward" and not result.floors
+    ]
+
+
+def called(comparison: dict) -> str:
+    """What a measurement is called in a figure."""
+    return f"{label(comparison['name'])}, {comparison['compared']['parameters'] / 1e6:.1f} M"
+
+
+def arrows() -> Figure:
+    """Each arrow with its interval, ours above, what others found below."""
+    ours = {called(each): each["arrow"]["percent"] for each in of_directions()}
+    others = {f"{study}, {size:g} M": (percent, both) for study, size, percent, both in PUBLISHED}
+    found = {name: (each["value"], each["both"]) for name, each in ours.items()} | others
+    figure, axes = new_axes("The arrow of time, with 95 % intervals", ARROW.replace("\n", " "), "")
+    figure.set_figheight(1.4 + 0.28 * len(found))
+    for place, (name, (value, both)) in enumerate(found.items()):
+        reach = [[value - both[0]], [both[1] - value]] if both else None
+        colour = OURS if name in ours else OTHERS
+        axes.errorbar([value], [place], xerr=reach, fmt="o", color=colour, markersize=4, capsize=3, linewidth=1.4)
+    axes.axvline(0, color=OURS, linewidth=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.tick_params(axis="y", labelsize=8.5)
+    axes.invert_yaxis()
+    return figure
+
+
+def by_size() -> Figure:
+    """The arrow against the number of parameters: English, ours and what others found."""
+    figure, axes = new_axes("The arrow by model size, English, 95 % intervals", "parameters", ARROW)
+    series: dict[str, list[tuple[float, float, tuple[float, float] | None]]] = {}
+    for name in ("docstrings", "english"):
+        for each in comparisons_of(name):
+            percent = each["arrow"]["percent"]
+            point = (each["compared"]["parameters"], percent["value"], percent["both"])
+            series.setdefault(f"{name}, context {each['held_out']['context']}", []).append(point)
+    for study, size, percent, both in PUBLISHED:
+        series.setdefault(study, []).append((size * 1e6, percent, both))
+    for number, (name, points) in enumerate(series.items()):
+        parameters, values, intervals = zip(*sorted(points), strict=True)
+        shifted = [count * 1.03**number for count in parameters]  # keeps error bars at one place apart
+        reach = reach_of(values, [both or (value, value) for value, both in zip(values, intervals, strict=True)])
+        axes.errorbar(shifted, values, yerr=reach, marker="o", capsize=3, markersize=4, linewidth=1.2, label=name)
+    axes.axhline(0, color=OURS, linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xticks([10**power for power in range(5, 10)], ["0.1 M", "1 M", "10 M", "100 M", "1,000 M"])
+    axes.minorticks_off()
+    axes.legend(fontsize="small")
+    return figure
+
+
+def reach_of(values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """How far each interval reaches below and above its value, as matplotlib wants it."""
+    below = [value - low for value, (low, _) in zip(values, intervals, strict=True)]
+    return [below, [high - value for value, (_, high) in zip(values, intervals, strict=True)]]
+
+
+def by_training() -> Figure:
+    """The arrow at each validation, against the tokens seen."""
+    lines: dict[str, dict[str, Line]] = {}
+    for each in of_directions():
+        points = each["convergence"]["points"]
+        per_step = each["compared"]["tokens_seen"] / each["compared"]["steps"] / 1e6
+        line = (
+            [point["step"] * per_step for point in points],
+            [point["percent"] for point in points],
+            [point["interval"] for point in points],
+        )
+        lines.setdefault(each["compared"]["text"], {})[called(each)] = line
+    return in_panels("The arrow during training, 95 % intervals", "million tokens seen", lines)
+
+
+def by_context() -> Figure:
+    """The arrow of the same models in shorter windows."""
+    lines: dict[str, dict[str, Line]] = {}
+    for each in of_directions():
+        rows = each["by_length"]
+        line = ([row["length"] for row in rows], [row["percent"] for row in rows], [row["interval"] for row in rows])
+        lines.setdefault(each["compared"]["text"], {})[called(each)] = line
+    paper = list(PUBLISHED_CONTEXTS.values())
+    lines[PAPER] = {"405 M, one for each context": (list(PUBLISHED_CONTEXTS), paper, [(each, each) for each in paper])}
+    figure = in_panels("The arrow in shorter windows, 95 % intervals", "tokens in a window", lines)
+    for axes in figure.axes:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([2, 8, 32, 128, 512], ["2", "8", "32", "128", "512"])
+    return figure
+
+
+def in_panels(title: str, x_label: str, lines: dict[str, dict[str, Line]]) -> Figure:
+    """A panel for each text, in it a line with its band for each measurement."""
+    figure, panels = new_panels(title, x_label, ARROW, len(lines))
+    for axes, (text, of_text) in zip(panels, lines.items(), strict=True):
+        axes.set_title(label(text), fontsize=10)
+        for name, (x, values, intervals) in of_text.items():
+            (drawn,) = axes.plot(x, values, marker="o", markersize=3, linewidth=1.2, label=name)
+            low, high = zip(*intervals, strict=True)
+            axes.fill_between(x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+        axes.axhline(0, color=OURS, linewidth=0.8)
+        axes.legend(fontsize=6.5)
+    return figure
+
+
+def orders() -> Figure:
+    """How much harder each order of reading is than forward."""
+    found = {
+        name: each
+        for name, result in RESULTS.items()
+        if "--orders" in result.options and (each := comparisons_of(name))
+    }
+    names = list(dict.fromkeys(each["order"] for of_text in found.values() for each in of_text))
+    figure, axes = new_axes("Orders of reading, 95 % intervals", "loss above forward (% of the forward loss)", "")
+    for number, of_text in enumerate(found.values()):
+        places = [names.index(each["order"]) + 0.2 * (number - (len(found) - 1) / 2) for each in of_text]
+        percents = [each["arrow"]["percent"] for each in of_text]
+        values = [percent["value"] for percent in percents]
+        reach = reach_of(values, [percent["both"] for percent in percents])
+        text = of_text[0]["compared"]["text"]
+        axes.errorbar(values, places, xerr=reach, fmt="o", markersize=4, capsize=3, label=label(text))
+    axes.axvline(0, color=OURS, linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.legend(fontsize="small")
+    return figure
+
+
+def circuits() -> Figure:
+    """Loss against the ones beside the identity, above the floor that no model can pass, in nats a line."""
+    figure, axes = new_axes("Circuits of 25 bits", "ones beside the identity", "loss above the floor (nats per line)")
+    found = comparisons_of("circuits")
+    ones = [int(each["name"].rpartition("_")[2]) for each in found]
+    for direction, marker in (("forward", ">"), ("backward", "<")):
+        above = [
+            CIRCUIT_LINE * (each["losses"][direction]["nats_per_token"] - RESULTS["circuits"].floors[each["name"]])
+            for each in found
+        ]
+        axes.plot(ones, above, marker=marker, color=DIRECTION_COLOURS[direction], label=f"ours, {direction}")
+    paper = [PAPER_CIRCUIT_LINE * loss - CIRCUIT_LINE * CIRCUIT_FLOORS[ones] for ones, loss in PAPER_CIRCUITS.items()]
+    axes.plot(list(PAPER_CIRCUITS), paper, marker="s", color=OTHERS, label="the paper's, forward (from a drawing)")
+    axes.axhline(0, color=OURS, linewidth=1)
+    axes.legend(fontsize="small")
+    return figure
