@@ -32,7 +32,7 @@ PACKAGES_prose_es = debian-handbook=*/es-ES/* installation-guide-amd64=*/es/* gn
 	mate-user-guide=*/es/* evolution-common=*/es/* kicad-doc-es debian-edu-doc-es freedombox-doc-es manpages-es \
 	manpages-es-dev sword-text-sparv
 
-RESULTS = docstrings english help prose code umaydis positions orders_help orders_code primes circuits circuit20
+RESULTS = docstrings english help prose code umaydis positions gru orders_help orders_code primes circuits circuit20
 .PHONY: results $(RESULTS:%=result-%)
 
 results: $(RESULTS:%=result-%)
@@ -47,6 +47,7 @@ result-code: data/code/code.h5
 result-umaydis: data/umaydis/umaydis.h5
 result-prose: $(PROSE:%=%.h5)
 result-positions: data/help_en/help_en.h5 data/code/code.h5
+result-gru: data/docstrings/docstrings.h5
 result-orders_help: data/help_en/help_en.h5
 result-orders_code: data/code/code.h5
 result-primes: $(PRIMES:%=%.h5)

@@ -279,6 +279,20 @@ def result(text: str, size: str, steps: int, held_out_tokens: int, vocab_size: i
     return config
 
 
+def gru_result(text: str, steps: int, held_out_tokens: int) -> dict:
+    """The same run by a GRU of about as many parameters."""
+    config = result(text, "width64", steps, held_out_tokens)
+    config["model_params"] = {
+        "vocab_size": config["model_params"]["vocab_size"],
+        "n_layers": 1,
+        "embed_dim": 96,
+        "desired_attn_length": RESULT_CONTEXT,
+        "dropout": 0.0,
+        "embd_dropout": None,
+    }
+    return {"model": "gru"} | config
+
+
 def made_result(text: str) -> dict:
     """A run of results.mk on a made text, a line a window."""
     line, vocab_size, steps = MADE_TEXTS[text]
@@ -308,6 +322,7 @@ def results() -> dict[str, dict]:
             config = result(text, "width64", *RESULT_TEXTS[text])
             config["model_params"]["position"] = position
             runs[f"results/{text}_{position}"] = config
+    runs["results/docstrings_gru"] = gru_result("docstrings", 6000, SMALL_HELD_OUT_TOKENS)
     for size in RESULT_SIZES:
         if size != "width256":  # docstrings are too few for it
             runs[f"results/docstrings_{size}"] = result("docstrings", size, 6000, SMALL_HELD_OUT_TOKENS)

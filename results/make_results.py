@@ -23,7 +23,7 @@ from benchmarks.records import commit, processor
 from modules.plots import save
 from modules.system.errors import UserError, one_line_errors
 from modules.system.files import replacing
-from results.figures import arrows, by_context, by_size, by_training, circuits, orders
+from results import figures
 from results.measurements import (
     CIRCUIT_FLOORS,
     CIRCUIT_LINE,
@@ -78,7 +78,10 @@ def copy_report(name: str, report: Path, cost: dict) -> None:
     for file in report.iterdir():
         if file.suffix in SHOWN:
             shutil.copy(file, folder)
-    write(folder / "source.json", json.dumps({**cost, "texts": texts_of(name)}, indent=1, ensure_ascii=False) + "\n")
+    about = {**cost, "texts": texts_of(name)}
+    write(folder / "source.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    with open(folder / "report.md", "a", encoding="utf-8") as file:
+        file.write(standing(about))
 
 
 def texts_of(name: str) -> dict[str, dict]:
@@ -134,8 +137,9 @@ def listing() -> str:
         "In English; the paper's are read from a drawing (±0.05), those of arXiv 2505.08739 are our statistics on its "
         "published losses, three seeds each.",
         table(["model", "arrow, %", "95 %"], published),
-        "## What each stands on",
-        *(standing(name) for name in RESULTS if comparisons_of(name)),
+        "## The reports",
+        "Each names its texts, with source, licence and what was left out of them, at its end.",
+        "\n".join(report_line(name) for name in RESULTS if comparisons_of(name)),
     ]
     return "\n\n".join(page) + "\n"
 
@@ -173,21 +177,31 @@ def paper_circuits() -> list[list[str]]:
     ]
 
 
-def standing(name: str) -> str:
-    """Command, commit, cost and texts of a report."""
-    about = json.loads((HERE / name / "source.json").read_text(encoding="utf-8"))
+def standing(about: dict) -> str:
+    """What a report stands on: its command, commit, cost and texts."""
     return (
-        f"### [{RESULTS[name].title}]({name}/report.md)\n\n"
-        f"`{about['command']}` at commit `{about['commit']}`: {about['cpu_seconds'] / 3600:.1f} CPU hours in "
-        f"{about['wall_seconds'] / 3600:.1f} hours ({about['processor']}).\n\n"
+        f"\n## What this stands on\n\n{made_by(about)}\n\n"
         + "\n".join(source_line(text, each) for text, each in about["texts"].items())
+        + "\n"
     )
+
+
+def made_by(about: dict) -> str:
+    return (
+        f"`{about['command']}` at commit `{about['commit']}`: {about['cpu_seconds'] / 3600:.1f} CPU hours in "
+        f"{about['wall_seconds'] / 3600:.1f} hours ({about['processor']})."
+    )
+
+
+def report_line(name: str) -> str:
+    about = json.loads((HERE / name / "source.json").read_text(encoding="utf-8"))
+    return f"- [{RESULTS[name].title}]({name}/report.md), `make result-{name}`: {made_by(about)}"
 
 
 def write_listing() -> None:
     write(HERE / "README.md", listing())
-    for draw in (arrows, by_size, by_training, by_context, orders, circuits):
-        save(draw(), HERE / draw.__name__)
+    for name in ("arrows", "by_size", "by_training", "by_context", "orders", "circuits"):
+        save(getattr(figures, name)(), HERE / name)
 
 
 ARROW_COLUMNS = ["report", "parameters", "seeds", "passes", "forward loss", "arrow, %", "95 %"]

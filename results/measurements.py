@@ -56,6 +56,7 @@ RESULTS = {
         None,
         ["help_en", "code"],
     ),
+    "gru": Result("A GRU", ["docstrings_gru"], "docstrings", ["docstrings"]),
     "orders_help": Result("Orders of reading: manuals", ["help_en"], "help_en", ["help_en"], options=TO_ORDERS),
     "orders_code": Result("Orders of reading: source code", ["code"], "code", ["code"], options=TO_ORDERS),
     "primes": Result(

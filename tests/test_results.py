@@ -5,7 +5,9 @@ import subprocess
 
 import pytest
 
-from results.make_results import HERE, RESULTS, ROOT, command_of, listing
+from modules.corpora.synthetic import noisy_circuit_entropy, prime_products_entropy
+from results.make_results import command_of, listing
+from results.measurements import CIRCUIT_FLOORS, HERE, PRIMES_FLOOR, RESULTS, ROOT
 
 MADE = [name for name in RESULTS if (HERE / name).exists()]
 
@@ -27,6 +29,18 @@ def test_a_report_says_where_its_texts_are_from_and_names_no_folder_of_ours(name
         for path in command_of(name)
         if path.endswith(".json")
     }
+
+
+def test_floors_are_the_entropies_of_the_made_texts():
+    assert prime_products_entropy(5, from_digits=1, ordered=True) == pytest.approx(PRIMES_FLOOR, abs=1e-6)
+    (floor,) = RESULTS["circuit20"].floors.values()
+    assert noisy_circuit_entropy(bits=20, ones=6) == pytest.approx(floor, abs=1e-6)
+
+
+@pytest.mark.slow  # a gigabyte and some seconds each
+@pytest.mark.parametrize("ones", CIRCUIT_FLOORS)
+def test_floors_of_circuits_of_25_bits(ones):
+    assert noisy_circuit_entropy(bits=25, ones=ones) == pytest.approx(CIRCUIT_FLOORS[ones], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", RESULTS)

@@ -170,11 +170,11 @@ def test_manual_pages_and_the_form_that_is_taken(tmp_path):
 
 MALLARD = """<?xml version="1.0"?><page xmlns="http://projectmallard.org/1.0/"><info><desc>A task is described in this
 sentence.</desc></info><title>Keys</title><p>Press <key>Enter</key> in the <gui>Settings</gui> window, and the file is
-saved.</p><screen>This is the output of a command, not prose.</screen><media type="image"><p>A picture of a window with a
-list.</p></media></page>"""
-DOCBOOK = """<section xml:id="x"><info><title>Files</title></info><para>The <application>Caja</application> manager shows
-all that you have saved.</para><itemizedlist><listitem><para>Choose <menuchoice><guimenu>File</guimenu><guimenuitem>Open
-</guimenuitem></menuchoice> to look at what is in one.</para></listitem></itemizedlist></section>"""
+saved.</p><screen>This is the output of a command, not prose.</screen><media type="image"><p>A picture of a window with
+a list.</p></media></page>"""
+DOCBOOK = """<section xml:id="x"><info><title>Files</title></info><para>The <application>Caja</application> manager
+shows all that you have saved.</para><itemizedlist><listitem><para>Choose <menuchoice><guimenu>File</guimenu><guimenuitem>
+Open</guimenuitem></menuchoice> to look at what is in one.</para></listitem></itemizedlist></section>"""
 
 
 def test_help_pages_of_one_language(tmp_path):
@@ -190,7 +190,7 @@ def test_help_pages_of_one_language(tmp_path):
     write_debian_corpus(tmp_path / "es.jsonl", [f"{folder}=*/es/*"])
     assert [document["text"] for document in texts(tmp_path / "es.jsonl")] == [
         shown,
-        "The Caja manager shows all that you have saved.\nChoose FileOpen to look at what is in one.",
+        "The Caja manager shows all that you have saved.\nChoose File Open to look at what is in one.",
     ]
     (source,) = json.loads((tmp_path / "es.source.json").read_text())["sources"]
     assert (source["form"], source["files"]) == ("help pages", "*/es/*")

@@ -31,7 +31,9 @@ def test_prime_entropy_is_the_logarithm_of_the_number_of_lines_that_occur():
 
 
 def test_primes_of_several_lengths_in_order_with_the_product_from_its_last_digit():
-    lines = "".join(sources.prime_products(30_000, digits=2, from_digits=1, ordered=True, least_first=True)).splitlines()
+    lines = "".join(
+        sources.prime_products(30_000, digits=2, from_digits=1, ordered=True, least_first=True)
+    ).splitlines()
     primes = [n for n in range(2, 100) if all(n % d for d in range(2, n))]
     possible = {f"{p:02} {q:02} {str(p * q).zfill(4)[::-1]}" for p in primes for q in primes if p < q}
     assert set(lines) == possible
