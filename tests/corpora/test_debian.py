@@ -172,9 +172,10 @@ MALLARD = """<?xml version="1.0"?><page xmlns="http://projectmallard.org/1.0/"><
 sentence.</desc></info><title>Keys</title><p>Press <key>Enter</key> in the <gui>Settings</gui> window, and the file is
 saved.</p><screen>This is the output of a command, not prose.</screen><media type="image"><p>A picture of a window with
 a list.</p></media></page>"""
-DOCBOOK = """<section xml:id="x"><info><title>Files</title></info><para>The <application>Caja</application> manager
-shows all that you have saved.</para><itemizedlist><listitem><para>Choose
-<menuchoice><guimenu>File</guimenu><guimenuitem> Open</guimenuitem></menuchoice> to look at what is in one.</para></listitem></itemizedlist></section>"""
+DOCBOOK = """<section xml:id="x"><info><title>Files</title></info>
+<para>The <application>Caja</application> manager shows all that you have saved.</para>
+<itemizedlist><listitem><para>Choose <menuchoice><guimenu>File</guimenu> <guimenuitem>Open</guimenuitem></menuchoice>
+to look at what is in one.</para></listitem></itemizedlist></section>"""
 
 
 def test_help_pages_of_one_language(tmp_path):
