@@ -98,7 +98,8 @@ def prime_products(
     ordered: bool = False,
     least_first: bool = False,
 ) -> Iterator[str]:
-    """`lines` lines "p q n": p and q uniform primes of `from_digits` (by default `digits`) to `digits` digits, n = p * q.
+    """`lines` lines "p q n": p and q uniform primes of `from_digits` (by default `digits`) to `digits` digits, and
+    their product n.
 
     Shorter numbers have zeros in front, n so that it has 2 * `digits` digits. p and q are independent, or, `ordered`,
     every pair with p < q is as probable as any other. least_first: the digits of n from the last to the first.
@@ -136,7 +137,9 @@ def primes_of(digits: int, from_digits: int | None = None) -> np.ndarray:
     int64."""
     fewest = digits if from_digits is None else from_digits
     if not 1 <= fewest <= digits <= MOST_DIGITS:
-        raise UserError(f"digits: expected 1 to {MOST_DIGITS}, and no fewer than from_digits, found {fewest} to {digits}")
+        raise UserError(
+            f"digits: expected 1 to {MOST_DIGITS}, and no fewer than from_digits, found {fewest} to {digits}"
+        )
     is_prime = np.ones(10**digits, dtype=bool)
     is_prime[:2] = False
     for factor in range(2, math.isqrt(10**digits) + 1):

@@ -559,15 +559,14 @@ def by_length(
     length."""
     found = {}
     one, other = (each.by_length for each in pairs[0])
+    of_parts = None if documents is None else documents[pairs[0][0].in_parts]
+    if of_parts is not None and len(np.unique(of_parts)) < FEWEST_GROUPS:
+        of_parts = None
     for length in (length for length in one if length in other):
-        some = one[length]
-        of_some = None if documents is None else documents[: len(some)]
-        if of_some is not None and len(np.unique(of_some)) < FEWEST_GROUPS:
-            of_some = None
         forward, backward = (
             np.stack([each.by_length[length] for each in of_seeds])[..., None] for of_seeds in zip(*pairs, strict=True)
         )
-        found[length] = arrow.measure(forward, backward, documents=of_some)
+        found[length] = arrow.measure(forward, backward, documents=of_parts)
     found[pairs[0][0].losses_WT.shape[1]] = whole
     return [
         LengthRow(length, each.forward, each.backward, each.percent.value, each.percent.both, each.n_windows)

@@ -25,6 +25,7 @@ from modules.training.recording import SNIPPET_TOKENS
 
 # Held-out tokens that are also read in shorter windows, in as many passes as the context has powers of two.
 SUB_WINDOW_TOKENS = 1 << 18
+STRETCHES = 32  # in which those lie, evenly over the held-out text, to be of many documents
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,16 @@ class Evaluation:
     """What a run's model says in one order, losses in nats.
 
     windows: its held-out windows, read in this order. losses_WT: of each held-out token in text order [windows,
-    tokens]. by_length: of held-out windows read in shorter parts, length of these -> [windows], the first
-    SUB_WINDOW_TOKENS of them; empty where the order lists positions, which are those of whole windows. texts: of each
-    token [n] of each text that was asked for, in text order. snippet: a text that the model makes up, as long as the
-    texts after BOS that it has seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
+    tokens]. in_parts: which windows were also read in shorter parts, SUB_WINDOW_TOKENS of them, [n]. by_length: the
+    losses of these, length of the parts -> [n]; empty where the order lists positions, which are those of whole windows.
+    texts: of each token [n] of each text that was asked for, in text order. snippet: a text that the model makes up, as
+    long as the texts after BOS that it has seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
     """
 
     run: Trained
     windows: Windows
     losses_WT: np.ndarray
+    in_parts: np.ndarray
     by_length: dict[int, np.ndarray]
     texts: list[np.ndarray]
     snippet: str | None
@@ -56,15 +58,21 @@ def evaluate(
     """Evaluate the model of `run` on its held-out windows and on `texts`, ids [n] each, in each of its orders. With a
     tokenizer it makes up a snippet as well."""
     model, batch_size, context = load_model(run, device), run.config.valid_batch_size, windows.length
-    count = max(2, min(len(windows), SUB_WINDOW_TOKENS // context))
+    stretches = spread(len(windows), max(2, SUB_WINDOW_TOKENS // context))
     powers = [2**power for power in range(1, context.bit_length()) if context % 2**power == 0 and 2**power < context]
     return [
         Evaluation(
             each,
             one,
             held_out_losses(model, one, batch_size, device),
+            np.concatenate([np.arange(stretch.start, stretch.stop) for stretch in stretches]),
             {
-                length: sub_window_losses(model, replace(one, count=count), length, batch_size, device)
+                length: np.concatenate(
+                    [
+                        sub_window_losses(model, part_of(one, stretch), length, batch_size, device)
+                        for stretch in stretches
+                    ]
+                )
                 for length in powers
                 if isinstance(one.reading.orders[0], str)
             },
@@ -73,6 +81,20 @@ def evaluate(
         )
         for each, one in zip(run.in_each_order(), windows.in_each_order(), strict=True)
     ]
+
+
+def spread(count: int, wanted: int) -> list[range]:
+    """Stretches of together about `wanted` of `count` windows, at equal distances; all in one where there are no
+    more."""
+    if count <= wanted:
+        return [range(count)]
+    number = min(STRETCHES, wanted)
+    size = wanted // number
+    return [range(start, start + size) for start in np.linspace(0, count - size, number).astype(int).tolist()]
+
+
+def part_of(windows: Windows, stretch: range) -> Windows:
+    return replace(windows, first=windows.first + stretch.start * windows.stride, count=len(stretch))
 
 
 def load_model(run: Trained, device: torch.device) -> LanguageModel:

@@ -4,12 +4,14 @@ from one pair."""
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modules.data.orders import READ_BACKWARD
-from modules.measurement import arrow
+from modules.measurement import arrow, evaluation
 from modules.measurement.comparison import compare
 from modules.measurement.convergence import convergence
-from modules.measurement.evaluation import evaluate, held_out_windows, load_model
+from modules.measurement.evaluation import evaluate, held_out_windows, load_model, spread
 from modules.measurement.measure import evaluate_pairs
 from modules.measurement.pairing import pair_up, read_run
 from modules.models.evaluate import held_out_losses, sub_window_losses
@@ -136,6 +138,28 @@ def test_windows_in_parts_are_windows_of_that_length(pair, length):
         )
         with pytest.raises(ValueError, match="divide"):
             sub_window_losses(model, windows, 3, 8, CPU)
+
+
+@given(count=st.integers(1, 3_000), wanted=st.integers(1, 3_000))
+def test_stretches_are_as_many_windows_as_wanted_and_evenly_spread(count, wanted):
+    stretches = spread(count, wanted)
+    windows = [window for stretch in stretches for window in stretch]
+    assert windows == sorted(set(windows)) and windows[0] == 0
+    assert windows[-1] == count - 1 or len(stretches) == 1 < count
+    assert wanted / 2 < len(windows) <= wanted or len(windows) == count <= wanted
+    gaps = np.diff([stretch.start for stretch in stretches])
+    assert not len(gaps) or gaps.max() - gaps.min() <= 1
+
+
+def test_windows_in_parts_are_those_of_the_stretches(pair, monkeypatch):
+    run = pair[1][0][0]
+    windows = held_out_windows(run)
+    monkeypatch.setattr(evaluation, "SUB_WINDOW_TOKENS", 8 * 16)
+    monkeypatch.setattr(evaluation, "STRETCHES", 4)
+    (found,) = evaluate(run, windows, CPU)
+    assert found.in_parts.tolist() == [0, 1, 10, 11, 20, 21, 30, 31]
+    every = sub_window_losses(load_model(run, CPU), windows, 4, 8, CPU)
+    np.testing.assert_allclose(found.by_length[4], every[found.in_parts], atol=1e-6)
 
 
 def test_the_arrow_by_context_ends_with_the_whole_window(pair):
