@@ -34,9 +34,9 @@ class Evaluation:
 
     windows: its held-out windows, read in this order. losses_WT: of each held-out token in text order [windows,
     tokens]. in_parts: which windows were also read in shorter parts, SUB_WINDOW_TOKENS of them, [n]. by_length: the
-    losses of these, length of the parts -> [n]; empty where the order lists positions, which are those of whole windows.
-    texts: of each token [n] of each text that was asked for, in text order. snippet: a text that the model makes up, as
-    long as the texts after BOS that it has seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
+    losses of these, length of the parts -> [n]; empty where the order lists positions, those of whole windows. texts:
+    of each token [n] of each text that was asked for, in text order. snippet: a text that the model makes up, as long
+    as the texts after BOS that it has seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
     """
 
     run: Trained
