@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.records import commit, processor
+from modules.measurement.contrast import holm
 from modules.plots import save
 from modules.system.errors import UserError, one_line_errors
 from modules.system.files import replacing
@@ -110,9 +111,10 @@ def listing() -> str:
     page = [
         "# Results",
         "Written by `python -m results.make_results`. `make results` makes all of it again, from the texts on, "
-        "`make result-NAME` one. Intervals are at 95 %, over seeds and held-out text.",
+        "`make result-NAME` one. Intervals are at 95 %, over seeds and held-out text; p-values are corrected for the "
+        "number of rows (Holm): what is below 0.05 is a finding.",
         "![arrows](arrows.png)",
-        table(ARROW_COLUMNS, [arrow_row(name, each) for name, each in measured(orders=False)]),
+        table(ARROW_COLUMNS, arrow_rows()),
         "## The map",
         "With a tokenizer without direction the half of an arrow that does not turn round with the text is zero, "
         "exactly: all that is drawn here turns.",
@@ -204,11 +206,18 @@ def write_listing() -> None:
         save(getattr(figures, name)(), HERE / name)
 
 
-ARROW_COLUMNS = ["report", "parameters", "seeds", "passes", "forward loss", "arrow, %", "95 %"]
+ARROW_COLUMNS = ["report", "parameters", "seeds", "passes", "forward loss", "arrow, %", "95 %", "p (Holm)"]
 ARROW_COLUMNS += ["turns round with the text, %", "does not, %", "over the last third"]
 
 
-def arrow_row(name: str, comparison: dict) -> list[str]:
+def arrow_rows() -> list[list[str]]:
+    """A row for each arrow; the p-values are corrected for the number of rows."""
+    found = measured(orders=False)
+    corrected = holm([each["arrow"]["percent"]["p"] for _, each in found])
+    return [arrow_row(name, each, p) for (name, each), p in zip(found, corrected, strict=True)]
+
+
+def arrow_row(name: str, comparison: dict, p: float | None) -> list[str]:
     control, convergence = comparison["control"], comparison["convergence"]
     moved = f"{convergence['change']:+.2f} points, {'still moving' if convergence['moving'] else 'at rest'}"
     return [
@@ -218,6 +227,7 @@ def arrow_row(name: str, comparison: dict) -> list[str]:
         f"{convergence['passes']:.2f}",
         f"{comparison['arrow']['forward']:.4f}",
         *in_percent(comparison),
+        "not known" if p is None else f"{p:.3f}",
         half(control and control["turns"]),
         "0 (exact)" if control and control["exact"] else half(control and control["stays"]),
         moved if convergence["change"] is not None else "not known",

@@ -1,13 +1,14 @@
 """The committed reports: what README.md says of them is theirs, and each can be made again."""
 
 import json
+import re
 import subprocess
 
 import pytest
 
 from modules.corpora.synthetic import noisy_circuit_entropy, prime_products_entropy
 from results.make_results import command_of, listing
-from results.measurements import CIRCUIT_FLOORS, HERE, PRIMES_FLOOR, RESULTS, ROOT
+from results.measurements import CIRCUIT_FLOORS, HERE, PRIMES_FLOOR, RESULTS, ROOT, comparisons_of
 
 MADE = [name for name in RESULTS if (HERE / name).exists()]
 
@@ -15,6 +16,21 @@ MADE = [name for name in RESULTS if (HERE / name).exists()]
 def test_the_list_is_what_the_reports_hold():
     assert (HERE / "README.md").read_text(encoding="utf-8") == listing()
     assert MADE and all(f"({name}/report.md)" in listing() for name in MADE)
+
+
+def test_the_first_table_of_the_readme_has_what_the_reports_found():
+    found = {
+        (
+            f"{arrow['forward']:.3f}",
+            f"{arrow['percent']['value']:+.2f}",
+            "{:+.2f} to {:+.2f}".format(*arrow["percent"]["both"]),
+        )
+        for name in MADE
+        for arrow in (each["arrow"] for each in comparisons_of(name))
+    }
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|[^|]+\| ([\d.]+) \| \**([+-][\d.]+)\** \| \**([+-][\d.]+ to [+-][\d.]+)", page, re.MULTILINE)
+    assert len(rows) >= 5 and set(rows) <= found
 
 
 @pytest.mark.parametrize("name", MADE)
