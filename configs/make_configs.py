@@ -251,7 +251,7 @@ RESULT_SIZES = {  # layers, heads, width, learning rate
 RESULT_CONTEXT = 64
 # Of each made text: tokens of a line, ids, steps of 64 lines.
 MADE_TEXTS = {f"circuit25_{ones}": (52, 6, 3000) for ones in (0, 10, 20, 30, 50)} | {"circuit20_6": (42, 6, 3000)}
-MADE_TEXTS |= {text: (23, 14, 5000) for text in ("primes_first", "primes_last")}
+MADE_TEXTS |= {text: (23, 14, 3000) for text in ("primes_first", "primes_last")}
 ENGLISH_STEPS, ENGLISH_CYCLES = 7400, 1  # of a cycle, whose end is a result; a session that has the hours adds one
 
 
