@@ -15,21 +15,12 @@ from results.measurements import (
     PUBLISHED_CONTEXTS,
     RESULTS,
     comparisons_of,
+    measured,
 )
 
 ARROW = "backward - forward\n(% of the forward loss)"
 OURS, OTHERS = "#000000", "#999999"
 Line = tuple[Sequence[float], Sequence[float], Sequence[tuple[float, float]]]  # x, percent, its intervals
-
-
-def of_directions() -> list[dict]:
-    """All measured arrows: of forward and backward models of language or of other texts, not of made ones."""
-    return [
-        each
-        for name, result in RESULTS.items()
-        for each in comparisons_of(name)
-        if each["order"] == "backward" and not result.floors
-    ]
 
 
 def called(comparison: dict) -> str:
@@ -39,7 +30,7 @@ def called(comparison: dict) -> str:
 
 def arrows() -> Figure:
     """Each arrow with its interval, ours above, what others found below."""
-    ours = {called(each): each["arrow"]["percent"] for each in of_directions()}
+    ours = {called(each): each["arrow"]["percent"] for _, each in measured(orders=False)}
     others = {f"{study}, {size:g} M": (percent, both) for study, size, percent, both in PUBLISHED}
     found = {name: (each["value"], each["both"]) for name, each in ours.items()} | others
     figure, axes = new_axes("The arrow of time, with 95 % intervals", ARROW.replace("\n", " "), "")
@@ -88,7 +79,7 @@ def reach_of(values: Sequence[float], intervals: Sequence[tuple[float, float]]) 
 def by_training() -> Figure:
     """The arrow at each validation, against the tokens seen."""
     lines: dict[str, dict[str, Line]] = {}
-    for each in of_directions():
+    for _, each in measured(orders=False):
         points = each["convergence"]["points"]
         per_step = each["compared"]["tokens_seen"] / each["compared"]["steps"] / 1e6
         line = (
@@ -103,7 +94,7 @@ def by_training() -> Figure:
 def by_context() -> Figure:
     """The arrow of the same models in shorter windows."""
     lines: dict[str, dict[str, Line]] = {}
-    for each in of_directions():
+    for _, each in measured(orders=False):
         rows = each["by_length"]
         line = ([row["length"] for row in rows], [row["percent"] for row in rows], [row["interval"] for row in rows])
         lines.setdefault(each["compared"]["text"], {})[called(each)] = line
@@ -132,11 +123,9 @@ def in_panels(title: str, x_label: str, lines: dict[str, dict[str, Line]]) -> Fi
 
 def orders() -> Figure:
     """How much harder each order of reading is than forward."""
-    found = {
-        name: each
-        for name, result in RESULTS.items()
-        if "--orders" in result.options and (each := comparisons_of(name))
-    }
+    found: dict[str, list[dict]] = {}
+    for name, each in measured(orders=True):
+        found.setdefault(name, []).append(each)
     names = list(dict.fromkeys(each["order"] for of_text in found.values() for each in of_text))
     figure, axes = new_axes("Orders of reading, 95 % intervals", "loss above forward (% of the forward loss)", "")
     for number, of_text in enumerate(found.values()):

@@ -36,6 +36,7 @@ from results.measurements import (
     ROOT,
     SOURCES,
     comparisons_of,
+    measured,
     report_of,
 )
 
@@ -144,16 +145,6 @@ def listing() -> str:
         "\n".join(report_line(name) for name in RESULTS if comparisons_of(name)),
     ]
     return "\n\n".join(page) + "\n"
-
-
-def measured(orders: bool) -> list[tuple[str, dict]]:
-    """The comparisons of texts that were not made: of orders of reading, or else of directions."""
-    return [
-        (name, each)
-        for name, result in RESULTS.items()
-        for each in comparisons_of(name)
-        if not result.floors and ("--orders" in result.options) == orders
-    ]
 
 
 def rows_above_floor(name: str) -> list[list[str]]:

@@ -125,3 +125,14 @@ def report_of(name: str) -> dict:
 
 def comparisons_of(name: str) -> list[dict]:
     return report_of(name).get("comparisons", [])
+
+
+def measured(orders: bool) -> list[tuple[str, dict]]:
+    """The comparisons of texts that were not made, of orders of reading or else of directions, with the name of their
+    report. What is in two reports is taken from the first."""
+    found = {}
+    for name, result in RESULTS.items():
+        if not result.floors and ("--orders" in result.options) == orders:
+            for each in comparisons_of(name):
+                found.setdefault((each["name"], each["order"]), (name, each))
+    return list(found.values())
