@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 from modules.corpora.synthetic import noisy_circuit_entropy, prime_products_entropy
-from results.make_results import command_of, listing
+from results.listing import listing
+from results.make_results import command_of
 from results.measurements import CIRCUIT_FLOORS, HERE, PRIMES_FLOOR, RESULTS, ROOT, comparisons_of
 
 MADE = [name for name in RESULTS if (HERE / name).exists()]
