@@ -4,7 +4,8 @@
 LANGUAGES = fr de es it
 HELP = $(foreach language,en $(LANGUAGES),data/help_$(language)/help_$(language))
 PROSE = data/prose_es/prose_es data/prose_en/prose_en
-WITH_DOCUMENTS = $(HELP) $(PROSE) data/english/english data/code/code
+GENRES = $(foreach text,guides_es guides_en bible_es bible_en,data/$(text)/$(text))
+WITH_DOCUMENTS = $(HELP) $(PROSE) $(GENRES) data/english/english data/code/code
 PRIMES = data/primes_first/primes_first data/primes_last/primes_last
 ONES = 0 10 20 30 50
 CIRCUITS = $(foreach ones,$(ONES),data/circuit25_$(ones)/circuit25_$(ones))
@@ -25,14 +26,17 @@ PACKAGES_help_es = libreoffice-help-es gimp-help-es lilypond-doc-html-es debian-
 	maint-guide-es
 PACKAGES_help_it = libreoffice-help-it gimp-help-it lilypond-doc-html-it debian-reference-it aptitude-doc-it \
 	developers-reference-it maint-guide-it debian-faq-it
-PACKAGES_prose_en = debian-handbook=*/en-US/* installation-guide-amd64=*/en/* gnome-user-docs=*/C/* \
-	mate-user-guide=*/C/* evolution-common=*/C/* kicad-doc-en debian-edu-doc-en freedombox-doc-en manpages \
-	manpages-dev sword-text-kjv
-PACKAGES_prose_es = debian-handbook=*/es-ES/* installation-guide-amd64=*/es/* gnome-user-docs=*/es/* \
+PACKAGES_bible_en = sword-text-kjv
+PACKAGES_bible_es = sword-text-sparv
+PACKAGES_guides_en = debian-handbook=*/en-US/* installation-guide-amd64=*/en/* gnome-user-docs=*/C/* \
+	mate-user-guide=*/C/* evolution-common=*/C/* kicad-doc-en debian-edu-doc-en freedombox-doc-en manpages manpages-dev
+PACKAGES_guides_es = debian-handbook=*/es-ES/* installation-guide-amd64=*/es/* gnome-user-docs=*/es/* \
 	mate-user-guide=*/es/* evolution-common=*/es/* kicad-doc-es debian-edu-doc-es freedombox-doc-es manpages-es \
-	manpages-es-dev sword-text-sparv
+	manpages-es-dev
+PACKAGES_prose_en = $(PACKAGES_guides_en) $(PACKAGES_bible_en)
+PACKAGES_prose_es = $(PACKAGES_guides_es) $(PACKAGES_bible_es)
 
-RESULTS = docstrings english help prose code umaydis positions gru orders_help orders_code primes circuits circuit20
+RESULTS = docstrings english help prose genres code umaydis positions gru orders_help orders_code primes circuits circuit20
 .PHONY: results $(RESULTS:%=result-%)
 
 results: $(RESULTS:%=result-%)
@@ -46,6 +50,7 @@ result-english: data/english/english.h5
 result-code: data/code/code.h5
 result-umaydis: data/umaydis/umaydis.h5
 result-prose: $(PROSE:%=%.h5)
+result-genres: $(GENRES:%=%.h5)
 result-positions: data/help_en/help_en.h5 data/code/code.h5
 result-gru: data/docstrings/docstrings.h5
 result-orders_help: data/help_en/help_en.h5
@@ -58,13 +63,15 @@ result-circuit20: $(CIRCUIT20:%=%.h5)
 data/docstrings/docstrings.txt: | .venv/installed-dev
 	$(RUN) collect_docstrings.py $@
 
-data/english/english.jsonl data/help_en/help_en.jsonl data/prose_en/prose_en.jsonl: | .venv/installed-dev
+ORIGINAL = english help_en prose_en guides_en bible_en bible_es
+$(foreach text,$(ORIGINAL),data/$(text)/$(text).jsonl): | .venv/installed-dev
 	$(COLLECT) $(PACKAGES_$(basename $(@F)):%='%') $@
 
+TRANSLATED = $(foreach text,$(LANGUAGES:%=help_%) prose_es guides_es,data/$(text)/$(text).jsonl)
 $(foreach language,$(LANGUAGES),data/help_$(language)/help_$(language).jsonl): data/help_en/help_en.jsonl
-	$(COLLECT) $(PACKAGES_$(basename $(@F)):%='%') $@ --without $<
-
 data/prose_es/prose_es.jsonl: data/prose_en/prose_en.jsonl
+data/guides_es/guides_es.jsonl: data/guides_en/guides_en.jsonl
+$(TRANSLATED):
 	$(COLLECT) $(PACKAGES_$(basename $(@F)):%='%') $@ --without $<
 
 data/code/code.jsonl: | .venv/installed-dev

@@ -237,10 +237,13 @@ def synthetic() -> dict[str, dict]:
 
 
 # Of each text of results.mk that is measured at one size: steps of a run, at most 1.5 passes over the text, held-out
-# tokens and ids. The five manuals are trained for 1.5 passes over the shortest, and so are the two of prose.
+# tokens and ids. Texts of one name are trained for 1.5 passes over the shortest of them.
 RESULT_TEXTS = {"code": (4000, SMALL_HELD_OUT_TOKENS, 1024), "umaydis": (3000, SMALL_HELD_OUT_TOKENS, 7)}
 RESULT_TEXTS |= {f"help_{language}": (2304, 393_216, 1024) for language in ("en", "fr", "de", "es", "it")}
-RESULT_TEXTS |= {f"prose_{language}": (3500, 393_216, 1024) for language in ("es", "en")}
+for language in ("es", "en"):
+    RESULT_TEXTS[f"prose_{language}"] = (3500, 393_216, 1024)
+    RESULT_TEXTS[f"guides_{language}"] = (1380, SMALL_HELD_OUT_TOKENS // 4, 1024)
+    RESULT_TEXTS[f"bible_{language}"] = (1600, SMALL_HELD_OUT_TOKENS // 4, 1024)
 POSITIONS = {"help_en": ("rope", "none"), "code": ("rope", "none")}  # beside the learned ones of the others
 RESULT_SIZES = {  # layers, heads, width, learning rate
     "width32": (2, 2, 32, 3e-3),

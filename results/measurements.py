@@ -48,6 +48,13 @@ RESULTS = {
         ["prose_es", "prose_en"],
         seeds=10,
     ),
+    "genres": Result(
+        "The same handbooks and the same Bible, apart",
+        [f"{text}_{language}" for text in ("guides", "bible") for language in ("es", "en")],
+        None,
+        [f"{text}_{language}" for text in ("guides", "bible") for language in ("es", "en")],
+        seeds=10,
+    ),
     "code": Result("Source code", ["code"], "code", ["code"]),
     "umaydis": Result("A genome", ["umaydis"], "umaydis", ["umaydis"]),
     "positions": Result(
