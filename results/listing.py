@@ -1,9 +1,12 @@
 """README.md of this folder, and what stands at the end of each report."""
 
 import json
+import math
 from collections.abc import Sequence
+from statistics import mean, stdev
 
 from modules.measurement.contrast import holm
+from modules.measurement.noise import t_outside, t_quantile
 from results.measurements import (
     CIRCUIT_FLOORS,
     CIRCUIT_LINE,
@@ -12,6 +15,8 @@ from results.measurements import (
     PAPER_CIRCUITS,
     PUBLISHED,
     RESULTS,
+    SAME_SIZE,
+    TOGETHER,
     comparisons_of,
     measured,
     report_of,
@@ -44,6 +49,12 @@ def listing() -> str:
         "**With size?** ![by size](by_size.png)",
         "**With training?** ![by training](by_training.png)",
         "**With context?** The same models and held-out text, in shorter windows. ![by context](by_context.png)",
+        "## All texts together",
+        f"The arrow of GPTs of {SAME_SIZE:,} parameters, averaged within each body of text that has nothing in common "
+        f"with the others ({', '.join(TOGETHER)}); mean and interval over these (Student's t), by the tokens in a "
+        "window. The p-values are corrected for all lengths (Holm); that they would be looked at was not decided "
+        "beforehand.",
+        table(["tokens in a window", "mean arrow, %", "95 %", "p (Holm)"], together_rows()),
         "## Orders of reading",
         "How much more than forward each loses. ![orders](orders.png)",
         table(["report", "order", "loss", "above forward, %", "95 %"], orders),
@@ -138,6 +149,27 @@ def arrow_row(name: str, comparison: dict, p: float | None) -> list[str]:
         half(control and control["turns"]),
         "0 (exact)" if control and control["exact"] else half(control and control["stays"]),
         moved if convergence["change"] is not None else "not known",
+    ]
+
+
+def together_rows() -> list[list[str]]:
+    """A row for each length of windows: the mean over bodies of text, as if each were one draw of many."""
+    of_lengths: dict[int, list[float]] = {}
+    for name in TOGETHER:
+        found = [each["by_length"] for each in comparisons_of(name) if each["compared"]["parameters"] == SAME_SIZE]
+        for rows in zip(*found, strict=True):
+            of_lengths.setdefault(rows[0]["length"], []).append(mean(row["percent"] for row in rows))
+    estimates = []
+    for values in of_lengths.values():
+        error, df = stdev(values) / math.sqrt(len(values)), len(values) - 1
+        reach = t_quantile(df) * error
+        estimates.append(
+            (mean(values), (mean(values) - reach, mean(values) + reach), t_outside(abs(mean(values)) / error, df))
+        )
+    corrected = holm([p for _, _, p in estimates])
+    return [
+        [str(length), f"{value:+.2f}", interval_of(both), f"{p:.3f}"]
+        for length, (value, both, _), p in zip(of_lengths, estimates, corrected, strict=True)
     ]
 
 
