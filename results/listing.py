@@ -27,7 +27,13 @@ def listing() -> str:
     """README.md: what was found, a line a measurement; then the command, commit, cost and texts of each report."""
     made = [row for name, result in RESULTS.items() if result.floors for row in rows_above_floor(name)]
     orders = [
-        [f"[{name}]({name}/report.md)", each["order"], f"{loss_of(each, each['order']):.4f}", *in_percent(each)]
+        [
+            f"[{name}]({name}/report.md)",
+            each["order"],
+            f"{loss_of(each, each['order']):.4f}",
+            *in_percent(each),
+            over_the_last_third(each),
+        ]
         for name, each in measured(orders=True)
     ]
     contrasts = [
@@ -57,7 +63,7 @@ def listing() -> str:
         table(["tokens in a window", "mean arrow, %", "95 %", "p (Holm)"], together_rows()),
         "## Orders of reading",
         "How much more than forward each loses. ![orders](orders.png)",
-        table(["report", "order", "loss", "above forward, %", "95 %"], orders),
+        table(["report", "order", "loss", "above forward, %", "95 %", "over the last third"], orders),
         "## Made texts",
         "No model passes the floor, which is exact (`modules/corpora/synthetic.py`). Nats a token.",
         "![circuits](circuits.png)",
@@ -137,7 +143,6 @@ def arrow_rows() -> list[list[str]]:
 
 def arrow_row(name: str, comparison: dict, p: float | None) -> list[str]:
     control, convergence = comparison["control"], comparison["convergence"]
-    moved = f"{convergence['change']:+.2f} points, {'still moving' if convergence['moving'] else 'at rest'}"
     return [
         f"[{comparison['name']}]({name}/report.md)",
         f"{comparison['compared']['parameters']:,}",
@@ -148,7 +153,7 @@ def arrow_row(name: str, comparison: dict, p: float | None) -> list[str]:
         "not known" if p is None else f"{p:.3f}",
         half(control and control["turns"]),
         "0 (exact)" if control and control["exact"] else half(control and control["stays"]),
-        moved if convergence["change"] is not None else "not known",
+        over_the_last_third(comparison),
     ]
 
 
@@ -171,6 +176,14 @@ def together_rows() -> list[list[str]]:
         [str(length), f"{value:+.2f}", interval_of(both), f"{p:.3f}"]
         for length, (value, both, _), p in zip(of_lengths, estimates, corrected, strict=True)
     ]
+
+
+def over_the_last_third(comparison: dict) -> str:
+    """How far an arrow moved over the last third of the training."""
+    convergence = comparison["convergence"]
+    if convergence["change"] is None:
+        return "not known"
+    return f"{convergence['change']:+.2f} points, {'still moving' if convergence['moving'] else 'at rest'}"
 
 
 def in_percent(comparison: dict) -> list[str]:
