@@ -111,10 +111,12 @@ def paper_circuits() -> list[list[str]]:
 
 def standing(about: dict) -> str:
     """What a report stands on: its command, commit, cost and texts."""
+    ways = {each["how_duplicates_were_found"] for each in about["texts"].values() if "documents" in each}
     return (
         f"\n## What this stands on\n\n{made_by(about)}\n\n"
         + "\n".join(source_line(text, each) for text, each in about["texts"].items())
         + "\n"
+        + "".join(f"\nHow duplicates were left out: {way}.\n" for way in sorted(ways))
     )
 
 
@@ -214,7 +216,7 @@ def interval_of(both: Sequence[float] | None, digits: int = 2) -> str:
 def source_line(text: str, about: dict) -> str:
     """What a text is, in a line."""
     sources = "; ".join(
-        f"{source.get('package', source.get('folder', ''))} {source.get('version', '')}".strip()
+        f"{source.get('package', source.get('folder', ''))} {source.get('version', '')} {source.get('files', '')}".strip()
         + f" ({first_of(source.get('licence', 'not said'))})"
         for source in about["sources"]
     )
