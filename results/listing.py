@@ -216,7 +216,7 @@ def interval_of(both: Sequence[float] | None, digits: int = 2) -> str:
 def source_line(text: str, about: dict) -> str:
     """What a text is, in a line."""
     sources = "; ".join(
-        f"{source.get('package', source.get('folder', ''))} {source.get('version', '')} {source.get('files', '')}".strip()
+        " ".join(filter(None, [source.get("package"), source.get("version"), in_code(source.get("files"))]))
         + f" ({first_of(source.get('licence', 'not said'))})"
         for source in about["sources"]
     )
@@ -228,6 +228,10 @@ def source_line(text: str, about: dict) -> str:
         else ""
     )
     return f"- **{text}**: {size}{sources}{removed}."
+
+
+def in_code(text: str | None) -> str | None:
+    return text and f"`{text}`"
 
 
 def first_of(licences: str) -> str:
