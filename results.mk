@@ -36,7 +36,7 @@ PACKAGES_guides_es = debian-handbook=*/es-ES/* installation-guide-amd64=*/es/* g
 PACKAGES_prose_en = $(PACKAGES_guides_en) $(PACKAGES_bible_en)
 PACKAGES_prose_es = $(PACKAGES_guides_es) $(PACKAGES_bible_es)
 
-RESULTS = docstrings english help prose genres code umaydis positions gru orders_help orders_code primes circuits circuit20
+RESULTS = docstrings english help bpe prose genres code umaydis positions gru orders_help orders_code primes circuits circuit20
 .PHONY: results $(RESULTS:%=result-%)
 
 results: $(RESULTS:%=result-%)
@@ -49,6 +49,7 @@ result-help: $(HELP:%=%.h5)
 result-english: data/english/english.h5
 result-code: data/code/code.h5
 result-umaydis: data/umaydis/umaydis.h5
+result-bpe: data/help_es_bpe/help_es.h5
 result-prose: $(PROSE:%=%.h5)
 result-genres: $(GENRES:%=%.h5)
 result-positions: data/help_en/help_en.h5 data/code/code.h5
@@ -98,6 +99,10 @@ data/docstrings/docstrings.h5: data/docstrings/docstrings.txt
 
 $(WITH_DOCUMENTS:%=%.h5): %.h5: %.jsonl
 	$(TOKENIZE) --text_field text $(BPE)
+
+data/help_es_bpe/help_es.h5: data/help_es/help_es.jsonl
+	$(RUN) tokenize_to_h5.py --txt_path $< --text_field text --out_h5_folder $(@D) --tokenizer_folder data/tokenizers \
+		--tokenizer_name help_es_bpe --vocab_size 1024
 
 data/umaydis/umaydis.h5: data/umaydis/umaydis.fa.gz
 	$(TOKENIZE) --symbols characters --fasta_n split

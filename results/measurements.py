@@ -41,6 +41,12 @@ RESULTS = {
         None,
         [f"help_{language}" for language in LANGUAGES],
     ),
+    "bpe": Result(
+        "The Spanish manuals by a usual tokenizer, which has a direction: the control is trained",
+        ["help_es_bpe"],
+        "help_es_bpe",
+        ["help_es"],
+    ),
     "prose": Result(
         "Handbooks and the Bible, in Spanish and English",
         ["prose_es", "prose_en"],
