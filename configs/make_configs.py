@@ -325,7 +325,7 @@ def results() -> dict[str, dict]:
             config = result(text, "width64", *RESULT_TEXTS[text])
             config["model_params"]["position"] = position
             runs[f"results/{text}_{position}"] = config
-    usual = result("help_es", "width64", *RESULT_TEXTS["help_es"])
+    usual = result("help_es", "width64", 2100, 393_216)
     usual["training_params"]["dataset_folder"] = "data/help_es_bpe/help_es.h5"  # by a tokenizer that has a direction
     runs["results/help_es_bpe"] = usual
     runs["results/docstrings_gru"] = gru_result("docstrings", 6000, SMALL_HELD_OUT_TOKENS)
