@@ -3,31 +3,28 @@ r"""Prose from any Debian package: HTML, help pages (Mallard, DocBook), manual p
 Debian carries tens of megabytes of long prose and of parallel translations with clear licences: LibreOffice's help in
 35 languages, the documentation of Linux, Perl and Python, essays. A package is named, and downloaded by apt-get; or it
 is a `.deb` that is there; or a folder into which one was unpacked. Of a package in many languages `NAME=GLOB` takes the
-files of one: `debian-handbook=*/es-ES/*`. Of a `.deb` nothing is unpacked to the disk: its
-files are read from the archive as a stream, ordinary files only, so that no link or odd path in it can reach anything.
+files of one: `debian-handbook=*/es-ES/*`. Of a `.deb` nothing is unpacked to the disk: its files are read from the
+archive as a stream, ordinary files only, so that no link or odd path in it can reach anything.
 
-Many packages have one text in several forms. Taken is the first of these that there is, in the order above. A
-paragraph is what stands in one block of HTML, between two commands of a manual page, or between blank lines; as with
-docstrings and manual pages it stays where it reads as sentences, in any script that has capital letters.
+Many packages have one text in several forms. Taken is the first of these that there is, in the order above.
 """
 
 import hashlib
 import re
 import shutil
-import struct
 import subprocess
 import tarfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from fnmatch import fnmatchcase
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
 from modules.corpora import manpages
-from modules.corpora.docstrings import is_prose
 from modules.corpora.documents import Document, Kept, text_path, write_documents
+from modules.corpora.pages import html_blocks, text_blocks
+from modules.corpora.sword import books, osis_blocks
 from modules.system.console import bar
 from modules.system.errors import UserError
 from modules.system.processes import available_cores
@@ -41,27 +38,8 @@ FORMS = {  # of a text, the best one first: the paths of files that have it
     "text": re.compile(r"(?:.*/)?(?:[^/]+\.(?:txt|md|rst)|README[^/.]*)(?:\.gz)?", re.IGNORECASE),
 }
 COPYRIGHT = re.compile(r"(?:.*/)?usr/share/doc/[^/]+/copyright")
-CHAPTER = re.compile(rb"<chapter\b[^>]*>")  # these three in OSIS
-BESIDE = re.compile(rb"<(note|title)\b[^>]*>.*?</\1>", re.DOTALL)
-TOUCHING_WORDS = re.compile(rb"(</w>|</transChange>)(?=<w\b|<transChange\b)")
 LICENCE = re.compile(r"^License: *(\S.*)$", re.MULTILINE)
 COMMON_LICENCE = re.compile(r"/usr/share/common-licenses/([\w.+-]*\w)")
-CHARSET = re.compile(rb"charset=[\"']?([\w-]+)", re.IGNORECASE)
-# Neither is running text: what a page shows on its edges, and what it quotes.
-SKIPPED = {"script", "style", "head", "nav", "header", "footer", "aside", "button", "select", "pre", "svg", "math"}
-SKIPPED |= set("info screen listing programlisting synopsis literallayout indexterm media mediaobject".split())
-VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"}
-INLINE = set(
-    "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q s samp small span strike strong"
-    " sub sup time tt u var wbr"
-    # of Mallard and DocBook
-    " app cmd file gui guiseq key keyseq sys application citetitle command computeroutput emphasis envar filename"
-    " firstterm foreignphrase glossterm guibutton guiicon guilabel guimenu guimenuitem guisubmenu keycap keycombo"
-    " literal menuchoice option parameter phrase productname prompt quote replaceable systemitem trademark ulink"
-    " userinput varname xref"
-    # of OSIS, as SWORD has it
-    " divinename hi name seg transchange w".split()
-)
 
 
 class File(NamedTuple):
@@ -80,9 +58,9 @@ def write_debian_corpus(
 
     packages: names, which apt-get downloads to the folder `downloads` (by default `debs`, beside `path`), `.deb` files,
     or folders that hold an unpacked one; each may end in `=GLOB`, a pattern (of fnmatch) of the files' paths in it.
-    without: a text collected before, of which no paragraph is to come again: what
-    a translation has left in English. Ends after the document with which `max_mb` (10^6 bytes) is reached. UserError
-    where a package cannot be had or read, or where there is no prose.
+    without: a text collected before, of which no paragraph is to come again: what a translation has left in English.
+    Ends after the document with which `max_mb` (10^6 bytes) is reached. UserError where a package cannot be had or
+    read, or where there is no prose.
     """
     path = text_path(path)
     folder = Path(downloads) if downloads else path.parent / "debs"
@@ -96,10 +74,6 @@ def write_debian_corpus(
             documents += [Document(f"{package}/{file.path}", found) for file, found in zip(files, blocks, strict=True)]
     if_none = f"no prose in the {len(documents)} files of {', '.join(packages)}"
     return write_documents(path, documents, max_mb, sources, if_none, without)
-
-
-# Packages
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def found_package(name: str, downloads: Path) -> tuple[Path, str]:
@@ -143,27 +117,8 @@ def read_package(path: Path, glob: str) -> tuple[dict, list[File]]:
         where = "" if glob == "*" else f" under {glob}"
         raise UserError(f"{path}: expected a package with {', '.join(FORMS)}{where}, found none")
     only = {} if glob == "*" else {"files": glob}
-    taken = list(books(by_form[form])) if form == "SWORD" else sorted(by_form[form])
+    taken = [File(*book) for book in books(dict(by_form[form]))] if form == "SWORD" else sorted(by_form[form])
     return {**about(path), **only, "licence": licence, "form": form}, taken
-
-
-def books(files: list[File]) -> Iterator[File]:
-    """The books, in OSIS, of SWORD's compressed modules. Beside the data (.bzz) lie an index of books (.bzs), 12 bytes
-    each: where it begins, how long it is, how long unpacked; and one of verses (.bzv), 10 bytes each: the book, where
-    the verse begins in it, how long it is. What is damaged is left out."""
-    data = dict(files)
-    for path in sorted(path for path in data if path.endswith(".bzz")):
-        packed, of_books, of_verses = data[path], data.get(f"{path[:-1]}s", b""), data.get(f"{path[:-1]}v", b"")
-        verses: dict[int, dict[int, int]] = {}  # of each book: where each begins, how long it is
-        for book, start, size in struct.iter_unpack("<IIH", of_verses[: len(of_verses) // 10 * 10]):
-            verses.setdefault(book, {})[start] = size
-        for book, (begin, size, _) in enumerate(struct.iter_unpack("<III", of_books[: len(of_books) // 12 * 12])):
-            try:
-                osis = zlib.decompressobj().decompress(packed[begin : begin + size], LARGEST_FILE)
-            except zlib.error:
-                continue
-            lines = [osis[start : start + length] for start, length in sorted(verses.get(book, {}).items())]
-            yield File(f"{path}/{book:02}", b"\n".join(lines))
 
 
 def about(path: Path) -> dict:
@@ -246,10 +201,6 @@ def dpkg_deb() -> str:
     return command
 
 
-# Prose
-# ---------------------------------------------------------------------------------------------------------------
-
-
 def file_blocks(file: File) -> list[str]:
     """The paragraphs of a file that read as sentences, each in one line."""
     form = next((form for form, paths in FORMS.items() if paths.fullmatch(file.path)), "SWORD")
@@ -257,72 +208,3 @@ def file_blocks(file: File) -> list[str]:
         text = file.data.decode("utf-8", "replace")
         return manpages.prose_blocks(text) if form == "manual pages" else text_blocks(text)
     return osis_blocks(file.data) if form == "SWORD" else html_blocks(file.data)
-
-
-def osis_blocks(data: bytes) -> list[str]:
-    """The chapters of a book in OSIS, without titles and notes, each in one line."""
-    chapters = [TOUCHING_WORDS.sub(rb"\1 ", BESIDE.sub(b"", chapter)) for chapter in CHAPTER.split(data)]
-    lines = [" ".join(" ".join(page_blocks(chapter)).split()) for chapter in chapters]
-    return [line for line in lines if line]
-
-
-def html_blocks(data: bytes) -> list[str]:
-    return prose(page_blocks(data))
-
-
-def page_blocks(data: bytes) -> list[str]:
-    """The text of each block of a page of HTML or XML, in one line."""
-    declared = CHARSET.search(data[:4096])
-    try:
-        text = data.decode(declared[1].decode() if declared else "utf-8")
-    except (LookupError, UnicodeDecodeError):
-        text = data.decode("utf-8", "replace")
-    page = Page()
-    page.feed(text)
-    page.close()
-    page.end_block()
-    return page.blocks
-
-
-def text_blocks(text: str) -> list[str]:
-    """The paragraphs of plain text: what stands between blank lines, if it is not indented by four or more."""
-    blocks = re.split(r"\n\s*\n", text.replace("\r\n", "\n"))
-    return prose([" ".join(block.split()) for block in blocks if not re.match(r"\n*(?: {4}|\t)", block)])
-
-
-def prose(blocks: list[str]) -> list[str]:
-    return [block for block in blocks if is_prose(block, manpages.SENTENCES, manpages.NOT_PROSE)]
-
-
-class Page(HTMLParser):
-    """The text of a page of HTML, a block for each paragraph, cell or item."""
-
-    def __init__(self):
-        super().__init__()
-        self.blocks: list[str] = []
-        self.block: list[str] = []
-        self.skipped, self.depth = "", 0  # the element that is left out, and how many of its name are open in it
-
-    def end_block(self) -> None:
-        self.blocks.append(" ".join("".join(self.block).split()))
-        self.block = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self.depth:
-            self.depth += tag == self.skipped
-        elif tag not in VOID and (tag in SKIPPED or any(name == "hidden" for name, _ in attrs)):
-            self.skipped, self.depth = tag, 1
-        elif tag == "br":
-            self.block.append(" ")
-        if not self.depth and tag not in INLINE and tag not in VOID:
-            self.end_block()
-
-    def handle_endtag(self, tag: str) -> None:
-        if self.depth:
-            self.depth -= tag == self.skipped
-        elif tag not in INLINE and tag not in VOID:
-            self.end_block()
-
-    def handle_data(self, data: str) -> None:
-        if not self.depth:
-            self.block.append(data)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from modules.corpora import debian
-from modules.corpora.debian import html_blocks, licence_of, text_blocks, write_debian_corpus
+from modules.corpora.debian import licence_of, write_debian_corpus
+from modules.corpora.pages import html_blocks, text_blocks
 from modules.system.errors import UserError
 from tests.toy import run_script
 
