@@ -26,6 +26,7 @@ from results import figures
 from results.listing import listing, standing
 from results.measurements import HERE, RESULTS, ROOT, SOURCES
 
+FIGURES = (figures.arrows, figures.by_size, figures.by_training, figures.by_context, figures.orders, figures.circuits)
 SHOWN = (".md", ".json", ".png")  # of a report; SVGs, coloured pages and losses stay with the runs
 
 
@@ -84,8 +85,8 @@ def texts_of(name: str) -> dict[str, dict]:
 
 def write_listing() -> None:
     write(HERE / "README.md", listing())
-    for name in ("arrows", "by_size", "by_training", "by_context", "orders", "circuits"):
-        save(getattr(figures, name)(), HERE / name)
+    for draw in FIGURES:
+        save(draw(), HERE / draw.__name__)
 
 
 def write(path: Path, text: str) -> None:

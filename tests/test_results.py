@@ -7,8 +7,9 @@ import subprocess
 import pytest
 
 from modules.corpora.synthetic import noisy_circuit_entropy, prime_products_entropy
+from modules.plots import save
 from results.listing import listing
-from results.make_results import command_of
+from results.make_results import FIGURES, command_of
 from results.measurements import CIRCUIT_FLOORS, HERE, PRIMES_FLOOR, RESULTS, ROOT, comparisons_of
 
 MADE = [name for name in RESULTS if (HERE / name).exists()]
@@ -17,6 +18,13 @@ MADE = [name for name in RESULTS if (HERE / name).exists()]
 def test_the_list_is_what_the_reports_hold():
     assert (HERE / "README.md").read_text(encoding="utf-8") == listing()
     assert MADE and all(f"({name}/report.md)" in listing() for name in MADE)
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_the_committed_figures_are_of_these_reports(draw, tmp_path):
+    """As SVG, whose text does not depend on the machine's rendering."""
+    save(draw(), tmp_path / "drawn")
+    assert (tmp_path / "drawn.svg").read_bytes() == (HERE / f"{draw.__name__}.svg").read_bytes()
 
 
 def test_the_first_table_of_the_readme_has_what_the_reports_found():
