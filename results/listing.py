@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 from modules.measurement.contrast import holm
-from modules.measurement.noise import t_outside, t_quantile
+from modules.measurement.noise import t_quantile
 from results.measurements import (
     CIRCUIT_FLOORS,
     CIRCUIT_LINE,
@@ -37,7 +37,7 @@ def listing() -> str:
         for name, each in measured(orders=True)
     ]
     contrasts = [
-        [f"[{name}]({name}/report.md)", each["what"], f"{each['value']:+.2f}", interval(each), f"{each['p_holm']:.3f}"]
+        [f"[{name}]({name}/report.md)", each["what"], f"{each['value']:+.2f}", interval(each), p_value(each["p_holm"])]
         for name in RESULTS
         for each in report_of(name).get("contrasts", [])
     ]
@@ -56,11 +56,10 @@ def listing() -> str:
         "**With training?** ![by training](by_training.png)",
         "**With context?** The same models and held-out text, in shorter windows. ![by context](by_context.png)",
         "## All texts together",
-        f"The arrow of GPTs of {SAME_SIZE:,} parameters, averaged within each body of text that has nothing in common "
-        f"with the others ({', '.join(TOGETHER)}); mean and interval over these (Student's t), by the tokens in a "
-        "window. The p-values are corrected for all lengths (Holm); that they would be looked at was not decided "
-        "beforehand.",
-        table(["tokens in a window", "mean arrow, %", "95 %", "p (Holm)"], together_rows()),
+        f"The arrow of GPTs of {SAME_SIZE:,} parameters by the tokens in a window, averaged within each body of text "
+        f"({', '.join(bodies_of_text())}): mean, interval (Student's t) and standard deviation over these. There is no "
+        "arrow that they have in common; they differ.",
+        table(["tokens in a window", "mean arrow, %", "95 %", "s.d. over bodies of text"], together_rows()),
         "## Orders of reading",
         "How much more than forward each loses. ![orders](orders.png)",
         table(["report", "order", "loss", "above forward, %", "95 %", "over the last third"], orders),
@@ -152,7 +151,7 @@ def arrow_row(name: str, comparison: dict, p: float | None) -> list[str]:
         f"{convergence['passes']:.2f}",
         f"{comparison['arrow']['forward']:.4f}",
         *in_percent(comparison),
-        "not known" if p is None else f"{p:.3f}",
+        p_value(p),
         half(control and control["turns"]),
         "0 (exact)" if control and control["exact"] else half(control and control["stays"]),
         over_the_last_third(comparison),
@@ -162,22 +161,24 @@ def arrow_row(name: str, comparison: dict, p: float | None) -> list[str]:
 def together_rows() -> list[list[str]]:
     """A row for each length of windows: the mean over bodies of text, as if each were one draw of many."""
     of_lengths: dict[int, list[float]] = {}
-    for name in TOGETHER:
-        found = [each["by_length"] for each in comparisons_of(name) if each["compared"]["parameters"] == SAME_SIZE]
-        for rows in zip(*found, strict=True):
+    for of_body in bodies_of_text().values():
+        for rows in zip(*(each["by_length"] for each in of_body), strict=True):
             of_lengths.setdefault(rows[0]["length"], []).append(mean(row["percent"] for row in rows))
-    estimates = []
-    for values in of_lengths.values():
-        error, df = stdev(values) / math.sqrt(len(values)), len(values) - 1
-        reach = t_quantile(df) * error
-        estimates.append(
-            (mean(values), (mean(values) - reach, mean(values) + reach), t_outside(abs(mean(values)) / error, df))
-        )
-    corrected = holm([p for _, _, p in estimates])
-    return [
-        [str(length), f"{value:+.2f}", interval_of(both), f"{p:.3f}"]
-        for length, (value, both, _), p in zip(of_lengths, estimates, corrected, strict=True)
-    ]
+    found = []
+    for length, values in of_lengths.items():
+        reach = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+        around = (mean(values) - reach, mean(values) + reach)
+        found.append([str(length), f"{mean(values):+.2f}", interval_of(around), f"{stdev(values):.2f}"])
+    return found
+
+
+def bodies_of_text() -> dict[str, list[dict]]:
+    """The measurements of the size that most texts have, by body of text: its languages together."""
+    bodies: dict[str, list[dict]] = {}
+    for name, each in measured(orders=False):
+        if name in TOGETHER and each["compared"]["parameters"] == SAME_SIZE:
+            bodies.setdefault(each["compared"]["text"].partition("_")[0], []).append(each)
+    return bodies
 
 
 def over_the_last_third(comparison: dict) -> str:
@@ -191,6 +192,10 @@ def over_the_last_third(comparison: dict) -> str:
 def in_percent(comparison: dict) -> list[str]:
     percent = comparison["arrow"]["percent"]
     return [f"{percent['value']:+.2f}", interval(percent)]
+
+
+def p_value(p: float | None) -> str:
+    return "not known" if p is None else f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def loss_of(comparison: dict, order: str) -> float:

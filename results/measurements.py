@@ -94,7 +94,7 @@ RESULTS = {
         floors={"circuit20_6": 0.378172},
     ),
 }
-TOGETHER, SAME_SIZE = ("docstrings", "english", "help", "prose", "code"), 235_264  # parameters
+TOGETHER, SAME_SIZE = ("docstrings", "english", "help", "genres", "code"), 235_264  # parameters
 MADE = {"package": "generate_text.py", "licence": "none: it is made"}
 # What stands in no .source.json, as these texts are not collected from packages with a licence each.
 SOURCES = {
