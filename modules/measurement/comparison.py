@@ -171,6 +171,11 @@ class Comparison:
         return self.held_out.context
 
     @property
+    def positions(self) -> str:
+        """How the model knows where a token stands: learned, rope or none."""
+        return self.compared.config["model_params"].get("position", "none")
+
+    @property
     def size(self) -> str:
         """The model's shape in words: the same for all context lengths, which its parameters are not."""
         params = self.compared.config["model_params"]
@@ -466,7 +471,8 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
     and trends along it, with Holm's correction over all of them; where a config has several orders also the difference
     of each from the reference, and that of one model's from two models'. Controls are left out."""
     texts = [each for each in measurements if each.is_of_a_text]
-    aspects = ("context", "parameters", "text")
+    aspects = ("context", "parameters", "text", "positions")
+    told = aspects if len({each.comparison.positions for each in texts}) > 1 else aspects[:-1]
     found: list[tuple[str, bool, arrow.Estimate]] = between_orders(texts)
     for aspect in aspects:
         others = [name for name in aspects if name != aspect]
@@ -482,8 +488,9 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
                 continue  # nothing differs, or something else does
             which, *values_of_others = rest
             where = ", ".join(
-                f"{name} {value:,}" if name != "text" else str(value)
+                str(value) if name == "text" else f"{name} {value}" if name == "positions" else f"{name} {value:,}"
                 for name, value in zip(others, values_of_others, strict=True)
+                if name in told
             )
             where = called(where, *which)
             held_out = {(each.token_file.fingerprint, each.comparison.held_out.tokens) for each in group}
@@ -491,7 +498,7 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
             for (one, other), (low, high) in zip(pairwise(group), pairwise(values), strict=True):
                 difference = contrast.contrast(other.sample(), one.sample(), **shared)
                 found.append((f"{where}: {aspect} {high} - {low}", False, difference))
-            if aspect != "text" and len(group) > 2:
+            if aspect in ("context", "parameters") and len(group) > 2:
                 slope = contrast.trend(values, [each.sample() for each in group], **shared)
                 found.append((f"{where}: trend with each doubling of {aspect}", True, slope))
     corrected = contrast.holm([estimate.p for *_, estimate in found])

@@ -218,6 +218,18 @@ def test_contrasts_of_a_sweep_are_paired_and_corrected(measured, tmp_path):
     assert "p (Holm)" in (report / "report.md").read_text()
 
 
+def test_contrasts_of_positions(measured, tmp_path):
+    folder, data, _ = measured
+    paths = [config(tmp_path, data, f"with_{name}", position=name) for name in ("learned", "none", "rope")]
+    told = measure(*paths, "--seeds", 2, "-p", "positions", "-d", "cpu", "--no_control")
+    assert told.returncode == 0, told.stderr
+    contrasts = json.loads((tmp_path / "runs" / "positions" / "report" / "arrow.json").read_text())["contrasts"]
+    assert [each["what"].rpartition(": ")[2] for each in contrasts] == [
+        "positions none - learned",
+        "positions rope - none",
+    ]
+
+
 # Files of losses
 # ----------------------------------------------------------------------------------------------------------
 
