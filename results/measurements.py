@@ -143,10 +143,13 @@ def comparisons_of(name: str) -> list[dict]:
 
 def measured(orders: bool) -> list[tuple[str, dict]]:
     """The comparisons of texts that were not made, of orders of reading or else of directions, with the name of their
-    report. What is in two reports is taken from the first."""
+    report. What is in two reports is taken from the first; controls are left out."""
     found = {}
     for name, result in RESULTS.items():
         if not result.floors and ("--orders" in result.options) == orders:
-            for each in comparisons_of(name):
-                found.setdefault((each["name"], each["order"]), (name, each))
+            comparisons = comparisons_of(name)
+            controls = {each["control"]["name"] for each in comparisons if each["control"]}
+            for each in comparisons:
+                if each["name"] not in controls:
+                    found.setdefault((each["name"], each["order"]), (name, each))
     return list(found.values())
