@@ -53,8 +53,10 @@ def test_a_report_says_where_its_texts_are_from_and_names_no_folder_of_ours(name
     assert about["cpu_seconds"] > 0 and about["command"] == " ".join(["python", *command_of(name)])
     for text in RESULTS[name].texts:
         assert all({"package", "licence"} <= source.keys() for source in about["texts"][text]["sources"])
-    found = json.loads((HERE / name / "arrow.json").read_text(encoding="utf-8"))["comparisons"]
-    assert {each["compared"]["config"]["training_params"]["dataset_folder"] for each in found} == {
+    found = comparisons_of(name)
+    controls = {each["control"]["name"] for each in found if each["control"]}
+    texts = [each["compared"] for each in found if each["name"] not in controls]
+    assert {text["config"]["training_params"]["dataset_folder"] for text in texts} == {
         json.loads((ROOT / path).read_text(encoding="utf-8"))["training_params"]["dataset_folder"]
         for path in command_of(name)
         if path.endswith(".json")
