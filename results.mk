@@ -12,7 +12,7 @@ CIRCUITS = $(foreach ones,$(ONES),data/circuit25_$(ones)/circuit25_$(ones))
 CIRCUIT20 = data/circuit20_6/circuit20_6
 COLLECT = $(RUN) collect_debian.py --downloads data/debs
 TOKENIZE = $(RUN) tokenize_to_h5.py --txt_path $< --out_h5_folder $(@D) --tokenizer_folder data/tokenizers \
-	--tokenizer_name $(basename $(@F))
+	--tokenizer_name $(notdir $(@D))
 BPE = --vocab_size 1024 --split symmetric
 
 PACKAGES_english = anarchism python3.11-doc perl-doc linux-doc-6.1 debian-reference-en
@@ -101,8 +101,7 @@ $(WITH_DOCUMENTS:%=%.h5): %.h5: %.jsonl
 	$(TOKENIZE) --text_field text $(BPE)
 
 data/help_es_bpe/help_es.h5: data/help_es/help_es.jsonl
-	$(RUN) tokenize_to_h5.py --txt_path $< --text_field text --out_h5_folder $(@D) --tokenizer_folder data/tokenizers \
-		--tokenizer_name help_es_bpe --vocab_size 1024
+	$(TOKENIZE) --text_field text --vocab_size 1024
 
 data/umaydis/umaydis.h5: data/umaydis/umaydis.fa.gz
 	$(TOKENIZE) --symbols characters --fasta_n split

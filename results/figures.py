@@ -1,6 +1,6 @@
 """The map: what the reports of this folder show together, a figure a question."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
 
@@ -36,7 +36,7 @@ def arrows() -> Figure:
     figure, axes = new_axes("The arrow of time, with 95 % intervals", ARROW.replace("\n", " "), "")
     figure.set_figheight(1.4 + 0.28 * len(found))
     for place, (name, (value, both)) in enumerate(found.items()):
-        reach = [[value - both[0]], [both[1] - value]] if both else None
+        reach = reach_of([value], [both]) if both else None
         colour = OURS if name in ours else OTHERS
         axes.errorbar([value], [place], xerr=reach, fmt="o", color=colour, markersize=4, capsize=3, linewidth=1.4)
     axes.axvline(0, color=OURS, linewidth=1)
@@ -78,26 +78,18 @@ def reach_of(values: Sequence[float], intervals: Sequence[tuple[float, float]]) 
 
 def by_training() -> Figure:
     """The arrow at each validation, against the tokens seen."""
-    lines: dict[str, dict[str, Line]] = {}
-    for _, each in measured(orders=False):
-        points = each["convergence"]["points"]
+
+    def line(each: dict) -> Line:
         per_step = each["compared"]["tokens_seen"] / each["compared"]["steps"] / 1e6
-        line = (
-            [point["step"] * per_step for point in points],
-            [point["percent"] for point in points],
-            [point["interval"] for point in points],
-        )
-        lines.setdefault(each["compared"]["text"], {})[called(each)] = line
-    return in_panels("The arrow during training, 95 % intervals", "million tokens seen", lines)
+        points = each["convergence"]["points"]
+        return line_of([point["step"] * per_step for point in points], points)
+
+    return in_panels("The arrow during training, 95 % intervals", "million tokens seen", lines_by_text(line))
 
 
 def by_context() -> Figure:
     """The arrow of the same models in shorter windows."""
-    lines: dict[str, dict[str, Line]] = {}
-    for _, each in measured(orders=False):
-        rows = each["by_length"]
-        line = ([row["length"] for row in rows], [row["percent"] for row in rows], [row["interval"] for row in rows])
-        lines.setdefault(each["compared"]["text"], {})[called(each)] = line
+    lines = lines_by_text(lambda each: line_of([row["length"] for row in each["by_length"]], each["by_length"]))
     paper = list(PUBLISHED_CONTEXTS.values())
     lines[PAPER] = {"405 M, one for each context": (list(PUBLISHED_CONTEXTS), paper, [(each, each) for each in paper])}
     figure = in_panels("The arrow in shorter windows, 95 % intervals", "tokens in a window", lines)
@@ -105,6 +97,18 @@ def by_context() -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks([2, 8, 32, 128, 512], ["2", "8", "32", "128", "512"])
     return figure
+
+
+def line_of(x: Sequence[float], rows: Sequence[dict]) -> Line:
+    return x, [row["percent"] for row in rows], [row["interval"] for row in rows]
+
+
+def lines_by_text(line: Callable[[dict], Line]) -> dict[str, dict[str, Line]]:
+    """The line of each measured arrow, by its text."""
+    lines: dict[str, dict[str, Line]] = {}
+    for _, each in measured(orders=False):
+        lines.setdefault(each["compared"]["text"], {})[called(each)] = line(each)
+    return lines
 
 
 def in_panels(title: str, x_label: str, lines: dict[str, dict[str, Line]]) -> Figure:

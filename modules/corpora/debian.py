@@ -34,7 +34,7 @@ FORMS = {  # of a text, the best one first: the paths of files that have it
     "html": re.compile(r".*\.x?html?(?:\.gz)?", re.IGNORECASE),
     "help pages": re.compile(r"(?:.*/)?share/help/.*\.(?:page|xml|docbook)"),
     "manual pages": re.compile(r"(?:.*/)?man\d/[^/]+"),
-    "SWORD": re.compile(r"(?:.*/)?sword/modules/texts/ztext/.*\.bz[svz]"),
+    "SWORD": re.compile(r"(?:.*/)?sword/modules/texts/ztext/.*\.bz[svz](?:/\d+)?"),  # and books in it
     "text": re.compile(r"(?:.*/)?(?:[^/]+\.(?:txt|md|rst)|README[^/.]*)(?:\.gz)?", re.IGNORECASE),
 }
 COPYRIGHT = re.compile(r"(?:.*/)?usr/share/doc/[^/]+/copyright")
@@ -106,18 +106,23 @@ def read_package(path: Path, glob: str) -> tuple[dict, list[File]]:
     taken."""
     by_form: dict[str, list[File]] = {form: [] for form in FORMS}
     licence = "in the copyright file of a package that this one needs"  # where its own is a link to that
-    for file in folder_files(path) if path.is_dir() else archive_files(path):
-        if COPYRIGHT.fullmatch(file.path):
-            licence = licence_of(file.data.decode("utf-8", "replace"))
-        form = next((form for form, paths in FORMS.items() if paths.fullmatch(file.path)), None)
-        if form and fnmatchcase(file.path, glob):
+    for file in folder_files(path, glob) if path.is_dir() else archive_files(path, glob):
+        form = form_of(file.path)
+        if form:
             by_form[form].append(file)
+        else:  # its copyright file
+            licence = licence_of(file.data.decode("utf-8", "replace"))
     form = next((form for form, files in by_form.items() if files), None)
     if form is None:
         where = "" if glob == "*" else f" under {glob}"
-        raise UserError(f"{path}: expected a package with {', '.join(FORMS)}{where}, found none")
+        raise UserError(
+            f"{path}: expected a package with HTML, help pages, manual pages, books for SWORD or plain text{where}, "
+            "found none"
+        )
     only = {} if glob == "*" else {"files": glob}
-    taken = [File(*book) for book in books(dict(by_form[form]))] if form == "SWORD" else sorted(by_form[form])
+    taken = (
+        [File(*book) for book in books(dict(by_form[form]), LARGEST_FILE)] if form == "SWORD" else sorted(by_form[form])
+    )
     return {**about(path), **only, "licence": licence, "form": form}, taken
 
 
@@ -143,18 +148,24 @@ def licence_of(copyright_file: str) -> str:
     return ", ".join(dict.fromkeys(name.strip() for name in names)) or "see its copyright file"
 
 
-def wanted(path: str) -> bool:
-    return bool(COPYRIGHT.fullmatch(path)) or any(paths.fullmatch(path) for paths in FORMS.values())
+def form_of(path: str) -> str | None:
+    """Which of FORMS the file of that path in a package has; None where it is no text."""
+    return next((form for form, paths in FORMS.items() if paths.fullmatch(path)), None)
 
 
-def archive_files(deb: Path) -> Iterator[File]:
-    """The files of text in a `.deb`, and its copyright file, without unpacking anything to the disk."""
+def wanted(path: str, glob: str) -> bool:
+    return bool(COPYRIGHT.fullmatch(path) or (form_of(path) and fnmatchcase(path, glob)))
+
+
+def archive_files(deb: Path, glob: str) -> Iterator[File]:
+    """The files of text in a `.deb` that match `glob`, and its copyright file, without unpacking anything to the
+    disk."""
     stream = subprocess.Popen([dpkg_deb(), "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         with tarfile.open(fileobj=stream.stdout, mode="r|") as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
-                if member.isfile() and wanted(name) and (opened := archive.extractfile(member)):
+                if member.isfile() and wanted(name, glob) and (opened := archive.extractfile(member)):
                     yield File(name, unpacked(opened.read(LARGEST_FILE)))
     except tarfile.TarError:
         raise UserError(f"{deb}: expected a Debian package, found {output_error(stream)}") from None
@@ -163,11 +174,11 @@ def archive_files(deb: Path) -> Iterator[File]:
         stream.communicate()
 
 
-def folder_files(folder: Path) -> Iterator[File]:
+def folder_files(folder: Path, glob: str) -> Iterator[File]:
     """The same of a folder into which a package was unpacked; links are not followed."""
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if wanted(name) and file.is_file() and not file.is_symlink():
+        if wanted(name, glob) and file.is_file() and not file.is_symlink():
             with open(file, "rb") as opened:
                 yield File(name, unpacked(opened.read(LARGEST_FILE)))
 
@@ -203,7 +214,7 @@ def dpkg_deb() -> str:
 
 def file_blocks(file: File) -> list[str]:
     """The paragraphs of a file that read as sentences, each in one line."""
-    form = next((form for form, paths in FORMS.items() if paths.fullmatch(file.path)), "SWORD")
+    form = form_of(file.path)
     if form in ("manual pages", "text"):
         text = file.data.decode("utf-8", "replace")
         return manpages.prose_blocks(text) if form == "manual pages" else text_blocks(text)

@@ -471,8 +471,9 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
     and trends along it, with Holm's correction over all of them; where a config has several orders also the difference
     of each from the reference, and that of one model's from two models'. Controls are left out."""
     texts = [each for each in measurements if each.is_of_a_text]
-    aspects = ("context", "parameters", "text", "positions")
-    told = aspects if len({each.comparison.positions for each in texts}) > 1 else aspects[:-1]
+    aspects = ["context", "parameters", "text"]
+    if len({each.comparison.positions for each in texts}) > 1:
+        aspects.append("positions")
     found: list[tuple[str, bool, arrow.Estimate]] = between_orders(texts)
     for aspect in aspects:
         others = [name for name in aspects if name != aspect]
@@ -490,7 +491,6 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
             where = ", ".join(
                 str(value) if name == "text" else f"{name} {value}" if name == "positions" else f"{name} {value:,}"
                 for name, value in zip(others, values_of_others, strict=True)
-                if name in told
             )
             where = called(where, *which)
             held_out = {(each.token_file.fingerprint, each.comparison.held_out.tokens) for each in group}

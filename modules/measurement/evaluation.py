@@ -33,19 +33,23 @@ class Evaluation:
     """What a run's model says in one order, losses in nats.
 
     windows: its held-out windows, read in this order. losses_WT: of each held-out token in text order [windows,
-    tokens]. in_parts: which windows were also read in shorter parts, SUB_WINDOW_TOKENS of them, [n]. by_length: the
-    losses of these, length of the parts -> [n]; empty where the order lists positions, those of whole windows. texts:
-    of each token [n] of each text that was asked for, in text order. snippet: a text that the model makes up, as long
-    as the texts after BOS that it has seen, or SNIPPET_TOKENS, in text order; None without a tokenizer.
+    tokens]. by_length: of the windows `in_parts`, length of the parts -> [n]; empty where the order lists positions,
+    those of whole windows. texts: of each token [n] of each text that was asked for, in text order. snippet: a text
+    that the model makes up, as long as the texts after BOS that it has seen, or SNIPPET_TOKENS, in text order; None
+    without a tokenizer.
     """
 
     run: Trained
     windows: Windows
     losses_WT: np.ndarray
-    in_parts: np.ndarray
     by_length: dict[int, np.ndarray]
     texts: list[np.ndarray]
     snippet: str | None
+
+    @property
+    def in_parts(self) -> np.ndarray:
+        """The windows that were also read in shorter parts, of about SUB_WINDOW_TOKENS. [n]"""
+        return np.concatenate([np.arange(stretch.start, stretch.stop) for stretch in stretches_of(self.windows)])
 
 
 def evaluate(
@@ -58,29 +62,39 @@ def evaluate(
     """Evaluate the model of `run` on its held-out windows and on `texts`, ids [n] each, in each of its orders. With a
     tokenizer it makes up a snippet as well."""
     model, batch_size, context = load_model(run, device), run.config.valid_batch_size, windows.length
-    stretches = spread(len(windows), max(2, SUB_WINDOW_TOKENS // context))
-    powers = [2**power for power in range(1, context.bit_length()) if context % 2**power == 0 and 2**power < context]
     return [
         Evaluation(
             each,
             one,
             held_out_losses(model, one, batch_size, device),
-            np.concatenate([np.arange(stretch.start, stretch.stop) for stretch in stretches]),
-            {
-                length: np.concatenate(
-                    [
-                        sub_window_losses(model, part_of(one, stretch), length, batch_size, device)
-                        for stretch in stretches
-                    ]
-                )
-                for length in powers
-                if isinstance(one.reading.orders[0], str)
-            },
+            losses_in_parts(model, one, batch_size, device),
             [text_losses(model, ids, context, one.reading, one.token_file.bos_id, device) for ids in texts],
             snippet(model, one, toki, min(SNIPPET_TOKENS, context), run.seed, device) if toki else None,
         )
         for each, one in zip(run.in_each_order(), windows.in_each_order(), strict=True)
     ]
+
+
+def losses_in_parts(
+    model: LanguageModel, windows: Windows, batch_size: int, device: torch.device
+) -> dict[int, np.ndarray]:
+    """`by_length` of an Evaluation: in parts of 2, 4 ... tokens, as far as they divide a window."""
+    if not isinstance(windows.reading.orders[0], str):
+        return {}
+    context = windows.length
+    powers = [2**power for power in range(1, context.bit_length()) if context % 2**power == 0 and 2**power < context]
+    parts = [
+        replace(windows, first=windows.first + stretch.start * windows.stride, count=len(stretch))
+        for stretch in stretches_of(windows)
+    ]
+    return {
+        length: np.concatenate([sub_window_losses(model, part, length, batch_size, device) for part in parts])
+        for length in powers
+    }
+
+
+def stretches_of(windows: Windows) -> list[range]:
+    return spread(len(windows), max(2, SUB_WINDOW_TOKENS // windows.length))
 
 
 def spread(count: int, wanted: int) -> list[range]:
@@ -91,10 +105,6 @@ def spread(count: int, wanted: int) -> list[range]:
     number = min(STRETCHES, wanted)
     size = wanted // number
     return [range(start, start + size) for start in np.linspace(0, count - size, number).astype(int).tolist()]
-
-
-def part_of(windows: Windows, stretch: range) -> Windows:
-    return replace(windows, first=windows.first + stretch.start * windows.stride, count=len(stretch))
 
 
 def load_model(run: Trained, device: torch.device) -> LanguageModel:

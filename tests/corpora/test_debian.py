@@ -150,7 +150,7 @@ def test_what_cannot_be_read_is_refused_in_a_line_and_nothing_is_written(tmp_pat
     cut.write_bytes(whole.read_bytes()[:20_000])
     out = tmp_path / "out.jsonl"
     for name, expected in (
-        (str(deb), "expected a package with html"),
+        (str(deb), "expected a package with HTML"),
         (str(broken), "expected a Debian package, found"),
         (str(cut), "expected a Debian package, found"),
         ("Not a name!", "expected the name of a Debian package"),
