@@ -51,7 +51,7 @@ def listing() -> str:
         table(ARROW_COLUMNS, arrow_rows()),
         "## The map",
         "With a tokenizer without direction the half of an arrow that does not turn round with the text is zero, "
-        "exactly: all that is drawn here turns.",
+        "exactly: all that is drawn turns, but for `help_es_bpe`, whose tokenizer has one.",
         "**With size?** ![by size](by_size.png)",
         "**With training?** ![by training](by_training.png)",
         "**With context?** The same models and held-out text, in shorter windows. ![by context](by_context.png)",
