@@ -106,7 +106,7 @@ class TrainingParams(Section):
         "auto", description="auto is bf16 autocast where the hardware is faster with it"
     )
     compile: Literal["auto", True, False] = Field(
-        "auto", description="`torch.compile`; auto is on where it pays for itself"
+        "auto", description="`torch.compile`; auto is on where it pays for itself (docs/devices.md)"
     )
     valid_batch_size: Windows | None = Field(
         None, description="windows evaluated at a time: memory and speed, no result; null is `batch_size`"

@@ -10,6 +10,7 @@ not finite is found at the next log or save, and named with its step.
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from modules.models import LanguageModel
 from modules.models.evaluate import Interrupted, autocast_for, held_out_losses
 from modules.system.errors import UserError
 from modules.training.batches import training_batches
+from modules.training.graph import StepGraph
 from modules.training.history import Stage
 from modules.training.parallel import Processes
 from modules.training.schedule import lr_at
@@ -36,8 +38,8 @@ class Training:
     """What a run consists of while it runs.
 
     loss_of: (inputs, targets) -> mean loss, over the model shared by all processes. local_gradients: a
-    context in which gradients are not yet shared. stages: what each step was and is trained with. pieces: in which
-    each process computes its share of a micro-batch.
+    context in which gradients are not yet shared. graph: takes the steps of small models on a GPU. stages: what each
+    step was and is trained with. pieces: in which each process computes its share of a micro-batch.
     step: optimizer steps done. validated: the step of the last validation. unlogged: the mean loss of
     each step since the last log, on the device. early_stages_unknown, initial_weights: as in a state.
     """
@@ -53,6 +55,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     local_gradients: Callable[[], contextlib.AbstractContextManager]
+    graph: StepGraph | None = None
     step: int = 0
     validated: int = 0
     unlogged: list[torch.Tensor] = field(default_factory=list)
@@ -96,17 +99,23 @@ def batches_of(training: Training) -> Generator[tuple[torch.Tensor, torch.Tensor
 
 
 def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """One optimizer step on the next `aggregate` micro-batches, piece by piece; this process's part of its loss, on the
-    device.
+    """One optimizer step on the next `aggregate` micro-batches; this process's part of its loss, on the device."""
+    params = training.config.training_params
+    for group in training.optimizer.param_groups:
+        group["lr"] = lr_at(training.step, training.config.optim_params)
+    torch.manual_seed(random_seed(params.seed, training.step, training.processes.rank))
+    if training.graph is None:
+        return compute_step(training, batches)
+    return training.graph.step(list(itertools.islice(batches, params.aggregate * training.pieces)))
+
+
+def compute_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """What a step computes, at the optimizer's learning rate, piece by piece.
 
     Pieces may have unequal numbers of windows: each loss is weighted by its share, so that their sum, and its mean over
     processes, is the batch's.
     """
-    params, optim = training.config.training_params, training.config.optim_params
-    for group in training.optimizer.param_groups:
-        group["lr"] = lr_at(training.step, optim)
-    torch.manual_seed(random_seed(params.seed, training.step, training.processes.rank))
-
+    params = training.config.training_params
     mean_loss = torch.zeros((), device=training.processes.device)
     pieces = params.aggregate * training.pieces
     with fp32_products(has_tf32(training.processes.device)):
@@ -120,7 +129,7 @@ def train_step(training: Training, batches: Iterator[tuple[torch.Tensor, torch.T
                     loss = training.loss_of(inputs_BT, targets_BT) * (share / params.aggregate)
                 loss.backward()
             mean_loss += loss.detach()
-    nn.utils.clip_grad_norm_(training.model.parameters(), optim.grad_clip)
+    nn.utils.clip_grad_norm_(training.model.parameters(), training.config.optim_params.grad_clip)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     return mean_loss

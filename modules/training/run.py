@@ -1,6 +1,7 @@
 """A run from its config to its last state: builds what trains, from the state that is there, and trains it."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from modules.system.errors import UserError
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.training import checkpoint
 from modules.training.batches import pieces_of_a_batch, training_batches
-from modules.training.devices import compiles, in_words, keep_freed_memory, pick_compile, pick_precision
+from modules.training.devices import compiles, in_words, keep_freed_memory, pick_compile, pick_graph, pick_precision
+from modules.training.graph import StepGraph
 from modules.training.history import Stage, continued
 from modules.training.initial import Initial, initial_of
 from modules.training.interruption import only_run, stopping_on_signals
-from modules.training.loop import Training
+from modules.training.loop import Training, compute_step
 from modules.training.memory import check_memory
 from modules.training.parallel import Processes, shared_loss
 from modules.training.recording import checkpoint_owed, draw_loss, picture_is_behind, record
@@ -173,7 +175,8 @@ def prepare(
     check_memory(config, processes)
     pieces = pieces_of_a_batch(config, processes)
     model = new_model(config, device, initial)
-    compiled = pick_compile(params.compile, device, model.compile_pays)
+    graphed = processes.count == 1 and pick_graph(config, device, model.compile_pays)
+    compiled = pick_compile(params.compile, device, model.compile_pays and not graphed)
     if compiled:
         with contextlib.closing(training_batches(data.windows, config, processes, 0, pieces)) as batches:
             compiled = compiles(model, *next(batches), autocast_for(device, precision))
@@ -181,7 +184,7 @@ def prepare(
             model = new_model(config, device, initial)
     loss_of, local_gradients = shared_loss(model, params.parallel, precision, processes)
     optim = config.optim_params
-    return Training(
+    training = Training(
         config=config,
         processes=processes,
         stages=continued(stages, step, config, precision, has_tf32(device)),
@@ -196,6 +199,9 @@ def prepare(
         step=step,
         initial_weights=initial.facts.model_dump() if initial else None,
     )
+    if graphed:
+        training.graph = StepGraph(functools.partial(compute_step, training), training.optimizer)
+    return training
 
 
 def new_model(config: Config, device: torch.device, initial: Initial | None = None) -> LanguageModel:
@@ -258,11 +264,12 @@ def introduction(training: Training, last_step: int) -> str:
     """One line on what is about to be trained, and how."""
     config, processes = training.config, training.processes
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    how = ", compiled" * training.compiled + ", as a CUDA graph" * (training.graph is not None)
     many = f" x {processes.count} ({config.training_params.parallel})" if processes.count > 1 else ""
     return (
         f"{config.name}: {config.model} of {parameters / 1e6:.1f} M parameters reading {config.order}, steps "
-        f"{training.step:,} to {last_step:,} of {training.step_tokens:,} tokens, {training.precision}"
-        f"{', compiled' if training.compiled else ''}, on {in_words(processes.device)}{many}"
+        f"{training.step:,} to {last_step:,} of {training.step_tokens:,} tokens, {training.precision}{how}, "
+        f"on {in_words(processes.device)}{many}"
     )
 
 

@@ -9,14 +9,18 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from modules.config import parse_config
+from modules.kernels.cross_entropy import loss_and_gradient, mean_loss, token_losses
 from modules.kernels.precision import fp32_products, has_tf32
 from modules.models import build_model
 from modules.models.evaluate import held_out_losses
 from modules.system.errors import NO_MEMORY, UserError
+from modules.training import devices
 from modules.training.checkpoint import load_state
 from modules.training.devices import gpus_here
+from modules.training.loop import steps
 from modules.training.memory import GIB
 from modules.training.parallel import Processes
 from modules.training.placement import placement_for
@@ -52,15 +56,60 @@ def trained(config, processes=HERE, steps=40):
     return load_state(files_of(config, PROJECT).state)
 
 
-def test_auto_is_bf16_and_compiled_and_trains_as_fp32_does(tmp_path):
+def test_auto_is_bf16_and_compiled_and_trains_as_fp32_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "SMALL_STEP", 0)
     config = toy(tmp_path)
     training = prepare(config, data_of(config, None, HERE), HERE)
-    assert training.compiled and training.pieces == 1
+    assert training.compiled and training.graph is None and training.pieces == 1
     assert training.precision == ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32")
     trained(config)
     trained(config.with_name("plain").with_training(precision="fp32", compile=False))
     for one, other in zip(metrics_of(tmp_path, "gpt"), metrics_of(tmp_path, "plain"), strict=True):
         assert abs(one["loss"] - other["loss"]) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["gpt", "rope"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_as_a_cuda_graph_are_the_steps(tmp_path, kind, precision):
+    """With dropout, whose choices a graph has to make anew in each step, a learning rate that changes, and two
+    micro-batches a step; stopped and resumed."""
+    config = toy(tmp_path, kind, training_params__precision=precision, training_params__aggregate=2)
+    dropout = {**config.to_dict()["model_params"], "dropout": 0.1}
+    config = parse_config(config.to_dict() | {"model_params": dropout}, "usual")
+    training = prepare(config, data_of(config, None, HERE), HERE)
+    losses = list(steps(training, 40))
+    assert training.graph is not None and training.graph.recorded and not training.compiled
+    usual = prepare(config.with_training(compile=False), data_of(config, None, HERE), HERE)
+    expected = list(steps(usual, 40))
+    assert usual.graph is None
+    assert max(abs(one - other) for one, other in zip(losses, expected, strict=True)) < 2e-5
+    for one, other in zip(training.model.parameters(), usual.model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=2e-4)
+    whole = trained(config.with_name("whole"))
+    trained(config.with_name("halves"), steps=17)
+    halves = trained(config.with_name("halves"))
+    (of_whole,), (of_halves,) = (state["optimizer"]["param_groups"] for state in (whole, halves))
+    assert of_whole["lr"] == of_halves["lr"] and not of_whole["capturable"]
+    for name, weight in whole["model"].items():
+        assert torch.allclose(weight, halves["model"][name], atol=2e-4), name
+
+
+@pytest.mark.parametrize("vocabulary", [64, 1000, 1001])
+@pytest.mark.parametrize("pointwise", [loss_and_gradient, torch.compile(loss_and_gradient, dynamic=False)])
+def test_the_loss_of_a_padded_vocabulary_is_the_loss(vocabulary, pointwise):
+    hidden_ND = torch.randn(300, 64, device=DEVICE, requires_grad=True)
+    weight_VD = torch.randn(vocabulary, 64, device=DEVICE, requires_grad=True)
+    targets_N = torch.randint(vocabulary, (300,), device=DEVICE)
+    expected = F.cross_entropy((hidden_ND.double() @ weight_VD.double().T), targets_N)
+    right = torch.autograd.grad(expected, (hidden_ND, weight_VD))
+    assert abs(token_losses(hidden_ND, weight_VD, targets_N).mean() - expected) < 1e-4
+    for chunk_bytes in (None, 100 * 4 * vocabulary):
+        for dtype, off in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+            with torch.autocast("cuda", dtype, enabled=dtype == torch.bfloat16):
+                found = mean_loss(hidden_ND, weight_VD, targets_N, pointwise, chunk_bytes)
+            assert abs(found - expected) < off * expected
+            for one, other in zip(torch.autograd.grad(found, (hidden_ND, weight_VD)), right, strict=True):
+                assert (one - other).norm() < off * other.norm()
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -130,7 +179,9 @@ def test_what_a_run_needs_is_measured_and_fits(tmp_path):
 
 
 def test_too_little_memory_is_told_as_such(tmp_path):
-    config = toy(tmp_path).with_training(batch_size=2**15, valid_batch_size=1, stride=1, compile=False)
+    write_tokens(tmp_path / "toy.h5", 2**16)
+    few = {"valid_steps": None, "held_out_tokens": 1024, "valid_batch_size": 1}
+    config = toy(tmp_path).with_training(batch_size=2**15, stride=1, compile=False, **few)
     held = torch.empty(int(torch.cuda.mem_get_info(DEVICE)[0] - GIB // 2), dtype=torch.uint8, device=DEVICE)
     with pytest.raises(UserError) as caught:
         run(config, Request(PROJECT), HERE)

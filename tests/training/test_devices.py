@@ -7,7 +7,7 @@ import torch
 
 from modules.config import load_config
 from modules.system.errors import UserError
-from modules.training.devices import compiles, first_device, pick_device
+from modules.training.devices import compiles, first_device, pick_device, pick_graph
 from modules.training.loop import finite_mean
 from modules.training.parallel import Processes
 from modules.training.run import data_of, prepare
@@ -56,6 +56,25 @@ def test_the_cpu_has_one_name():
 )
 def test_the_first_gpu_is_chosen_apples_too(accelerator, expected):
     assert str(first_device(accelerator and torch.device(accelerator))) == expected
+
+
+@pytest.mark.parametrize(
+    "device, changes, expected",
+    [
+        ("cuda:0", {}, True),
+        ("cuda:0", {"training_params__compile": True}, True),
+        ("cuda:0", {"training_params__compile": False}, False),
+        ("cuda:0", {"training_params__checkpoint_activations": True}, False),
+        ("cuda:0", {"training_params__batch_size": 10**6}, False),  # no longer small
+        ("cuda:0", {"training_params__aggregate": 10**5}, False),
+        ("cpu", {}, False),
+        ("mps:0", {}, False),
+    ],
+)
+def test_small_steps_are_a_cuda_graph_on_an_nvidia_gpu(tmp_path, device, changes, expected):
+    config = load_config(write_config(tmp_path, **changes)).with_model("gpt")
+    assert pick_graph(config, torch.device(device), pays=True) == expected
+    assert not pick_graph(config, torch.device(device), pays=False)
 
 
 class Broken(torch.nn.Module):
