@@ -43,8 +43,9 @@ class Stage(Schema):
         return f"{self.precision} (TF32 products)" if self.tf32 and beside.tf32 is not None else self.precision
 
 
-def stage_of(config: Config, precision: Precision, tf32: bool, first_step: int = 0) -> Stage:
-    """The stage in which a run trains from `first_step` on. tf32: whether its device multiplies fp32 in TF32."""
+def stage_of(config: Config, precision: Precision, tf32: bool | None, first_step: int = 0) -> Stage:
+    """The stage in which a run trains from `first_step` on. tf32: whether its device multiplies fp32 in TF32;
+    None where that is of no account."""
     tf32 = tf32 and precision == "fp32"
     return Stage(first_step=first_step, optim_params=config.optim_params, precision=precision, tf32=tf32)
 

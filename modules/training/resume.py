@@ -149,14 +149,14 @@ def cooldown_asked(asked: int | None, found: dict | None, config: Config) -> int
 
 
 def schedule_of(
-    found: dict, config: Config, tf32: bool, cooldown: int | None, accept_changes: bool, files: Files
+    found: dict, config: Config, tf32: bool | None, cooldown: int | None, accept_changes: bool, files: Files
 ) -> Config:
     """`config` with the cool-down that is asked for, or that the state is in; what else has changed since the state is
     refused or accepted.
 
-    tf32: whether the run would go on with fp32 in TF32. A cool-down that lies ahead may come, go or move. Raises
-    UserError for another learning rate, schedule, optimizer or precision unless `accept_changes`, and for a cool-down
-    that another one would have to undo.
+    tf32: whether the run would go on with fp32 in TF32; None where it has ended, on whatever device. A cool-down that
+    lies ahead may come, go or move. Raises UserError for another learning rate, schedule, optimizer or precision unless
+    `accept_changes`, and for a cool-down that another one would have to undo.
     """
     stage, step, source = stages_of(found)[-1], found["step"], source_of(found, files)
     optim = stage.optim_params

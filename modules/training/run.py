@@ -95,7 +95,8 @@ def run(config: Config, request: Request, processes: Processes) -> int:
             initial.warn_of_other_tokens(data.token_file)
         if found is not None:
             check_same_run(found, config, data.token_file, files, initial.facts if initial else None)
-            tf32 = has_tf32(processes.device)
+            ended = not cooldown and step >= last_step_of(config, len(data.windows), step, request.more_steps)
+            tf32 = None if ended else has_tf32(processes.device)
             config = schedule_of(found, config, tf32, cooldown, request.accept_changes, files)
         elif cooldown:
             config = config.with_optim(cooldown_start=0, cooldown_steps=cooldown)

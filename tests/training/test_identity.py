@@ -538,3 +538,17 @@ def test_a_run_goes_on_in_the_arithmetic_that_it_had(tmp_path):
     assert history.continued([], 0, config, "bf16", tf32=True)[0].tf32 is False
     before = {"stages": [history.as_data(stages)[0] | {"tf32": None}], "step": 8}
     assert schedule_of(before, config, False, None, False, files) == config
+
+
+def test_a_run_that_a_gpu_has_finished_is_finished_on_a_cpu_too(tmp_path, capsys):
+    def in_tf32(state):
+        state["stages"][0]["tf32"] = True
+
+    config = load_config(write_config(tmp_path, training_params__precision="fp32")).with_model("gpt")
+    here = Processes(0, 1, torch.device("cpu"))
+    assert run(config, Request(PROJECT), here) == 0
+    edited(files_of(config, PROJECT).state, in_tf32)
+    assert run(config, Request(PROJECT), here) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"precision fp32 \(TF32 products\) up to step 40 and fp32 in the config"):
+        run(config, Request(PROJECT, more_steps=True), here)
