@@ -16,7 +16,7 @@ import torch
 
 from modules.config import Config
 from modules.kernels.precision import fp32_products, has_tf32
-from modules.models import LanguageModel, count_parameters
+from modules.models import LanguageModel
 from modules.system import console
 from modules.system.errors import UserError
 
@@ -24,8 +24,6 @@ from modules.system.errors import UserError
 # step in bf16 is 0.56 times as fast as in fp32 at width 64, 0.76 at 128, 1.40 at 192, 1.42 at 256 (three layers,
 # vocabulary 1,024).
 NARROWEST_BF16_ON_CPU = 192
-# Arithmetic of a step below which Python's time to ask for its kernels counts: an H100 takes 5 ms for as much.
-SMALL_STEP = 2e12
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt's names for them (malloc.h)
 
 
@@ -104,21 +102,6 @@ def pick_compile(asked: bool | str, device: torch.device, pays: bool) -> bool:
     """Whether to compile. "auto": on a GPU, a model for which it pays; torch's recurrent layers are compiled code
     already."""
     return device.type == "cuda" and pays if asked == "auto" else bool(asked)
-
-
-def pick_graph(config: Config, device: torch.device, pays: bool) -> bool:
-    """Whether steps are taken as a CUDA graph (graph.py): on an NVIDIA GPU, of a model for which compiling pays, where
-    they are small. "compile": false leaves it out."""
-    params = config.training_params
-    parameters = count_parameters(config.trained_model, **config.model_arguments)
-    operations = 6 * parameters * config.step_windows * config.model_params.context
-    return (
-        device.type == "cuda"
-        and pays
-        and params.compile is not False
-        and not params.checkpoint_activations
-        and operations < SMALL_STEP
-    )
 
 
 def compiles(model: LanguageModel, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, autocast: Callable) -> bool:

@@ -15,6 +15,7 @@ from modules.training.parallel import Processes
 from modules.training.run import data_of, introduction, last_step_of, prepare, tell
 from modules.training.schedule import lr_at
 
+# As a CUDA graph the first three steps are slow, and the fourth too, which records it: the median is of those after.
 WARM_UP_STEPS, TIMED_STEPS = 2, 5
 STEPS_OF_A_TRIAL = WARM_UP_STEPS + TIMED_STEPS
 

@@ -12,11 +12,31 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from modules.config import Config
+from modules.models import count_parameters
 from modules.system import console
+from modules.training.parallel import Processes
 
+# Arithmetic of a step below which Python's time to ask for its kernels counts: an H100 takes 5 ms for as much.
+SMALL_STEP = 2e12
 STEPS_BEFORE = 3  # taken one kernel at a time: they set up what may not be set up while recording
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets
+
+
+def pick_graph(config: Config, processes: Processes, pays: bool) -> bool:
+    """Whether steps are taken as one: by one process, on an NVIDIA GPU, of a model for which compiling pays, where they
+    are small. "compile": false leaves it out."""
+    params = config.training_params
+    alone = processes.count == 1 and params.parallel == "ddp"  # shards are sent for in each step
+    asked = pays and params.compile is not False and not params.checkpoint_activations
+    return processes.device.type == "cuda" and alone and asked and operations_of_a_step(config) < SMALL_STEP
+
+
+def operations_of_a_step(config: Config) -> float:
+    """6 a parameter and token, as usual."""
+    parameters = count_parameters(config.trained_model, **config.model_arguments)
+    return 6 * parameters * config.step_windows * config.model_params.context
 
 
 class StepGraph:

@@ -19,8 +19,8 @@ from modules.system.errors import UserError
 from modules.tokenizer import Tokenizer, get_tokenizer
 from modules.training import checkpoint
 from modules.training.batches import pieces_of_a_batch, training_batches
-from modules.training.devices import compiles, in_words, keep_freed_memory, pick_compile, pick_graph, pick_precision
-from modules.training.graph import StepGraph
+from modules.training.devices import compiles, in_words, keep_freed_memory, pick_compile, pick_precision
+from modules.training.graph import StepGraph, pick_graph
 from modules.training.history import Stage, continued
 from modules.training.initial import Initial, initial_of
 from modules.training.interruption import only_run, stopping_on_signals
@@ -176,7 +176,7 @@ def prepare(
     check_memory(config, processes)
     pieces = pieces_of_a_batch(config, processes)
     model = new_model(config, device, initial)
-    graphed = processes.count == 1 and pick_graph(config, device, model.compile_pays)
+    graphed = pick_graph(config, processes, model.compile_pays)
     compiled = pick_compile(params.compile, device, model.compile_pays and not graphed)
     if compiled:
         with contextlib.closing(training_batches(data.windows, config, processes, 0, pieces)) as batches:

@@ -17,7 +17,7 @@ from modules.kernels.precision import fp32_products, has_tf32
 from modules.models import build_model
 from modules.models.evaluate import held_out_losses
 from modules.system.errors import NO_MEMORY, UserError
-from modules.training import devices
+from modules.training import graph
 from modules.training.checkpoint import load_state
 from modules.training.devices import gpus_here
 from modules.training.loop import steps
@@ -57,7 +57,7 @@ def trained(config, processes=HERE, steps=40):
 
 
 def test_auto_is_bf16_and_compiled_and_trains_as_fp32_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "SMALL_STEP", 0)
+    monkeypatch.setattr(graph, "SMALL_STEP", 0)
     config = toy(tmp_path)
     training = prepare(config, data_of(config, None, HERE), HERE)
     assert training.compiled and training.graph is None and training.pieces == 1

@@ -7,7 +7,8 @@ import torch
 
 from modules.config import load_config
 from modules.system.errors import UserError
-from modules.training.devices import compiles, first_device, pick_device, pick_graph
+from modules.training.devices import compiles, first_device, pick_device
+from modules.training.graph import pick_graph
 from modules.training.loop import finite_mean
 from modules.training.parallel import Processes
 from modules.training.run import data_of, prepare
@@ -62,6 +63,7 @@ def test_the_first_gpu_is_chosen_apples_too(accelerator, expected):
     "device, changes, expected",
     [
         ("cuda:0", {}, True),
+        ("cuda:0", {"training_params__parallel": "fsdp"}, False),
         ("cuda:0", {"training_params__compile": True}, True),
         ("cuda:0", {"training_params__compile": False}, False),
         ("cuda:0", {"training_params__checkpoint_activations": True}, False),
@@ -73,8 +75,9 @@ def test_the_first_gpu_is_chosen_apples_too(accelerator, expected):
 )
 def test_small_steps_are_a_cuda_graph_on_an_nvidia_gpu(tmp_path, device, changes, expected):
     config = load_config(write_config(tmp_path, **changes)).with_model("gpt")
-    assert pick_graph(config, torch.device(device), pays=True) == expected
-    assert not pick_graph(config, torch.device(device), pays=False)
+    assert pick_graph(config, Processes(0, 1, torch.device(device)), pays=True) == expected
+    assert not pick_graph(config, Processes(0, 1, torch.device(device)), pays=False)
+    assert not pick_graph(config, Processes(0, 2, torch.device(device)), pays=True)
 
 
 class Broken(torch.nn.Module):
