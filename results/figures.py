@@ -1,6 +1,7 @@
 """The map: what the reports of this folder show together, a figure a question."""
 
 from collections.abc import Callable, Sequence
+from statistics import mean
 
 from matplotlib.figure import Figure
 
@@ -13,7 +14,7 @@ from results.measurements import (
     PAPER_CIRCUITS,
     PUBLISHED,
     PUBLISHED_CONTEXTS,
-    RESULTS,
+    above_floor,
     comparisons_of,
     measured,
 )
@@ -147,16 +148,17 @@ def orders() -> Figure:
 
 
 def circuits() -> Figure:
-    """Loss against the ones beside the identity, above the floor that no model can pass, in nats a line."""
+    """Loss against the ones beside the identity, above the floor that no model can pass, in nats a line: means, and
+    each seed as a dot."""
     figure, axes = new_axes("Circuits of 25 bits", "ones beside the identity", "loss above the floor (nats per line)")
     found = comparisons_of("circuits")
     ones = [int(each["name"].rpartition("_")[2]) for each in found]
-    for direction, marker in (("forward", ">"), ("backward", "<")):
-        above = [
-            CIRCUIT_LINE * (each["losses"][direction]["nats_per_token"] - RESULTS["circuits"].floors[each["name"]])
-            for each in found
-        ]
-        axes.plot(ones, above, marker=marker, color=DIRECTION_COLOURS[direction], label=f"ours, {direction}")
+    for direction, marker, aside in (("forward", ">", -0.5), ("backward", "<", 0.5)):
+        colour = DIRECTION_COLOURS[direction]
+        above = [[CIRCUIT_LINE * each for each in above_floor("circuits", every, direction)] for every in found]
+        axes.plot(ones, [mean(seeds) for seeds in above], marker=marker, color=colour, label=f"ours, {direction}")
+        for place, seeds in zip(ones, above, strict=True):
+            axes.plot([place + aside] * len(seeds), seeds, ".", color=colour, markersize=4, alpha=0.5)
     paper = [PAPER_CIRCUIT_LINE * loss - CIRCUIT_LINE * CIRCUIT_FLOORS[ones] for ones, loss in PAPER_CIRCUITS.items()]
     axes.plot(list(PAPER_CIRCUITS), paper, marker="s", color=OTHERS, label="the paper's, forward (from a drawing)")
     axes.axhline(0, color=OURS, linewidth=1)

@@ -34,7 +34,9 @@ RESULTS = {
     "docstrings": Result(
         "English docstrings, by size", ["docstrings_width32", "docstrings_width64"], "docstrings", ["docstrings"]
     ),
-    "english": Result("Long English prose, by size", ["english_width32", "english_width64"], "english", ["english"]),
+    "english": Result(
+        "Long English prose, by size", [f"english_width{width}" for width in (32, 64, 256)], "english", ["english"]
+    ),
     "help": Result(
         "The same manuals in five languages",
         [f"help_{language}" for language in LANGUAGES],
@@ -139,6 +141,12 @@ def report_of(name: str) -> dict:
 
 def comparisons_of(name: str) -> list[dict]:
     return report_of(name).get("comparisons", [])
+
+
+def above_floor(name: str, comparison: dict, direction: str) -> list[float]:
+    """What each seed of a made text's models loses above its floor, nats per token."""
+    floor = RESULTS[name].floors[comparison["name"]]
+    return [seed[direction] - floor for seed in comparison["arrow"]["per_seed"]]
 
 
 def measured(orders: bool) -> list[tuple[str, dict]]:
