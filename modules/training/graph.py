@@ -48,7 +48,7 @@ class StepGraph:
 
     def __init__(self, compute: Callable[[Iterator[Batch]], torch.Tensor], optimizer: torch.optim.Optimizer):
         self._compute, self._optimizer = compute, optimizer
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(optimizer.param_groups[0]["params"][0].device)
         self._before = STEPS_BEFORE
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batches: list[Batch] = []
@@ -61,17 +61,18 @@ class StepGraph:
 
     def step(self, batches: list[Batch]) -> torch.Tensor:
         """One optimizer step on these micro-batches, at the learning rate that the optimizer has."""
-        if not self.recorded and self._before == 0:
-            self._record(batches)
-        if self._graph is None:
-            self._before -= 1
-            return self._as_usual(batches)
-        for here, new in zip(self._batches, batches, strict=True):
-            for of_graph, values in zip(here, new, strict=True):
-                of_graph.copy_(values)
-        self._lr.fill_(self._optimizer.param_groups[0]["lr"])
-        self._graph.replay()
-        return self._loss.clone()
+        with torch.cuda.device(self._stream.device):
+            if not self.recorded and self._before == 0:
+                self._record(batches)
+            if self._graph is None:
+                self._before -= 1
+                return self._as_usual(batches)
+            for here, new in zip(self._batches, batches, strict=True):
+                for of_graph, values in zip(here, new, strict=True):
+                    of_graph.copy_(values)
+            self._lr.fill_(self._optimizer.param_groups[0]["lr"])
+            self._graph.replay()
+            return self._loss.clone()
 
     def _as_usual(self, batches: list[Batch]) -> torch.Tensor:
         """On the stream on which it will be recorded: torch remembers for each weight where its gradient is made."""
