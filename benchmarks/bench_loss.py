@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from benchmarks.records import recording
 from configs.make_configs import VOCAB_SIZE
 from modules.kernels import cross_entropy
+from modules.training.devices import in_words
 
 PADDED = -(-VOCAB_SIZE // 64) * 64
 
@@ -65,8 +66,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     with recording("loss"):
-        here = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        print(f"{here}, torch {torch.__version__}, {options.tokens:,} tokens, width {options.width}, bf16\n")
+        here = f"{in_words(torch.device(device))}, torch {torch.__version__}"
+        print(f"{here}, {options.tokens:,} tokens, width {options.width}, bf16\n")
         print("| way | ms | of the usual with padding |\n|---|---|---|")
         contenders = ways(device, options.tokens, options.width)
         spent = {name: [] for name in contenders}
@@ -76,9 +77,9 @@ def main() -> None:
                 once()
                 if turn >= 2:  # before, it is compiled
                     spent[name].append(time.perf_counter() - start)
-        best = list(spent.values())[-1]
+        peer = list(spent.values())[-1]
         for name, seconds in spent.items():
-            ratio = statistics.median(one / other for one, other in zip(seconds, best, strict=True))
+            ratio = statistics.median(one / other for one, other in zip(seconds, peer, strict=True))
             print(f"| {name} | {1000 * statistics.median(seconds):.2f} | {ratio:.2f} |")
 
 

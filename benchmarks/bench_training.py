@@ -48,6 +48,7 @@ from modules.data.windows import split
 from modules.models import GPT, build_model
 from modules.models.evaluate import autocast_for
 from modules.training.batches import pieces_of_a_batch, training_batches
+from modules.training.devices import in_words
 from modules.training.loop import batches_of, train_step
 from modules.training.parallel import Processes
 from modules.training.run import data_of, prepare
@@ -455,14 +456,11 @@ def main() -> None:
 
 def print_table(options: argparse.Namespace) -> None:
     """A row for each model and precision."""
-    device = (
-        torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
-    )
     batch = options.batch or ("the paper's" if options.ways else 16)
     print(
-        f"{device}, torch {torch.__version__}, batch {batch}, context {options.context}, "
-        f"dropout {options.dropout}, vocabulary {VOCAB_SIZE:,}; {options.rounds} turns of {options.seconds:g} s of "
-        f"{options.clock} time\n"
+        f"{in_words(torch.device(options.device))}, torch {torch.__version__}, batch {batch}, "
+        f"context {options.context}, dropout {options.dropout}, vocabulary {VOCAB_SIZE:,}; "
+        f"{options.rounds} turns of {options.seconds:g} s of {options.clock} time\n"
     )
     columns = [
         "model",
