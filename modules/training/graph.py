@@ -52,7 +52,8 @@ class StepGraph:
         self._before = STEPS_BEFORE
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batches: list[Batch] = []
-        self._lr = self._loss = torch.zeros((), device=self._stream.device)
+        self._lr = torch.zeros((), device=self._stream.device)
+        self._loss = torch.zeros_like(self._lr)
 
     @property
     def recorded(self) -> bool:
@@ -62,7 +63,7 @@ class StepGraph:
     def step(self, batches: list[Batch]) -> torch.Tensor:
         """One optimizer step on these micro-batches, at the learning rate that the optimizer has."""
         with torch.cuda.device(self._stream.device):
-            if not self.recorded and self._before == 0:
+            if self._graph is None and self._before == 0:
                 self._record(batches)
             if self._graph is None:
                 self._before -= 1
@@ -85,7 +86,7 @@ class StepGraph:
     def _record(self, batches: list[Batch]) -> None:
         """Record a step; nothing is computed."""
         self._batches = [(inputs_BT.clone(), targets_BT.clone()) for inputs_BT, targets_BT in batches]
-        self._lr, graph = torch.zeros_like(self._lr), torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         try:
             # thread_local: the thread that prepares the next batch goes on meanwhile.
             recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
