@@ -208,7 +208,8 @@ def test_in_a_log_a_bar_is_a_line_now_and_then(streams):
             console.tell("a line between")
         bar.update(999 - bar.n)
     lines = err.getvalue().splitlines()
-    shape = r"toy\\nrun: \d+ of 1,000 step \(\d+ %\), [\d.,]+ step/s, 00:\d\d so far, \d+:\d\d left, loss 4.1"
+    rate = r"(?:[\d.]+|\d{1,3}(?:,\d{3})+)"
+    shape = rf"toy\\nrun: \d+ of 1,000 step \(\d+ %\), {rate} step/s, 00:\d\d so far, \d+:\d\d left, loss 4.1"
     assert len(lines) == 2 and all(re.fullmatch(shape, line) for line in lines), lines
     assert lines[-1].startswith("toy\\nrun: 999 of 1,000 step (100 %)"), "the last line is where it ended"
     assert out.getvalue() == "a line between\n" * 3
