@@ -133,49 +133,56 @@ def check_same_run(
         )
 
 
+def cooldown_under_way(found: dict | None) -> tuple[int, int] | None:
+    """The first step and the length of the cool-down that the state is in."""
+    if found is None:
+        return None
+    cooldown = stages_of(found)[-1].optim_params.cooldown
+    return cooldown if cooldown and cooldown[0] < found["step"] else None
+
+
 def cooldown_asked(asked: int | None, found: dict | None, config: Config) -> int | None:
     """The steps of the cool-down that is asked for: where `asked` is 0, those of the one that the state is in, or as
     many as make the config's share of all steps. UserError where that says nothing."""
     if asked != 0:
         return asked
+    if under_way := cooldown_under_way(found):
+        return under_way[1]
     step, share = found["step"] if found else 0, config.training_params.cooldown_finish
-    optim = stages_of(found)[-1].optim_params if found else config.optim_params
-    if optim.cooldown_start is not None and optim.cooldown_start < step:
-        return optim.cooldown_steps
     if share is None or step == 0:
         why = "the config has no training_params.cooldown_finish" if share is None else "nothing is trained yet"
         raise UserError(f"{config.name}: --cooldown: expected a number of steps, as {why}")
     return max(1, round(step * share / (1 - share)))
 
 
-def schedule_of(
-    found: dict, config: Config, tf32: bool | None, cooldown: int | None, accept_changes: bool, files: Files
-) -> Config:
-    """`config` with the cool-down that is asked for, or that the state is in; what else has changed since the state is
-    refused or accepted.
+def with_cooldown(config: Config, asked: int | None, found: dict | None, files: Files) -> Config:
+    """`config` with the cool-down that is asked for, or that the state is in. UserError for one that the state's would
+    have to be undone for."""
+    under_way = cooldown_under_way(found)
+    if asked and under_way and under_way[1] != asked:
+        start, length = under_way
+        raise UserError(
+            f"{source_of(found, files)}: cools down from step {start:,} to {start + length:,} already: --cooldown "
+            f"{length} ends it; to go on at the full rate or with another cool-down, {full_rate(files, start)}"
+        )
+    if asked or (under_way and config.optim_params.cooldown is None):
+        start, length = under_way or (found["step"] if found else 0, asked)
+        return config.with_optim(cooldown_start=start, cooldown_steps=length)
+    return config
 
-    tf32: whether the run would go on with fp32 in TF32; None where it has ended, on whatever device. A cool-down that
-    lies ahead may come, go or move. Raises UserError for another learning rate, schedule, optimizer or precision unless
-    `accept_changes`, and for a cool-down that another one would have to undo.
+
+def check_same_settings(found: dict, config: Config, tf32: bool | None, accept_changes: bool, files: Files) -> None:
+    """Refuse another learning rate, schedule, optimizer or precision than the state's, unless `accept_changes`. A
+    cool-down that lies ahead may come, go or move.
+
+    tf32: whether the run would go on with fp32 in TF32; None where it has ended, on whatever device.
     """
-    stage, step, source = stages_of(found)[-1], found["step"], source_of(found, files)
-    optim = stage.optim_params
-    cooling = optim.cooldown if optim.cooldown and optim.cooldown[0] < step else None
-    if cooldown:
-        if cooling and cooling[1] != cooldown:
-            start, length = cooling
-            raise UserError(
-                f"{source}: cools down from step {start:,} to {start + length:,} already: --cooldown {length} ends it; "
-                f"to go on at the full rate or with another cool-down, {full_rate(files, start)}"
-            )
-        config = config.with_optim(cooldown_start=cooling[0] if cooling else step, cooldown_steps=cooldown)
-    elif cooling and config.optim_params.cooldown is None:
-        config = config.with_optim(cooldown_start=cooling[0], cooldown_steps=cooling[1])
-
+    stage, step = stages_of(found)[-1], found["step"]
     now = stage_of(config, wanted_precision(config, stage), tf32, step)
     here = config.settings() | {"precision": now.arithmetic(stage)}
-    there = optim.model_dump() | {"precision": stage.arithmetic(now)}
-    if not cooling and (config.optim_params.cooldown is None or config.optim_params.cooldown[0] >= step):
+    there = stage.optim_params.model_dump() | {"precision": stage.arithmetic(now)}
+    cooldown = config.optim_params.cooldown
+    if not cooldown_under_way(found) and (cooldown is None or cooldown[0] >= step):
         for params in (here, there):  # no step has been affected by it
             del params["cooldown_start"], params["cooldown_steps"]
     different = [
@@ -185,10 +192,10 @@ def schedule_of(
     ]
     if different and not accept_changes:
         raise UserError(
-            f"{source}: was trained with other settings: {'; '.join(different)}; put them back, train under another "
-            f"name (--run_name), or go on with them from step {step:,} by --accept_changes, which the state records"
+            f"{source_of(found, files)}: was trained with other settings: {'; '.join(different)}; put them back, train "
+            f"under another name (--run_name), or go on with them from step {step:,} by --accept_changes, which the "
+            "state records"
         )
-    return config
 
 
 def full_rate(files: Files, step: int) -> str:

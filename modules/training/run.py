@@ -31,15 +31,16 @@ from modules.training.recording import checkpoint_owed, draw_loss, picture_is_be
 from modules.training.resume import (
     Files,
     check_same_run,
+    check_same_settings,
     cooldown_asked,
     files_of,
     find_state,
     full_rate,
     keep_before_cooldown,
     make_up,
-    schedule_of,
     stages_of,
     wanted_precision,
+    with_cooldown,
 )
 from modules.training.sharded import put_in_order, restore_sharded, sharded_path
 
@@ -95,12 +96,11 @@ def run(config: Config, request: Request, processes: Processes) -> int:
             initial.warn_of_other_tokens(data.token_file)
         if found is not None:
             check_same_run(found, config, data.token_file, files, initial.facts if initial else None)
-            ended = not cooldown and step >= last_step_of(config, len(data.windows), step, request.more_steps)
-            tf32 = None if ended else has_tf32(processes.device)
-            config = schedule_of(found, config, tf32, cooldown, request.accept_changes, files)
-        elif cooldown:
-            config = config.with_optim(cooldown_start=0, cooldown_steps=cooldown)
+        config = with_cooldown(config, cooldown, found, files)
         last_step = last_step_of(config, len(data.windows), step, request.more_steps)
+        if found is not None:
+            tf32 = None if step >= last_step else has_tf32(processes.device)
+            check_same_settings(found, config, tf32, request.accept_changes, files)
         done = (
             found is not None and step >= last_step and not checkpoint_owed(step, found["validated"], last_step, config)
         )

@@ -47,7 +47,7 @@ from modules.tokenizer import BOS_TOKEN, get_tokenizer
 from modules.training import checkpoint
 from modules.training.metrics import Metrics, read_metrics
 from modules.training.parallel import Processes
-from modules.training.resume import check_same_run, files_of, find_state, schedule_of, stages_of
+from modules.training.resume import check_same_run, check_same_settings, files_of, find_state, stages_of, with_cooldown
 from modules.training.run import data_of, prepare, restore
 from tests.faults import copied, digest, outcome, train, write_toy
 from tests.tok_texts import sample_text, trained
@@ -341,7 +341,8 @@ def used_state(folder: Path) -> dict:
     if found is None:
         raise AssertionError("no state was found")
     check_same_run(found, config, data.token_file, files)
-    config = schedule_of(found, config, False, None, False, files)
+    config = with_cooldown(config, None, found, files)
+    check_same_settings(found, config, False, False, files)
     training = prepare(config, data, HERE, stages_of(found), found["step"])
     restore(training, found, files.state)
     return {

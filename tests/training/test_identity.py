@@ -21,7 +21,7 @@ from modules.system.errors import UserError
 from modules.training import history
 from modules.training.checkpoint import backups_of, load_state, save_state
 from modules.training.parallel import Processes
-from modules.training.resume import files_of, find_state, schedule_of
+from modules.training.resume import check_same_settings, files_of, find_state
 from modules.training.run import Request, data_of, run
 from modules.training.schedule import lr_at
 from tests.toy import PROJECT, config_dict, metrics_of, state_path, write_config, write_tokens
@@ -529,21 +529,22 @@ def test_a_run_goes_on_in_the_arithmetic_that_it_had(tmp_path):
     files = files_of(config, PROJECT)
     stages = history.continued([], 0, config, "fp32", tf32=True)
     found = {"stages": history.as_data(stages), "step": 8}
-    assert schedule_of(found, config, True, None, False, files) == config
+    check_same_settings(found, config, True, False, files)
     with pytest.raises(UserError, match=r"precision fp32 \(TF32 products\) up to step 8 and fp32 in the config"):
-        schedule_of(found, config, False, None, False, files)
-    assert schedule_of(found, config, False, None, True, files) == config
+        check_same_settings(found, config, False, False, files)
+    check_same_settings(found, config, False, True, files)
     assert [stage.tf32 for stage in history.continued(stages, 8, config, "fp32", tf32=False)] == [True, False]
     assert history.continued(stages, 8, config, "fp32", tf32=True) == stages
     assert history.continued([], 0, config, "bf16", tf32=True)[0].tf32 is False
     before = {"stages": [history.as_data(stages)[0] | {"tf32": None}], "step": 8}
-    assert schedule_of(before, config, False, None, False, files) == config
+    check_same_settings(before, config, False, False, files)
+
+
+def in_tf32(state: dict) -> None:
+    state["stages"][-1]["tf32"] = True
 
 
 def test_a_run_that_a_gpu_has_finished_is_finished_on_a_cpu_too(tmp_path, capsys):
-    def in_tf32(state):
-        state["stages"][0]["tf32"] = True
-
     config = load_config(write_config(tmp_path, training_params__precision="fp32")).with_model("gpt")
     here = Processes(0, 1, torch.device("cpu"))
     assert run(config, Request(PROJECT), here) == 0
@@ -552,3 +553,15 @@ def test_a_run_that_a_gpu_has_finished_is_finished_on_a_cpu_too(tmp_path, capsys
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"precision fp32 \(TF32 products\) up to step 40 and fp32 in the config"):
         run(config, Request(PROJECT, more_steps=True), here)
+
+
+def test_a_run_that_a_gpu_has_cooled_is_finished_on_a_cpu_too(tmp_path, capsys):
+    config = load_config(write_config(tmp_path, training_params__precision="fp32")).with_model("gpt")
+    further = config.with_training(steps_to_train=80)
+    here = Processes(0, 1, torch.device("cpu"))
+    assert run(config, Request(PROJECT), here) == 0
+    assert run(further, Request(PROJECT, cooldown=10), here) == 0
+    edited(files_of(config, PROJECT).state, in_tf32)
+    for request in (Request(PROJECT), Request(PROJECT, cooldown=10)):
+        assert run(further, request, here) == 0
+        assert "nothing to do, it is cooled down" in capsys.readouterr().out
