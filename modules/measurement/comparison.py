@@ -20,10 +20,10 @@ from modules.data.orders import BACKWARD, FORWARD, positions
 from modules.data.token_file import TokenFile
 from modules.data.windows import Windows
 from modules.measurement import arrow, contrast, token_classes
-from modules.measurement.convergence import Convergence, convergence
+from modules.measurement.convergence import Convergence, LossPair, convergence
 from modules.measurement.documents import FEWEST_GROUPS, PASSAGE_TOKENS, Largest, document_of_tokens, groups_of, largest
 from modules.measurement.evaluation import Evaluation, held_out_ids
-from modules.measurement.pairing import Trained, differences
+from modules.measurement.pairing import Trained
 from modules.system import console
 from modules.system.errors import UserError
 from modules.tokenizer import Tokenizer
@@ -86,13 +86,23 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """Both halves of an arrow in percent, as in `Control`: in windows of `at` tokens, or at the step `at`."""
+
+    at: int
+    turns: arrow.Estimate
+    stays: arrow.Estimate
+
+
+@dataclass(frozen=True)
 class Control:
     """What the reversed control says: the half of the arrow that turns round with the text, which is the arrow of time
     between two orders that are each other's mirror image, as forward and backward are, and the half that does not.
 
     The halves are in percent of the mean of both directions' losses, so that an arrow that turns round exactly leaves
     zero, and in nats per token. name, arrow: of the control's comparison; None where it is exact, as the tokenizer has
-    no direction: then all turns.
+    no direction: then all turns. by_length, by_step: the halves in shorter windows and at each validation that text and
+    control have; empty where it is exact.
     """
 
     name: str | None
@@ -102,6 +112,8 @@ class Control:
     stays: arrow.Estimate | None
     turns_nats: arrow.Estimate
     stays_nats: arrow.Estimate | None
+    by_length: list[Halves]
+    by_step: list[Halves]
 
 
 @dataclass(frozen=True)
@@ -209,9 +221,9 @@ class Measurement:
     pairs: evaluations (reference, order) that differ in their seed only; windows: their held-out windows. Empty and
     None where others measured the losses. losses: held-out losses by order, nats [seeds, windows, tokens] in text
     order. documents: the group of documents of each window [windows], and document_of_tokens the document of each token
-    [windows x tokens]; None where they are not known (groups also where they are too few). estimate: the arrow of time
-    in percent: the half that turns round with the text, or, without a control or where the two orders are no mirror
-    images, the whole.
+    [windows x tokens]; None where they are not known (groups also where they are too few). by_length, by_step: losses
+    in shorter windows, and at each validation that all runs have. estimate: the arrow of time in percent: the half that
+    turns round with the text, or, without a control or where the two orders are no mirror images, the whole.
     """
 
     comparison: Comparison
@@ -220,6 +232,8 @@ class Measurement:
     losses: dict[str, np.ndarray]
     documents: np.ndarray | None
     document_of_tokens: np.ndarray | None
+    by_length: dict[int, LossPair]
+    by_step: dict[int, LossPair]
     estimate: arrow.Estimate
 
     def sample(self, unit: str = "percent") -> arrow.Sample:
@@ -273,6 +287,7 @@ def compare(
     else:
         bytes_per_token = average_bytes_per_token(windows)
     passages = np.arange(found.n_tokens) // PASSAGE_TOKENS
+    in_parts, by_step = losses_by_length(pairs, documents), losses_by_step(pairs, documents)
     comparison = Comparison(
         name=called(first.run.name, reference, order, in_one_model),
         config=first.run.name,
@@ -282,8 +297,8 @@ def compare(
         losses=losses_of(found, bytes_per_token, reference, order),
         arrow=found,
         held_out=held_out(found, windows.length, shared, documents),
-        by_length=by_length(pairs, found, documents),
-        convergence=None if pairs[0][0].run.state.get("notes") else convergence_of(pairs, found, documents),
+        by_length=by_length(in_parts, found, windows.length),
+        convergence=None if pairs[0][0].run.state.get("notes") else convergence_of(pairs, found, by_step),
         by_context=arrow.by_context(forward, backward, (places_of(first), places_of(second))),
         by_position=arrow.by_position(forward, backward),
         by_class=by_class,
@@ -294,7 +309,7 @@ def compare(
         compared=provenance(pairs),
     )
     losses = {reference: forward, order: backward}
-    return Measurement(comparison, pairs, windows, losses, documents, of_tokens, found.percent)
+    return Measurement(comparison, pairs, windows, losses, documents, of_tokens, in_parts, by_step, found.percent)
 
 
 def called(config: str, reference: str, order: str, in_one_model: str | None = None) -> str:
@@ -361,7 +376,7 @@ def compare_losses(
         ),
     )
     losses = {reference: forward, order: other}
-    return Measurement(comparison, [], None, losses, documents, of_tokens, found.percent)
+    return Measurement(comparison, [], None, losses, documents, of_tokens, {}, {}, found.percent)
 
 
 def known_places(reference: str, order: str, length: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -418,52 +433,6 @@ def losses_of(found: arrow.Arrow, bytes_per_token: float | None, reference: str,
 
 # Several comparisons
 # ----------------------------------------------------------------------------------------------------
-
-
-def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """The same, each with what its control says: the comparison of the same runs on the reversed text (control.py).
-    None where there is none, and the tokenizer has a direction."""
-    result = []
-    for each in measurements:
-        control = next((other for other in measurements if is_control(other, each)), None)
-        said, turns = None, each.estimate
-        if control is not None or (each.token_file.symmetric and are_mirrored(each)):
-            # Where all turns, the half is the arrow itself, in its unit.
-            unit = "percent of the mean" if control else "percent"
-            (turns, stays), (turns_nats, stays_nats) = (
-                contrast.turning(each.sample(unit), control.sample(unit) if control else None)
-                for unit in (unit, "nats")
-            )
-            said = Control(
-                name=control.comparison.name if control else None,
-                exact=control is None,
-                arrow=control.comparison.arrow.percent if control else None,
-                turns=turns,
-                stays=stays,
-                turns_nats=turns_nats,
-                stays_nats=stays_nats,
-            )
-        estimate = turns if are_mirrored(each) else each.estimate
-        result.append(replace(each, comparison=replace(each.comparison, control=said), estimate=estimate))
-    return result
-
-
-def are_mirrored(measurement: Measurement) -> bool:
-    """Whether each of the two orders reads the reversed text as the other reads the text. Then their difference is the
-    opposite on the reversed text, tokens being equal."""
-    one, other = map(places_of, measurement.pairs[0])
-    return one.ndim == 1 and np.array_equal(one, len(one) - 1 - other)
-
-
-def is_control(control: Measurement, text: Measurement) -> bool:
-    """Whether the first is the second on the reversed text."""
-    reversed_of = control.token_file.reversed_of
-    if reversed_of is None or not text.token_file.matches(reversed_of):
-        return False
-    if control.comparison.which != text.comparison.which:
-        return False
-    runs = [each.pairs[0][0].run for each in (control, text)]
-    return control.seeds == text.seeds and not differences(*runs, but=("data", "tokenizer"))
 
 
 def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
@@ -559,30 +528,46 @@ def marked_for_longer_contexts(comparisons: Sequence[Comparison]) -> list[Compar
 # ---------------------------------------------------------------------------------------------------------
 
 
-def by_length(
-    pairs: Sequence[tuple[Evaluation, Evaluation]], whole: arrow.Arrow, documents: np.ndarray | None
-) -> list[LengthRow]:
-    """The arrow of these models when the held-out windows are read in parts of 2, 4 ... tokens, and whole: a row a
-    length."""
-    found = {}
-    one, other = (each.by_length for each in pairs[0])
-    of_parts = None if documents is None else documents[pairs[0][0].in_parts]
-    if of_parts is not None and len(np.unique(of_parts)) < FEWEST_GROUPS:
-        of_parts = None
-    for length in (length for length in one if length in other):
-        forward, backward = (
-            np.stack([each.by_length[length] for each in of_seeds])[..., None] for of_seeds in zip(*pairs, strict=True)
-        )
-        found[length] = arrow.measure(forward, backward, documents=of_parts)
-    found[pairs[0][0].losses_WT.shape[1]] = whole
+def by_length(in_parts: dict[int, LossPair], whole: arrow.Arrow, context: int) -> list[LengthRow]:
+    """The arrow of these models when the held-out windows are read in shorter parts, and whole: a row a length."""
+    found = {
+        length: arrow.measure(losses.forward, losses.backward, documents=losses.documents)
+        for length, losses in in_parts.items()
+    }
     return [
         LengthRow(length, each.forward, each.backward, each.percent.value, each.percent.both, each.n_windows)
-        for length, each in found.items()
+        for length, each in (found | {context: whole}).items()
     ]
 
 
+def losses_by_length(
+    pairs: Sequence[tuple[Evaluation, Evaluation]], documents: np.ndarray | None
+) -> dict[int, LossPair]:
+    """The losses of the held-out windows read in parts of 2, 4 ... tokens, by that length."""
+    of_parts = None if documents is None else documents[pairs[0][0].in_parts]
+    if of_parts is not None and len(np.unique(of_parts)) < FEWEST_GROUPS:
+        of_parts = None
+    return by_key([[each.by_length for each in pair] for pair in pairs], of_parts)
+
+
+def losses_by_step(pairs: Sequence[tuple[Evaluation, Evaluation]], documents: np.ndarray | None) -> dict[int, LossPair]:
+    """The losses of the held-out windows at each validation that all runs have, by step."""
+    return by_key([[validations_of(each.run) for each in pair] for pair in pairs], documents)
+
+
+def by_key(pairs: Sequence[Sequence[dict[int, np.ndarray]]], documents: np.ndarray | None) -> dict[int, LossPair]:
+    """Losses [windows] of a pair of runs for each seed, at the keys that all have, in order."""
+    found = {}
+    for key in sorted(set.intersection(*(set(each) for pair in pairs for each in pair))):
+        forward, backward = (
+            np.stack([each[key] for each in of_order])[..., None] for of_order in zip(*pairs, strict=True)
+        )
+        found[key] = LossPair(forward, backward, documents)
+    return found
+
+
 def convergence_of(
-    pairs: Sequence[tuple[Evaluation, Evaluation]], found: arrow.Arrow, documents: np.ndarray | None
+    pairs: Sequence[tuple[Evaluation, Evaluation]], found: arrow.Arrow, by_step: dict[int, LossPair]
 ) -> Convergence:
     """How far the models have come, from what their runs left beside their states."""
     runs = [[each.run for each in of_seeds] for of_seeds in zip(*pairs, strict=True)]
@@ -593,16 +578,13 @@ def convergence_of(
     known = all(len(losses) == len(pairs) for losses in at_the_end.values())
     low, high = found.nats.both
     training_tokens = run.state["dataset"]["n_tokens"] - run.state["held_out_tokens"]
-    forward, backward = ([validations_of(one) for one in each] for each in runs)
     return convergence(
-        forward,
-        backward,
+        by_step,
         run.state["step"],
         run.state["tokens"] / max(training_tokens, 1),
         {direction: float(np.mean(losses)) for direction, losses in at_the_end.items()} if known else None,
         dict(zip(at_the_end, (found.forward, found.backward), strict=True)),
         (high - low) / 2,
-        documents,
     )
 
 

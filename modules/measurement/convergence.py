@@ -6,14 +6,24 @@ an arrow counts as moving where it changed by more than the half-width of its in
 training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from modules.measurement import arrow
 
 MOST_PASSES = 1.5  # beyond it a model may learn its text by heart
+
+
+class LossPair(NamedTuple):
+    """Mean losses of the held-out windows of the reference and of the order, each [seeds, windows, 1], nats per token.
+    documents: see `arrow.measure`."""
+
+    forward: np.ndarray
+    backward: np.ndarray
+    documents: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -48,23 +58,20 @@ class Convergence:
 
 
 def convergence(
-    forward: Sequence[Mapping[int, np.ndarray]],
-    backward: Sequence[Mapping[int, np.ndarray]],
+    losses: Mapping[int, LossPair],
     last_step: int,
     passes: float,
     training_losses: Mapping[str, float] | None,
     held_out: Mapping[str, float],
     half_width: float,
-    documents: np.ndarray | None = None,
 ) -> Convergence:
-    """Of the validations of each seed's runs, step -> mean losses of the held-out windows [windows], nats per token.
+    """Of the losses at each validation that all runs have, by step, in order.
 
     training_losses: the training loss at the end by order (forward's, or that of what stands for it, first), or None.
     held_out: the final held-out losses by order, nats per token. half_width: of the final arrow's interval, nats per
-    token. documents: see `arrow.measure`.
+    token.
     """
-    steps = sorted(set.intersection(*(set(each) for each in (*forward, *backward)))) if forward else []
-    points = [point(step, forward, backward, documents) for step in steps]
+    points = [point(step, of_step) for step, of_step in losses.items()]
     before = [each for each in points if each.step <= last_step * 2 / 3]
     change = fall = moving = None
     verdict = (
@@ -88,15 +95,9 @@ def convergence(
     return Convergence(points, change, fall, passes, gaps, warnings_of(passes, gaps, half_width), moving, verdict)
 
 
-def point(
-    step: int,
-    forward: Sequence[Mapping[int, np.ndarray]],
-    backward: Sequence[Mapping[int, np.ndarray]],
-    documents: np.ndarray | None,
-) -> Point:
+def point(step: int, losses: LossPair) -> Point:
     """The arrow of one validation."""
-    first, second = (np.stack([each[step] for each in runs])[..., None] for runs in (forward, backward))
-    found = arrow.measure(first, second, documents=documents)
+    found = arrow.measure(losses.forward, losses.backward, documents=losses.documents)
     return Point(step, found.percent.value, found.percent.both, (found.forward + found.backward) / 2)
 
 

@@ -24,9 +24,9 @@ from modules.measurement.comparison import (
     contrasts_of,
     marked_for_longer_contexts,
     stacked,
-    with_controls,
 )
 from modules.measurement.evaluation import Evaluation, evaluate, held_out_ids, held_out_windows
+from modules.measurement.halves import with_controls
 from modules.measurement.loss_files import Losses, read_losses, write_losses
 from modules.measurement.pairing import Trained, differences, pair_up, read_run
 from modules.measurement.report import checks_in_words, held_out_in_words, write_report

@@ -16,7 +16,8 @@ from modules import plots
 from modules.data.orders import BACKWARD, FORWARD
 from modules.measurement import figures
 from modules.measurement.arrow import ClassRow, Interval
-from modules.measurement.comparison import Comparison, Contrast, Control, HeldOut
+from modules.measurement.comparison import Comparison, Contrast, Control, Halves, HeldOut, LengthRow
+from modules.measurement.convergence import Point
 from modules.measurement.documents import Largest
 from modules.measurement.token_classes import WHAT_CLASSES_ARE, class_cells, class_header
 from modules.system import console
@@ -358,18 +359,18 @@ def section(comparison: Comparison) -> str:
         parts.append(table(header, rows))
     if comparison.by_length:
         header = ["tokens in a window", *orders, f"{what} in percent", "95 %"]
-        rows = [
-            [row.length, f"{row.forward:.4f}", f"{row.backward:.4f}", f"{row.percent:+.2f}", interval(row.interval, 2)]
+        rows = {
+            row.length: [row.length, f"{row.forward:.4f}", f"{row.backward:.4f}", *with_interval(row)]
             for row in comparison.by_length
-        ]
-        parts += ["### By context, from these models", table(header, rows)]
+        }
+        halves = control.by_length if control else []
+        parts += ["### By context, from these models", table_with_halves(header, rows, halves)]
     if convergence and convergence.points:
         header = ["step", "loss (mean of both)", f"{what} in percent", "95 %"]
-        rows = [
-            [f"{point.step:,}", f"{point.loss:.4f}", f"{point.percent:+.2f}", interval(point.interval, 2)]
-            for point in convergence.points
-        ]
-        parts += ["### By checkpoint", table(header, rows)]
+        rows = {
+            point.step: [f"{point.step:,}", f"{point.loss:.4f}", *with_interval(point)] for point in convergence.points
+        }
+        parts += ["### By checkpoint", table_with_halves(header, rows, control.by_step if control else [])]
     if comparison.by_class:
         parts += ["### By class of token", WHAT_CLASSES_ARE, class_table(comparison.by_class, *orders)]
     for title, found in (("document", comparison.documents), ("passage", comparison.passages)):
@@ -395,6 +396,24 @@ def what_counts_as_one(held_out: HeldOut) -> str:
             "one with the longest correlation"
         )
     return f"of which {held_out.block} count as one"
+
+
+def with_interval(found: LengthRow | Point) -> tuple[str, str]:
+    return f"{found.percent:+.2f}", interval(found.interval, 2)
+
+
+def table_with_halves(header: Sequence[str], rows: Mapping[int, Sequence], halves: Sequence[Halves]) -> str:
+    """A table with rows by tokens in a window or by step, with the halves of each arrow where any are known."""
+    if not halves:
+        return table(header, rows.values())
+    cells = {
+        each.at: [text for half in (each.turns, each.stays) for text in (f"{half.value:+.2f}", interval(half.both, 2))]
+        for each in halves
+    }
+    return table(
+        [*header, "turns round with the text", "95 %", "does not", "95 %"],
+        [[*row, *cells.get(at, ["not known"] * 4)] for at, row in rows.items()],
+    )
 
 
 def halves_table(control: Control) -> str:

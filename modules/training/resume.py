@@ -159,7 +159,7 @@ def with_cooldown(config: Config, asked: int | None, found: dict | None, files: 
     """`config` with the cool-down that is asked for, or that the state is in. UserError for one that the state's would
     have to be undone for."""
     under_way = cooldown_under_way(found)
-    if asked and under_way and under_way[1] != asked:
+    if found and under_way and asked not in (None, under_way[1]):
         start, length = under_way
         raise UserError(
             f"{source_of(found, files)}: cools down from step {start:,} to {start + length:,} already: --cooldown "

@@ -94,6 +94,31 @@ def test_three_numbers_are_reported_each_with_its_interval(measured):
         assert (folder / "runs" / "test" / "report" / picture).stat().st_size
 
 
+def test_the_halves_are_known_in_shorter_windows_and_at_each_validation_too(measured):
+    folder, _, _ = measured
+    found = comparisons(folder)
+    said, both = found["tiny"]["control"], (found["tiny"], found["tiny_reversed"])
+    lengths, steps = ([each["at"] for each in said[key]] for key in ("by_length", "by_step"))
+    assert lengths == [2, 4, 8, 16] and steps == [2, 4, 6]
+    of_lengths = [
+        [200 * (row["backward"] - row["forward"]) / (row["backward"] + row["forward"]) for row in each["by_length"]]
+        for each in both
+    ]
+    # A point has the arrow p in percent of the forward loss: of the mean of both it is p / (1 + p / 200).
+    of_steps = [
+        [point["percent"] / (1 + point["percent"] / 200) for point in each["convergence"]["points"]] for each in both
+    ]
+    for key, arrows in (("by_length", of_lengths), ("by_step", of_steps)):
+        for row, text, control in zip(said[key], *arrows, strict=True):
+            assert row["turns"]["value"] == pytest.approx((text - control) / 2)
+            assert row["stays"]["value"] == pytest.approx((text + control) / 2)
+            assert row["turns"]["both"][0] < row["turns"]["value"] < row["turns"]["both"][1]
+    for half in ("turns", "stays"):
+        assert said["by_length"][-1][half] == said[half]
+    report = (folder / "runs" / "test" / "report" / "report.md").read_text()
+    assert report.count("| turns round with the text | 95 % | does not | 95 % |") == 2
+
+
 def test_saved_losses_give_the_same_report_to_whoever_has_them(measured, tmp_path):
     folder, _, _ = measured
     report = folder / "runs" / "test" / "report"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from modules.data.orders import READ_BACKWARD
 from modules.measurement import arrow, evaluation
 from modules.measurement.comparison import compare
-from modules.measurement.convergence import convergence
+from modules.measurement.convergence import LossPair, convergence
 from modules.measurement.evaluation import evaluate, held_out_windows, load_model, spread
 from modules.measurement.measure import evaluate_pairs
 from modules.measurement.pairing import pair_up, read_run
@@ -82,41 +82,40 @@ def test_a_damaged_validation_is_left_out_and_named(pair, capsys):
 
 
 def series(arrows, steps, rng, noise=0.02):
-    """Validations of two seeds whose arrow (nats at loss 3) takes the values `arrows`."""
-    difficulty = rng.normal(3, 0.3, 400)
-    forward = [{step: difficulty + rng.normal(0, noise, 400) for step in steps} for _ in range(3)]
-    return forward, [
-        {step: each[step] + value + rng.normal(0, noise, 400) for step, value in zip(steps, arrows, strict=True)}
-        for each in forward
-    ]
+    """Validations of three seeds whose arrow (nats at loss 3) takes the values `arrows`."""
+    difficulty, shape = rng.normal(3, 0.3, (1, 400, 1)), (3, 400, 1)
+    found = {}
+    for step, value in zip(steps, arrows, strict=True):
+        forward = difficulty + rng.normal(0, noise, shape)
+        found[step] = LossPair(forward, forward + value + rng.normal(0, noise, shape), None)
+    return found
 
 
 @pytest.mark.parametrize("arrows, moving", [([0.3, 0.2, 0.1, 0.0], True), ([0.3, 0.02, 0.02, 0.02], False)])
 def test_an_arrow_that_changes_by_more_than_its_interval_is_still_moving(arrows, moving):
     steps = [250, 500, 750, 1000]
     found = convergence(
-        *series(arrows, steps, np.random.default_rng(0)), 1000, 1.0, None, {"forward": 3.0, "backward": 3.0}, 0.01
+        series(arrows, steps, np.random.default_rng(0)), 1000, 1.0, None, {"forward": 3.0, "backward": 3.0}, 0.01
     )
     assert found.moving is moving and found.verdict.startswith("Still moving" if moving else "Not seen to move")
     assert found.change == pytest.approx(100 * (arrows[3] - arrows[1]) / 3, abs=0.3) and not found.warnings
 
 
 def test_what_is_not_known_is_not_called_converged():
-    forward, backward = series([0.1], [1000], np.random.default_rng(0))
-    for validated in ((forward, backward), ([], []), ([{}], [{}])):
-        found = convergence(*validated, 1000, 1.0, None, {"forward": 3.0, "backward": 3.0}, 0.01)
+    for validated in (series([0.1], [1000], np.random.default_rng(0)), {}):
+        found = convergence(validated, 1000, 1.0, None, {"forward": 3.0, "backward": 3.0}, 0.01)
         assert found.moving is None and "not known" in found.verdict
 
 
 def test_many_passes_and_unequal_gaps_are_warned_of():
-    found = convergence([], [], 10, 2.6, {"forward": 2.9, "backward": 2.95}, {"forward": 3.0, "backward": 3.0}, 0.01)
+    found = convergence({}, 10, 2.6, {"forward": 2.9, "backward": 2.95}, {"forward": 3.0, "backward": 3.0}, 0.01)
     assert (
         len(found.warnings) == 2
         and "2.6 times" in found.warnings[0]
         and "+0.1000 nats forward and +0.0500 backward" in found.warnings[1]
     )
     assert not convergence(
-        [], [], 10, 1.5, {"forward": 2.9, "backward": 2.9}, {"forward": 3.0, "backward": 3.0}, 0.01
+        {}, 10, 1.5, {"forward": 2.9, "backward": 2.9}, {"forward": 3.0, "backward": 3.0}, 0.01
     ).warnings
 
 
