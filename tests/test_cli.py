@@ -14,6 +14,7 @@ import collect_code
 import collect_debian
 import collect_docstrings
 import collect_manpages
+import collect_tunes
 import generate_text
 import measure_arrow
 from modules import cli
@@ -30,6 +31,7 @@ COMMANDS = [
             ["collect_manpages", "fr", "OUT"],
             ["collect_debian", "x", "OUT"],
             ["collect_code", "OUT"],
+            ["collect_tunes", "x", "OUT"],
         )
         for value in ("nan", "inf", "-inf", "-1", "0", "1e300", "1e-400", "", "x", HUGE)
     ),
@@ -38,6 +40,8 @@ COMMANDS = [
     ["collect_debian", "OUT"],
     ["collect_debian", "x", "OUT"],
     ["collect_code", "OUT"],
+    ["collect_tunes", "OUT"],
+    ["collect_tunes", "x", "OUT"],
     *(
         ["generate_text", kind, "OUT", *flag]
         for kind, flag in [
@@ -88,6 +92,7 @@ SCRIPTS = {
     "collect_debian": collect_debian,
     "collect_docstrings": collect_docstrings,
     "collect_manpages": collect_manpages,
+    "collect_tunes": collect_tunes,
     "generate_text": generate_text,
     "measure_arrow": measure_arrow,
 }
