@@ -32,6 +32,7 @@ from modules.training.history import changes
 from modules.training.metrics import read_metrics
 
 SHOWN_CHARACTERS = 80  # of a document or passage
+OF_THE_MEAN = "percent of the mean"  # of both losses: the unit of halves
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,8 @@ class Measurement:
     order. documents: the group of documents of each window [windows], and document_of_tokens the document of each token
     [windows x tokens]; None where they are not known (groups also where they are too few). by_length, by_step: losses
     in shorter windows, and at each validation that all runs have. estimate: the arrow of time in percent: the half that
-    turns round with the text, or, without a control or where the two orders are no mirror images, the whole.
+    turns round with the text, or, without a control or where the two orders are no mirror images, the whole. control:
+    the one that was trained, if one was.
     """
 
     comparison: Comparison
@@ -235,6 +237,7 @@ class Measurement:
     by_length: dict[int, LossPair]
     by_step: dict[int, LossPair]
     estimate: arrow.Estimate
+    control: "Measurement | None" = None
 
     def sample(self, unit: str = "percent") -> arrow.Sample:
         """The arrow as contrasts take it."""
@@ -463,18 +466,27 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
             )
             where = called(where, *which)
             held_out = {(each.token_file.fingerprint, each.comparison.held_out.tokens) for each in group}
+            samples, of_what = for_contrasts(group)
             shared = {"same_seeds": len({tuple(each.seeds) for each in group}) == 1, "same_text": len(held_out) == 1}
-            for (one, other), (low, high) in zip(pairwise(group), pairwise(values), strict=True):
-                difference = contrast.contrast(other.sample(), one.sample(), **shared)
-                found.append((f"{where}: {aspect} {high} - {low}", False, difference))
+            for (one, other), (low, high) in zip(pairwise(samples), pairwise(values), strict=True):
+                difference = contrast.contrast(other, one, **shared)
+                found.append((f"{where}: {aspect} {high} - {low}{of_what}", False, difference))
             if aspect in ("context", "parameters") and len(group) > 2:
-                slope = contrast.trend(values, [each.sample() for each in group], **shared)
-                found.append((f"{where}: trend with each doubling of {aspect}", True, slope))
+                slope = contrast.trend(values, samples, **shared)
+                found.append((f"{where}: trend with each doubling of {aspect}{of_what}", True, slope))
     corrected = contrast.holm([estimate.p for *_, estimate in found])
     return [
         Contrast(**vars(estimate), what=what, trend=is_trend, p_holm=p)
         for (what, is_trend, estimate), p in zip(found, corrected, strict=True)
     ]
+
+
+def for_contrasts(group: Sequence[Measurement]) -> tuple[Sequence[contrast.Measured], str]:
+    """The arrows as contrasts take them, and what is said of it: of the halves that turn where all have a control."""
+    pairs = [(each.sample(OF_THE_MEAN), each.control.sample(OF_THE_MEAN)) for each in group if each.control]
+    if len(pairs) == len(group):
+        return pairs, ", halves that turn"
+    return [each.sample() for each in group], ""
 
 
 def between_orders(texts: Sequence[Measurement]) -> list[tuple[str, bool, arrow.Estimate]]:

@@ -16,6 +16,9 @@ import numpy as np
 from modules.measurement.arrow import Sample
 from modules.measurement.noise import Estimate, Noise, estimate, noise_of
 
+# What is measured on a text; or on a text and its control, as in `turning`: then the half that turns.
+Measured = Sample | tuple[Sample, Sample]
+
 
 def combination(
     samples: Sequence[Sample], weights: Sequence[float], seeds: Sequence[Hashable], texts: Sequence[Hashable]
@@ -98,12 +101,12 @@ def stretch_means(parts: np.ndarray, stretches: int) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------
 
 
-def contrast(one: Sample, other: Sample, *, same_seeds: bool, same_text: bool) -> Estimate:
+def contrast(one: Measured, other: Measured, *, same_seeds: bool, same_text: bool) -> Estimate:
     """The difference of two arrows, `one` - `other`, in percent points."""
-    return combination([one, other], [1, -1], labels(2, same_seeds), labels(2, same_text))
+    return weighted([one, other], [1, -1], same_seeds, same_text)
 
 
-def trend(x: Sequence[float], samples: Sequence[Sample], *, same_seeds: bool, same_text: bool) -> Estimate:
+def trend(x: Sequence[float], arrows: Sequence[Measured], *, same_seeds: bool, same_text: bool) -> Estimate:
     """By how many percent points the arrow grows with each doubling of `x`: the slope of the straight line through
     three arrows or more.
 
@@ -115,9 +118,20 @@ def trend(x: Sequence[float], samples: Sequence[Sample], *, same_seeds: bool, sa
         )
     doublings = np.log2(np.asarray(x, dtype=float))
     centred = doublings - doublings.mean()
-    return combination(
-        samples, list(centred / np.sum(centred**2)), labels(len(samples), same_seeds), labels(len(samples), same_text)
-    )
+    return weighted(arrows, list(centred / np.sum(centred**2)), same_seeds, same_text)
+
+
+def weighted(arrows: Sequence[Measured], weights: Sequence[float], same_seeds: bool, same_text: bool) -> Estimate:
+    """The sum of the weighted arrows, which have all their seeds in common or none, and so their held-out text."""
+    samples, of_samples, seeds, texts = [], [], [], []
+    for number, (each, weight) in enumerate(zip(arrows, weights, strict=True)):
+        halves = ((each, 1),) if isinstance(each, Sample) else zip(each, (0.5, -0.5), strict=True)
+        for place, (sample, part) in enumerate(halves):
+            samples.append(sample)
+            of_samples.append(weight * part)
+            seeds.append(0 if same_seeds else number)
+            texts.append((place, 0 if same_text else number))
+    return combination(samples, of_samples, seeds, texts)
 
 
 def turning(text: Sample, control: Sample | None, *, same_text: bool = False) -> tuple[Estimate, Estimate | None]:

@@ -6,11 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from modules.measurement import arrow, contrast
-from modules.measurement.comparison import Control, Halves, Measurement, places_of
+from modules.measurement.comparison import OF_THE_MEAN, Control, Halves, Measurement, places_of
 from modules.measurement.convergence import LossPair
 from modules.measurement.pairing import differences
-
-OF_THE_MEAN = "percent of the mean"
 
 
 def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
@@ -25,7 +23,8 @@ def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
         elif each.token_file.symmetric and are_mirrored(each):
             said = exact_control(each)
         estimate = said.turns if said and are_mirrored(each) else each.estimate
-        result.append(replace(each, comparison=replace(each.comparison, control=said), estimate=estimate))
+        comparison = replace(each.comparison, control=said)
+        result.append(replace(each, comparison=comparison, estimate=estimate, control=control))
     return result
 
 

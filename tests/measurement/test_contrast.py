@@ -116,6 +116,26 @@ def test_intervals_of_a_contrast_cover_the_truth(same_seeds, same_text):
     assert 0.92 <= covered / 150 < 1
 
 
+@pytest.mark.parametrize("same_seeds, same_text", [(True, True), (False, True), (True, False), (False, False)])
+def test_a_contrast_of_texts_with_their_controls_is_that_of_the_halves_that_turn(same_seeds, same_text):
+    """The half that stays is another on each text, and no part of it."""
+    random, covered = np.random.default_rng(9), 0
+    for _ in range(60):
+        of_seeds, of_windows = random.standard_normal((2, 3)), 8 * random.standard_normal((2, 2, 64))
+        one, other = (
+            tuple(
+                made(random, stays + sign * turns, of_seeds[0 if same_seeds else i], windows)
+                for sign, windows in zip((1, -1), of_windows[0 if same_text else i], strict=True)
+            )
+            for i, (turns, stays) in enumerate(((1.0, 5.0), (0.3, -7.0)))
+        )
+        found = contrast(one, other, same_seeds=same_seeds, same_text=same_text)
+        halves = [turning(*each)[0].value for each in (one, other)]
+        assert found.value == pytest.approx(halves[0] - halves[1])
+        covered += found.both[0] < 0.7 < found.both[1]
+    assert 0.9 <= covered / 60 <= 1
+
+
 # Trends
 # -----------------------------------------------------------------------------------------------------------------
 

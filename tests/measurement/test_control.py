@@ -243,16 +243,20 @@ def test_contrasts_of_a_sweep_are_paired_and_corrected(measured, tmp_path):
     assert "p (Holm)" in (report / "report.md").read_text()
 
 
-def test_contrasts_of_positions(measured, tmp_path):
+def test_contrasts_of_positions_are_of_the_halves_that_turn(measured, tmp_path):
     folder, data, _ = measured
     paths = [config(tmp_path, data, f"with_{name}", position=name) for name in ("learned", "none", "rope")]
-    told = measure(*paths, "--seeds", 2, "-p", "positions", "-d", "cpu", "--no_control")
+    told = measure(*paths, "--seeds", 2, "-p", "positions", "-d", "cpu")
     assert told.returncode == 0, told.stderr
-    contrasts = json.loads((tmp_path / "runs" / "positions" / "report" / "arrow.json").read_text())["contrasts"]
+    found = json.loads((tmp_path / "runs" / "positions" / "report" / "arrow.json").read_text())
+    contrasts = found["contrasts"]
     assert [each["what"].rpartition(": ")[2] for each in contrasts] == [
-        "positions none - learned",
-        "positions rope - none",
+        "positions none - learned, halves that turn",
+        "positions rope - none, halves that turn",
     ]
+    turns = {each["name"]: each["control"]["turns"]["value"] for each in found["comparisons"] if each["control"]}
+    assert contrasts[0]["value"] == pytest.approx(turns["with_none"] - turns["with_learned"])
+    assert contrasts[1]["value"] == pytest.approx(turns["with_rope"] - turns["with_none"])
 
 
 # Files of losses
