@@ -41,6 +41,7 @@ from modules.measurement.noise import (
 )
 
 __all__ = [
+    "OF_THE_MEAN",
     "Arrow",
     "ByContext",
     "ByPosition",
@@ -61,6 +62,7 @@ __all__ = [
     "t_quantile",
 ]
 
+OF_THE_MEAN = "percent of the mean"  # a unit of `sample`
 GOAL = 0.1  # percent to either side: where arrows of one percent can be compared
 
 
@@ -116,7 +118,7 @@ def sample(
 ) -> Sample:
     """The arrow as a sample, from losses as `measure` takes them.
 
-    unit: "percent" of the forward loss; "percent of the mean" of both losses, which is the opposite where the two
+    unit: "percent" of the forward loss; OF_THE_MEAN of both losses, which is the opposite where the two
     losses are exchanged (+25 % turned round is -20 % of the forward loss); "nats" per token.
     """
     forward_SW, backward_SW = (losses.mean(axis=2, dtype=np.float64) for losses in checked(forward, backward))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from modules.measurement import arrow, contrast
-from modules.measurement.comparison import OF_THE_MEAN, Control, Halves, Measurement, places_of
+from modules.measurement.comparison import Control, Halves, Measurement, places_of
 from modules.measurement.convergence import LossPair
 from modules.measurement.pairing import differences
 
@@ -30,7 +30,7 @@ def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 def trained_control(text: Measurement, control: Measurement) -> Control:
     (turns, stays), (turns_nats, stays_nats) = (
-        contrast.turning(text.sample(unit), control.sample(unit)) for unit in (OF_THE_MEAN, "nats")
+        contrast.turning(text.sample(unit), control.sample(unit)) for unit in (arrow.OF_THE_MEAN, "nats")
     )
     assert stays is not None  # there is a control
     return Control(
@@ -66,7 +66,7 @@ def halves(text: dict[int, LossPair], control: dict[int, LossPair]) -> list[Halv
     """The halves at each key that both have."""
     found = []
     for at in (at for at in text if at in control):
-        turns, stays = contrast.turning(*(arrow.sample(*each[at], unit=OF_THE_MEAN) for each in (text, control)))
+        turns, stays = contrast.turning(*(arrow.sample(*each[at], unit=arrow.OF_THE_MEAN) for each in (text, control)))
         assert stays is not None  # there is a control
         found.append(Halves(at, turns, stays))
     return found

@@ -15,21 +15,13 @@ from modules.data.token_file import TokenFile, open_tokens
 from modules.data.windows import Windows
 from modules.measurement import arrow
 from modules.measurement.arrow_page import write_arrow_page
-from modules.measurement.comparison import (
-    Comparison,
-    Measurement,
-    called,
-    compare,
-    compare_losses,
-    contrasts_of,
-    marked_for_longer_contexts,
-    stacked,
-)
+from modules.measurement.comparison import Comparison, Measurement, called, compare, compare_losses, stacked
 from modules.measurement.evaluation import Evaluation, evaluate, held_out_ids, held_out_windows
 from modules.measurement.halves import with_controls
 from modules.measurement.loss_files import Losses, read_losses, write_losses
 from modules.measurement.pairing import Trained, differences, pair_up, read_run
 from modules.measurement.report import checks_in_words, held_out_in_words, write_report
+from modules.measurement.sweep import contrasts_of, marked_for_longer_contexts
 from modules.measurement.token_classes import pieces_of
 from modules.system.console import bar, tell
 from modules.system.errors import UserError

@@ -16,9 +16,10 @@ from modules import plots
 from modules.data.orders import BACKWARD, FORWARD
 from modules.measurement import figures
 from modules.measurement.arrow import ClassRow, Interval
-from modules.measurement.comparison import Comparison, Contrast, Control, Halves, HeldOut, LengthRow
+from modules.measurement.comparison import Comparison, Control, Halves, HeldOut, LengthRow
 from modules.measurement.convergence import Point
 from modules.measurement.documents import Largest
+from modules.measurement.sweep import Contrast
 from modules.measurement.token_classes import WHAT_CLASSES_ARE, class_cells, class_header
 from modules.system import console
 from modules.system.files import replacing

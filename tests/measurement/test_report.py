@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from modules.measurement import figures, report
-from modules.measurement.comparison import (
-    Comparison,
-    Curve,
-    LengthRow,
-    Line,
-    compare_losses,
-    marked_for_longer_contexts,
-)
+from modules.measurement.comparison import Comparison, Curve, LengthRow, Line, compare_losses
 from modules.measurement.convergence import Convergence, Point
+from modules.measurement.sweep import marked_for_longer_contexts
 
 CONVERGED = Convergence(
     [Point(step, percent, (percent - 0.2, percent + 0.2), 3.3) for step, percent in ((1, 1.0), (2, 1.1), (3, 1.2))],
