@@ -10,6 +10,7 @@ PRIMES = data/primes_first/primes_first data/primes_last/primes_last
 ONES = 0 10 20 30 50
 CIRCUITS = $(foreach ones,$(ONES),data/circuit25_$(ones)/circuit25_$(ones))
 CIRCUIT20 = data/circuit20_6/circuit20_6
+USUAL = bible_en bible_es help_en help_es
 COLLECT = $(RUN) collect_debian.py --downloads data/debs
 TOKENIZE = $(RUN) tokenize_to_h5.py --txt_path $< --out_h5_folder $(@D) --tokenizer_folder data/tokenizers \
 	--tokenizer_name $(notdir $(@D))
@@ -36,7 +37,7 @@ PACKAGES_guides_es = debian-handbook=*/es-ES/* installation-guide-amd64=*/es/* g
 PACKAGES_prose_en = $(PACKAGES_guides_en) $(PACKAGES_bible_en)
 PACKAGES_prose_es = $(PACKAGES_guides_es) $(PACKAGES_bible_es)
 
-RESULTS = docstrings english help bpe prose genres code umaydis positions gru orders_help orders_code primes circuits circuit20
+RESULTS = docstrings english help bpe prose genres passes longer code umaydis tunes positions gru orders_help orders_code primes circuits circuit20
 .PHONY: results $(RESULTS:%=result-%)
 
 results: $(RESULTS:%=result-%)
@@ -49,7 +50,10 @@ result-help: $(HELP:%=%.h5)
 result-english: data/english/english.h5
 result-code: data/code/code.h5
 result-umaydis: data/umaydis/umaydis.h5
-result-bpe: data/help_es_bpe/help_es.h5
+result-tunes: data/tunes/tunes.h5
+result-bpe: $(foreach text,$(USUAL),data/$(text)_bpe/$(text).h5)
+result-passes: $(HELP:%=%.h5) data/guides_es/guides_es.h5 data/guides_en/guides_en.h5
+result-longer: data/bible_en/bible_en.h5 data/bible_es/bible_es.h5
 result-prose: $(PROSE:%=%.h5)
 result-genres: $(GENRES:%=%.h5)
 result-positions: data/help_en/help_en.h5 data/code/code.h5
@@ -84,6 +88,10 @@ data/umaydis/umaydis.fa.gz: | .venv/installed-dev
 	dpkg-deb --fsys-tarfile data/debs/maffilter-examples_*.deb \
 		| tar -xO ./usr/share/doc/maffilter/examples/Umaydis/Umaydis.fasta.gz > $@
 
+data/tunes/tunes.jsonl: | .venv/installed-dev
+	$(RUN) -m pip download --quiet --no-deps -d data/wheels music21==10.5.1
+	$(RUN) collect_tunes.py data/wheels/music21-10.5.1-*.whl $@
+
 $(PRIMES:%=%.txt) $(CIRCUITS:%=%.txt) $(CIRCUIT20:%=%.txt): | .venv/installed-dev
 	$(RUN) generate_text.py $(MADE_$(basename $(@F))) $@
 
@@ -100,8 +108,17 @@ data/docstrings/docstrings.h5: data/docstrings/docstrings.txt
 $(WITH_DOCUMENTS:%=%.h5): %.h5: %.jsonl
 	$(TOKENIZE) --text_field text $(BPE)
 
-data/help_es_bpe/help_es.h5: data/help_es/help_es.jsonl
-	$(TOKENIZE) --text_field text --vocab_size 1024
+# By a usual tokenizer; the link keeps a text's tokens apart from those of its other tokenizer.
+define BY_USUAL
+data/$(1)_bpe/$(1).jsonl: data/$(1)/$(1).jsonl
+	mkdir -p $$(@D) && ln -sf ../$(1)/$(1).jsonl $$@
+data/$(1)_bpe/$(1).h5: data/$(1)_bpe/$(1).jsonl
+	$$(TOKENIZE) --text_field text --vocab_size 1024
+endef
+$(foreach text,$(USUAL),$(eval $(call BY_USUAL,$(text))))
+
+data/tunes/tunes.h5: data/tunes/tunes.jsonl
+	$(TOKENIZE) --text_field text --symbols characters
 
 data/umaydis/umaydis.h5: data/umaydis/umaydis.fa.gz
 	$(TOKENIZE) --symbols characters --fasta_n split

@@ -32,7 +32,10 @@ TO_ORDERS = ("--orders", *ORDERS, "--no_control")  # of an order that is no mirr
 
 RESULTS = {
     "docstrings": Result(
-        "English docstrings, by size", ["docstrings_width32", "docstrings_width64"], "docstrings", ["docstrings"]
+        "English docstrings, by size",
+        [f"docstrings_width{width}" for width in (32, 64, 128)],
+        "docstrings",
+        ["docstrings"],
     ),
     "english": Result(
         "Long English prose, by size", [f"english_width{width}" for width in (32, 64, 256)], "english", ["english"]
@@ -63,8 +66,19 @@ RESULTS = {
         [f"{text}_{language}" for text in ("guides", "bible") for language in ("es", "en")],
         seeds=10,
     ),
+    "passes": Result(
+        "The same manuals and handbooks, as many passes over each language",
+        ["help_en", *(f"help_{language}_passes" for language in ("de", "es", "fr", "it"))]
+        + ["guides_es", "guides_en_passes"],
+        None,
+        [*(f"help_{language}" for language in LANGUAGES), "guides_es", "guides_en"],
+    ),
+    "longer": Result(
+        "The same Bible, trained four times as long", ["bible_en_long", "bible_es_long"], None, ["bible_en", "bible_es"]
+    ),
     "code": Result("Source code", ["code"], "code", ["code"]),
     "umaydis": Result("A genome", ["umaydis"], "umaydis", ["umaydis"]),
+    "tunes": Result("Music: folk tunes, by character", ["tunes"], "tunes", ["tunes"]),
     "positions": Result(
         "Learned positions, rotary ones and none",
         [f"{text}{position}" for text in ("help_en", "code") for position in ("", "_rope", "_none")],
@@ -141,6 +155,13 @@ def report_of(name: str) -> dict:
 
 def comparisons_of(name: str) -> list[dict]:
     return report_of(name).get("comparisons", [])
+
+
+def arrow_of_time(comparison: dict) -> dict:
+    """The half of an arrow that turns round with the text; all of it where the tokenizer has no direction, or without
+    a control."""
+    control = comparison["control"]
+    return control["turns"] if control else comparison["arrow"]["percent"]
 
 
 def above_floor(name: str, comparison: dict, direction: str) -> list[float]:
