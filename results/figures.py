@@ -15,6 +15,7 @@ from results.measurements import (
     PUBLISHED,
     PUBLISHED_CONTEXTS,
     above_floor,
+    arrow_of_time,
     comparisons_of,
     measured,
 )
@@ -30,18 +31,35 @@ def called(comparison: dict) -> str:
 
 
 def arrows() -> Figure:
-    """Each arrow with its interval, ours above, what others found below."""
-    ours = {called(each): each["arrow"]["percent"] for _, each in measured(orders=False)}
-    others = {f"{study}, {size:g} M": (percent, both) for study, size, percent, both in PUBLISHED}
-    found = {name: (each["value"], each["both"]) for name, each in ours.items()} | others
+    """The half of each arrow that turns round with the text, with its interval, and hollow the half that does not; what
+    others found, whole, below."""
     figure, axes = new_axes("The arrow of time, with 95 % intervals", ARROW.replace("\n", " "), "")
-    figure.set_figheight(1.4 + 0.28 * len(found))
-    for place, (name, (value, both)) in enumerate(found.items()):
-        reach = reach_of([value], [both]) if both else None
-        colour = OURS if name in ours else OTHERS
-        axes.errorbar([value], [place], xerr=reach, fmt="o", color=colour, markersize=4, capsize=3, linewidth=1.4)
+    names: list[str] = []
+
+    def draw(value: float, both: tuple[float, float] | None, colour: str, fill: str = "full") -> None:
+        axes.errorbar(
+            [value],
+            [len(names)],
+            xerr=reach_of([value], [both]) if both else None,
+            fmt="o",
+            color=colour,
+            fillstyle=fill,
+            markersize=4,
+            capsize=3,
+            linewidth=1.4,
+        )
+
+    for _, each in measured(orders=False):
+        if each["control"] and (stays := each["control"]["stays"]):
+            draw(stays["value"], stays["both"], OTHERS, fill="none")
+        draw(arrow_of_time(each)["value"], arrow_of_time(each)["both"], OURS)
+        names.append(called(each))
+    for study, size, percent, both in PUBLISHED:
+        draw(percent, both, OTHERS)
+        names.append(f"{study}, {size:g} M")
+    figure.set_figheight(1.4 + 0.28 * len(names))
     axes.axvline(0, color=OURS, linewidth=1)
-    axes.set_yticks(range(len(found)), list(found))
+    axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", labelsize=8.5)
     axes.invert_yaxis()
     return figure
@@ -82,15 +100,15 @@ def by_training() -> Figure:
 
     def line(each: dict) -> Line:
         per_step = each["compared"]["tokens_seen"] / each["compared"]["steps"] / 1e6
-        points = each["convergence"]["points"]
-        return line_of([point["step"] * per_step for point in points], points)
+        steps, values, intervals = line_of(each, "by_step", "step", each["convergence"]["points"])
+        return [step * per_step for step in steps], values, intervals
 
     return in_panels("The arrow during training, 95 % intervals", "million tokens seen", lines_by_text(line))
 
 
 def by_context() -> Figure:
     """The arrow of the same models in shorter windows."""
-    lines = lines_by_text(lambda each: line_of([row["length"] for row in each["by_length"]], each["by_length"]))
+    lines = lines_by_text(lambda each: line_of(each, "by_length", "length", each["by_length"]))
     paper = list(PUBLISHED_CONTEXTS.values())
     lines[PAPER] = {"405 M, one for each context": (list(PUBLISHED_CONTEXTS), paper, [(each, each) for each in paper])}
     figure = in_panels("The arrow in shorter windows, 95 % intervals", "tokens in a window", lines)
@@ -100,8 +118,18 @@ def by_context() -> Figure:
     return figure
 
 
-def line_of(x: Sequence[float], rows: Sequence[dict]) -> Line:
-    return x, [row["percent"] for row in rows], [row["interval"] for row in rows]
+def line_of(comparison: dict, halves: str, key: str, rows: Sequence[dict]) -> Line:
+    """The half that turns round with the text: that of the control's `halves`, or all of the arrow in `rows`, which
+    have `key`."""
+    control = comparison["control"]
+    if control and not control["exact"]:
+        turns = [each["turns"] for each in control[halves]]
+        return (
+            [each["at"] for each in control[halves]],
+            [each["value"] for each in turns],
+            [each["both"] for each in turns],
+        )
+    return [row[key] for row in rows], [row["percent"] for row in rows], [row["interval"] for row in rows]
 
 
 def lines_by_text(line: Callable[[dict], Line]) -> dict[str, dict[str, Line]]:

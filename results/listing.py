@@ -18,6 +18,7 @@ from results.measurements import (
     SAME_SIZE,
     TOGETHER,
     above_floor,
+    arrow_of_time,
     comparisons_of,
     measured,
     report_of,
@@ -51,8 +52,9 @@ def listing() -> str:
         "![arrows](arrows.png)",
         table(ARROW_COLUMNS, arrow_rows()),
         "## The map",
-        "With a tokenizer without direction the half of an arrow that does not turn round with the text is zero, "
-        "exactly: all that is drawn turns, but for `help_es_bpe`, whose tokenizer has one.",
+        "The half of each arrow that turns round with the text. With a tokenizer without direction that is all of it, "
+        "exactly; the usual tokenizer of the names that end in `_bpe` has one, and their other half is drawn hollow "
+        "above.",
         "**With size?** ![by size](by_size.png)",
         "**With training?** ![by training](by_training.png)",
         "**With context?** The same models and held-out text, in shorter windows. ![by context](by_context.png)",
@@ -136,14 +138,14 @@ def report_line(name: str) -> str:
     return f"- [{RESULTS[name].title}]({name}/report.md), `make result-{name}`: {made_by(about)}"
 
 
-ARROW_COLUMNS = ["report", "parameters", "seeds", "passes", "forward loss", "arrow, %", "95 %", "p (Holm)"]
-ARROW_COLUMNS += ["turns round with the text, %", "does not, %", "over the last third"]
+ARROW_COLUMNS = ["report", "parameters", "seeds", "passes", "forward loss", "arrow, %", "95 %"]
+ARROW_COLUMNS += ["turns round with the text, %", "p (Holm)", "does not, %", "over the last third"]
 
 
 def arrow_rows() -> list[list[str]]:
-    """A row for each arrow; the p-values are corrected for the number of rows."""
+    """A row for each arrow; the p-values are of the half that turns, corrected for the number of rows."""
     found = measured(orders=False)
-    corrected = holm([each["arrow"]["percent"]["p"] for _, each in found])
+    corrected = holm([arrow_of_time(each)["p"] for _, each in found])
     return [arrow_row(name, each, p) for (name, each), p in zip(found, corrected, strict=True)]
 
 
@@ -156,8 +158,8 @@ def arrow_row(name: str, comparison: dict, p: float | None) -> list[str]:
         f"{convergence['passes']:.2f}",
         f"{comparison['arrow']['forward']:.4f}",
         *in_percent(comparison),
-        p_value(p),
         half(control and control["turns"]),
+        p_value(p),
         "0 (exact)" if control and control["exact"] else half(control and control["stays"]),
         over_the_last_third(comparison),
     ]

@@ -38,7 +38,7 @@ RESULTS = {
         ["docstrings"],
     ),
     "english": Result(
-        "Long English prose, by size", [f"english_width{width}" for width in (32, 64, 256)], "english", ["english"]
+        "Long English prose, by size", [f"english_width{width}" for width in (32, 64, 128, 256)], "english", ["english"]
     ),
     "help": Result(
         "The same manuals in five languages",
@@ -47,10 +47,10 @@ RESULTS = {
         [f"help_{language}" for language in LANGUAGES],
     ),
     "bpe": Result(
-        "The Spanish manuals by a usual tokenizer, which has a direction: the control is trained",
-        ["help_es_bpe"],
-        "help_es_bpe",
-        ["help_es"],
+        "The Bible and manuals by a usual tokenizer, which has a direction: the control is trained",
+        [f"{text}_{language}_bpe" for text in ("bible", "help") for language in ("en", "es")],
+        None,
+        [f"{text}_{language}" for text in ("bible", "help") for language in ("en", "es")],
     ),
     "prose": Result(
         "Handbooks and the Bible, in Spanish and English",

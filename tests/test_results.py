@@ -35,7 +35,7 @@ def test_the_committed_figures_are_of_these_reports(draw, tmp_path):
 def test_the_first_table_of_the_readme_has_what_the_reports_found():
     """In bold what is a finding among all measurements."""
     found = {}
-    for _, _, _, _, forward, arrow, interval, p, *_ in arrow_rows():
+    for _, _, _, _, forward, arrow, interval, _, p, *_ in arrow_rows():
         found[f"{float(forward):.3f}", arrow, interval] = p == "< 0.001" or float(p) < 0.05
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     row = r"^\| (\**)[^|]+\| ([\d.]+) \| \**([+-][\d.]+)\** \| \**([+-][\d.]+ to [+-][\d.]+)"
