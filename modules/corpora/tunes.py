@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from modules.corpora.documents import Document, Kept, text_path, write_documents
+from modules.system.console import reason
 from modules.system.errors import UserError
 
 LARGEST_FILE = 1 << 24  # bytes
@@ -70,4 +71,6 @@ def files(collection: Path) -> Iterator[tuple[str, bytes]]:
                 if wanted(about.filename, about.file_size):
                     yield about.filename, archive.read(about)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # damaged, or with a password
-        raise UserError(f"{collection}: expected a folder, a zip file or a wheel with .abc files: {error}") from None
+        raise UserError(
+            f"{collection}: expected a folder, a zip file or a wheel with .abc files: {reason(error)}"
+        ) from None
