@@ -16,7 +16,7 @@ from modules.system.errors import UserError
 
 LARGEST_FILE = 1 << 24  # bytes
 TUNE = re.compile(r"^X:", re.MULTILINE)  # each begins with its number
-FIELD = re.compile(r"[A-Za-z+]:")  # of a header, or of one inside a tune
+FIELD = re.compile(r"[A-Za-z+]:(?!\|)")  # of a header, or inside a tune; "A:|" is a note and a repeat
 SAID = re.compile(r'"[^"\n]*"|%.*')  # chord names and other annotations; comments
 LICENCE = re.compile(r"licen[cs]e|copying", re.IGNORECASE)
 

@@ -9,7 +9,7 @@ import pytest
 from modules.corpora.tunes import tunes
 from tests.toy import run_script
 
-REEL = "abde fgab|\\\nedcB A2:|"
+REEL = "abde fgab|\\\nedcB\nA:|"
 BOOK = f"""% a collection
 Written down by hand.
 
