@@ -239,11 +239,16 @@ def synthetic() -> dict[str, dict]:
 # Of each text of results.mk that is measured at one size: steps of a run, at most 1.5 passes over the text, held-out
 # tokens and ids. Texts of one name are trained for 1.5 passes over the shortest of them.
 RESULT_TEXTS = {"code": (4000, SMALL_HELD_OUT_TOKENS, 1024), "umaydis": (3000, SMALL_HELD_OUT_TOKENS, 7)}
+RESULT_TEXTS["tunes"] = (2640, 393_216, 83)
 RESULT_TEXTS |= {f"help_{language}": (2304, 393_216, 1024) for language in ("en", "fr", "de", "es", "it")}
 for language in ("es", "en"):
     RESULT_TEXTS[f"prose_{language}"] = (3500, 393_216, 1024)
     RESULT_TEXTS[f"guides_{language}"] = (1380, SMALL_HELD_OUT_TOKENS // 4, 1024)
     RESULT_TEXTS[f"bible_{language}"] = (1600, SMALL_HELD_OUT_TOKENS // 4, 1024)
+# Some of them again, with other steps: four times as many; as many passes as over help_en, or as over guides_es.
+OTHER_STEPS = {"long": {"bible_en": 6400, "bible_es": 6400}}
+OTHER_STEPS["passes"] = {"help_de": 1992, "help_es": 1680, "help_fr": 1920, "help_it": 2008, "guides_en": 2996}
+USUAL_TOKENS = {"bible_en": 1560, "bible_es": 1560, "help_en": 2100, "help_es": 2100}  # steps; they have a direction
 POSITIONS = {"help_en": ("rope", "none"), "code": ("rope", "none")}  # beside the learned ones of the others
 RESULT_SIZES = {  # layers, heads, width, learning rate
     "width32": (2, 2, 32, 3e-3),
@@ -325,9 +330,16 @@ def results() -> dict[str, dict]:
             config = result(text, "width64", *RESULT_TEXTS[text])
             config["model_params"]["position"] = position
             runs[f"results/{text}_{position}"] = config
-    usual = result("help_es", "width64", 2100, 393_216)
-    usual["training_params"]["dataset_folder"] = "data/help_es_bpe/help_es.h5"  # by a tokenizer that has a direction
-    runs["results/help_es_bpe"] = usual
+    for name, steps_of in OTHER_STEPS.items():
+        for text, steps in steps_of.items():
+            runs[f"results/{text}_{name}"] = result(text, "width64", steps, *RESULT_TEXTS[text][1:])
+    for text, steps in USUAL_TOKENS.items():
+        usual = result(text, "width64", steps, *RESULT_TEXTS[text][1:])
+        usual["training_params"] |= {
+            "dataset_folder": f"data/{text}_bpe/{text}.h5",
+            "tokenizer_path": f"data/tokenizers/{text}_bpe",
+        }
+        runs[f"results/{text}_bpe"] = usual
     runs["results/docstrings_gru"] = gru_result("docstrings", 6000, SMALL_HELD_OUT_TOKENS)
     for size in RESULT_SIZES:
         if size != "width256":  # docstrings are too few for it
