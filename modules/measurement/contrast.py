@@ -124,13 +124,14 @@ def trend(x: Sequence[float], arrows: Sequence[Measured], *, same_seeds: bool, s
 def weighted(arrows: Sequence[Measured], weights: Sequence[float], same_seeds: bool, same_text: bool) -> Estimate:
     """The sum of the weighted arrows, which have all their seeds in common or none, and so their held-out text."""
     samples, of_samples, seeds, texts = [], [], [], []
-    for number, (each, weight) in enumerate(zip(arrows, weights, strict=True)):
+    of_seeds, of_texts = labels(len(arrows), same_seeds), labels(len(arrows), same_text)
+    for each, weight, trained, text in zip(arrows, weights, of_seeds, of_texts, strict=True):
         halves = ((each, 1),) if isinstance(each, Sample) else zip(each, (0.5, -0.5), strict=True)
         for place, (sample, part) in enumerate(halves):
             samples.append(sample)
             of_samples.append(weight * part)
-            seeds.append(0 if same_seeds else number)
-            texts.append((place, 0 if same_text else number))
+            seeds.append(trained)
+            texts.append((place, text))
     return combination(samples, of_samples, seeds, texts)
 
 

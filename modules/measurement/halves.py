@@ -29,6 +29,7 @@ def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 
 def trained_control(text: Measurement, control: Measurement) -> Control:
+    """Half the difference from the control's arrow turns, half the sum with it stays."""
     (turns, stays), (turns_nats, stays_nats) = (
         contrast.turning(text.sample(unit), control.sample(unit)) for unit in (arrow.OF_THE_MEAN, "nats")
     )
@@ -65,10 +66,12 @@ def exact_control(text: Measurement) -> Control:
 def halves(text: dict[int, LossPair], control: dict[int, LossPair]) -> list[Halves]:
     """The halves at each key that both have."""
     found = []
-    for at in (at for at in text if at in control):
-        turns, stays = contrast.turning(*(arrow.sample(*each[at], unit=arrow.OF_THE_MEAN) for each in (text, control)))
-        assert stays is not None  # there is a control
-        found.append(Halves(at, turns, stays))
+    for at, losses in text.items():
+        if at in control:
+            samples = (arrow.sample(*each, unit=arrow.OF_THE_MEAN) for each in (losses, control[at]))
+            turns, stays = contrast.turning(*samples)
+            assert stays is not None  # there is a control
+            found.append(Halves(at, turns, stays))
     return found
 
 
