@@ -213,6 +213,7 @@ def main() -> None:
 
 def measured(arguments: argparse.Namespace) -> int:
     """Train, compare and report; the exit status."""
+    from modules.measurement.held_out import check_folds
     from modules.measurement.measure import Wish, measured_states, read_texts, report_on, report_on_losses
     from modules.measurement.rounds import Limits, Work, measured_in_rounds
     from modules.measurement.runs import Controls, planned_runs, with_controls_of
@@ -250,8 +251,12 @@ def measured(arguments: argparse.Namespace) -> int:
 
     def runs_of(seeds: int) -> "list[Config]":
         planned = planned_runs(configs, seeds, arguments.orders, arguments.reference)
-        return with_controls_of(planned, project, arguments.control, controls)
+        runs = with_controls_of(planned, project, arguments.control, controls)
+        check_folds(runs)
+        return runs
 
+    if arguments.until:
+        check_folds(planned_runs(configs, arguments.max_seeds, arguments.orders, arguments.reference))
     if arguments.commands:
         tell_commands(arguments, runs_of(arguments.seeds), project)  # for machines that may have another device
         return 0

@@ -9,7 +9,9 @@ length changes nothing else.
 
 The first table gives the share of intervals that hold the truth and their mean half-width by the true standard error
 (1.96 would do if all variances were known). One seed's interval is over windows alone: that is why one seed has no
-verdict. In the second, seeds are added until the interval is as short as was asked for (`next_seeds`).
+verdict. In the second, seeds are added until the interval is as short as was asked for (`next_seeds`). In the third
+each seed has held out a fold of its own: to the seed and the mean of its windows, both of standard deviation 1, comes
+what all windows of a fold have in common.
 """
 
 import argparse
@@ -40,6 +42,8 @@ MODELS = {
 STOPPED = ("seeds", "skewed seeds", "windows and seeds", "windows and skewed seeds")
 ENOUGH = (6, 10, 16)  # seeds that the half-widths asked for take, with known variances
 MOST, STOPPED_WINDOWS = 40, 480
+FOLDED = (3, 5, 10)  # seeds with a fold each
+FOLD_SDS = (0, 1, 3)  # standard deviation of a fold by that of the mean of its windows
 AT_ONCE = 50  # measurements, some 300 MB
 
 
@@ -115,6 +119,29 @@ def stopping_table(runs: int) -> str:
     return table(["noise", *(f"half-width of {n} seeds" for n in ENOUGH)], rows)
 
 
+def folds_table(runs: int) -> str:
+    rows = []
+    for law in ("normal", "exponential"):
+        for fold_sd in FOLD_SDS:
+            for length in LENGTHS:
+                found = [coverage_of_folds(law, fold_sd, length, n_seeds, runs) for n_seeds in FOLDED]
+                rows.append([law, fold_sd, length, *(f"{100 * share:.1f} % ({width:.2f})" for share, width in found)])
+    return table(["seeds", "folds", "correlation length", *(f"{n} seeds" for n in FOLDED)], rows)
+
+
+def coverage_of_folds(law: str, fold_sd: float, length: int, n_seeds: int, runs: int) -> tuple[float, float]:
+    """As `coverage`, of seeds of standard deviation 1 with a fold each."""
+    random, reached = np.random.default_rng([length, n_seeds]), []
+    for _ in range(runs):
+        of_seeds = random.standard_normal(n_seeds) if law == "normal" else random.exponential(size=n_seeds) - 1
+        of_folds = fold_sd * random.standard_normal(n_seeds)
+        parts = correlated(random, n_seeds, length, STOPPED_WINDOWS) + (of_seeds + of_folds)[:, None]
+        reached.append((abs(parts.mean()), noise_of(parts, folds=True).half_width))
+    values, half_widths = np.array(reached).T
+    truth = math.sqrt((2 + fold_sd**2) / n_seeds)
+    return float(np.mean(values <= half_widths)), float(half_widths.mean() / truth)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=4_000, help="simulated measurements a cell (default %(default)s)")
@@ -123,6 +150,7 @@ def main() -> None:
         for title, of in (
             ("Coverage of the truth (half-width by the true standard error)", coverage_table),
             ("Seeds until the interval is short enough", stopping_table),
+            ("Seeds with a fold each", folds_table),
         ):
             start = time.process_time()
             print(f"## {title}\n\n{of(args.runs)}\n\n{time.process_time() - start:.0f} s on one core.\n", flush=True)

@@ -91,7 +91,12 @@ class TrainingParams(Section):
         1000, description="held-out windows, in steps' worth of windows"
     )
     held_out_tokens: Annotated[Positive | None, HELD_OUT_WINDOWS] = Field(
-        None, description="tokens held out at the end of the data, in place of `valid_steps`"
+        None, description="tokens held out, in place of `valid_steps`"
+    )
+    held_out_fold: Annotated[Literal["last", "by_seed"], IDENTITY] = Field(
+        "last",
+        description="where they are held out: at the end; or `by_seed`, another fold of so many tokens for each seed, "
+        "as in cross-validation",
     )
     state_save_loc: OpenablePath = Field(
         "runs", description="folder of states and metrics, relative to where the script is launched"
@@ -247,13 +252,18 @@ class Config(Section, Generic[P]):
 
     @property
     def held_out_windows(self) -> int:
-        """Windows held out at the end of the data."""
+        """Windows held out of the data."""
         params = self.training_params
         return (
             params.held_out_tokens // self.model_params.context
             if params.held_out_tokens
             else params.valid_steps * self.step_windows
         )
+
+    @property
+    def folds_by_seed(self) -> bool:
+        """Whether each seed holds out another part of the data."""
+        return self.training_params.held_out_fold == "by_seed"
 
     @property
     def valid_batch_size(self) -> int:

@@ -14,7 +14,7 @@ predicted only backward and the last only forward, and totals would not compare.
 A model of several orders is told by its start token, in the place of BOS, which it is to read; a model that has another
 order in each window is told the place of each token to predict.
 
-Held-out windows are the last ones of the file, end to end; no training window
+Held-out windows are the last ones of the file, end to end, or those of the seed's fold; no training window
 reaches into them. Training windows overlap (`stride`), and their order is a
 permutation computed on the fly from (seed, epoch, index): it needs no memory
 for 10^9 windows, starts at step k in O(1), and knows nothing of the order of reading.
@@ -48,6 +48,9 @@ from modules.system.errors import UserError, one_line_errors
 class Windows:
     """`count` windows of `length` tokens, the first at token `first`, each `stride` after the one before.
 
+    gap: of windows that lie on both sides of a held-out fold, the number of the first behind it, and by how many tokens
+    that and all that follow are moved on.
+
     A *visit* is a window, read once: a number from which window, epoch and order follow (`visit_of`). The visits 0 to
     count - 1 are all windows in their first epoch, in the first order.
 
@@ -61,6 +64,7 @@ class Windows:
     stride: int
     reading: Reading
     seed: int = 0
+    gap: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -79,7 +83,7 @@ class Windows:
         if len(visits) and visits.min() < 0:
             raise IndexError(f"window {visits.min()} of {self.count}")
         window_B, _, order_B = self._apart(visits)
-        text_BT = self.token_file.gather(self.first + window_B * self.stride, self.length)
+        text_BT = self.token_file.gather(self.starts(window_B), self.length)
         places = self.places(visits)
         targets_BT = to_reading_order(text_BT, places)
         inputs_BT = np.empty_like(targets_BT)
@@ -89,12 +93,20 @@ class Windows:
             inputs_BT = np.stack([inputs_BT, places], axis=-1)
         return torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT)
 
+    def starts(self, window_B: np.ndarray) -> np.ndarray:
+        """The first token of each of these windows. [B]"""
+        starts_B = self.first + window_B * self.stride
+        if self.gap is not None:
+            behind, tokens = self.gap
+            starts_B += tokens * (window_B >= behind)
+        return starts_B
+
     def places(self, visits: np.ndarray) -> np.ndarray:
         """The place in the text of each target: [length] where all windows are read in one fixed order, else
         [B, length]."""
         window_B, epoch_B, order_B = self._apart(np.asarray(visits))
         if self.reading.is_fresh:
-            return fresh_positions(self.seed, epoch_B, self.first + window_B * self.stride, self.length)
+            return fresh_positions(self.seed, epoch_B, self.starts(window_B), self.length)
         by_order = [positions(order, self.length) for order in self.reading.orders]
         return by_order[0] if len(by_order) == 1 else np.stack(by_order)[order_B]
 
@@ -133,19 +145,21 @@ def split(
     step_windows: int,
     reading: Reading,
     seed: int = 0,
+    by_seed: bool = False,
 ) -> tuple[Windows, Windows]:
     """Training windows and held-out windows of a file.
 
-    The last `held_out_windows` windows, end to end, are held out; the training windows
-    are all those, `stride` apart, that end before them. `seed` draws the orders of training windows that have one of
-    their own; those of held-out windows are the same whatever the seed, so that runs can be compared window by window.
+    The last `held_out_windows` windows, end to end, are held out, or, `by_seed`, the fold of so many that is the
+    seed's; the training windows are all those, `stride` apart, that end before them or begin behind them. `seed` also
+    draws the orders of training windows that have one of their own; those of held-out windows are the same whatever the
+    seed, so that runs can be compared window by window.
 
     Raises UserError where the file is too short for the held-out windows and the
     `step_windows` windows of one optimizer step.
     """
     n_tokens = len(token_file.tokens)
     held_out_tokens = held_out_windows * length
-    needed = held_out_tokens + length + (step_windows - 1) * stride
+    needed = held_out_tokens + length + (step_windows - 1) * stride + by_seed * length
     if n_tokens < needed:
         raise UserError(
             f"{token_file.path}: holds {n_tokens:,} tokens, but this config needs at least {needed:,}: "
@@ -154,9 +168,29 @@ def split(
             "use a longer text, or a smaller held_out_tokens, valid_steps or batch_size"
         )
     held_out_start = n_tokens - held_out_tokens
-    training = Windows(token_file, 0, (held_out_start - length) // stride + 1, length, stride, reading, seed)
+    count, gap = (held_out_start - length) // stride + 1, None
+    if by_seed:
+        held_out_start = fold_start(token_file, fold_of(seed, n_tokens, held_out_tokens), held_out_tokens)
+        # as many as lie on both sides of any fold, so that an epoch is as long for each seed
+        count = (n_tokens - held_out_tokens - 2 * length) // stride + 1
+        before = max((held_out_start - length) // stride + 1, 0)
+        gap = before, held_out_start + held_out_tokens - before * stride
+    training = Windows(token_file, 0, count, length, stride, reading, seed, gap)
     held_out = Windows(token_file, held_out_start, held_out_windows, length, length, reading)
     return training, held_out
+
+
+def fold_of(seed: int, n_tokens: int, held_out_tokens: int) -> int:
+    """Which fold a seed holds out, of those of `held_out_tokens` tokens that a text has: they take turns."""
+    return seed % (n_tokens // held_out_tokens)
+
+
+def fold_start(token_file: TokenFile, fold: int, held_out_tokens: int) -> int:
+    """The first token of a fold: they are counted from the end of a text, and so from the beginning of its reversed
+    control."""
+    if token_file.reversed_of is not None:
+        return fold * held_out_tokens
+    return len(token_file.tokens) - (fold + 1) * held_out_tokens
 
 
 def step_order(step: int, step_windows: int, count: int, seed: int, n_orders: int = 1) -> np.ndarray:

@@ -105,16 +105,22 @@ class Sample:
     """An arrow in percent, and what each window of each seed adds to it: `parts` [seeds, windows], in text order, of
     mean zero.
 
-    What contrasts are made of (contrast.py), at 8 bytes a window and seed. `documents` [windows]: see `measure`.
+    What contrasts are made of (contrast.py), at 8 bytes a window and seed. `documents` [windows], `folds`: see
+    `measure`.
     """
 
     value: float
     parts: np.ndarray
     documents: np.ndarray | None = None
+    folds: bool = False
 
 
 def sample(
-    forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None = None, unit: str = "percent"
+    forward: np.ndarray,
+    backward: np.ndarray,
+    documents: np.ndarray | None = None,
+    unit: str = "percent",
+    folds: bool = False,
 ) -> Sample:
     """The arrow as a sample, from losses as `measure` takes them.
 
@@ -124,12 +130,12 @@ def sample(
     forward_SW, backward_SW = (losses.mean(axis=2, dtype=np.float64) for losses in checked(forward, backward))
     if unit == "nats":
         difference_SW = backward_SW - forward_SW
-        return Sample(float(difference_SW.mean()), difference_SW - difference_SW.mean(), documents)
+        return Sample(float(difference_SW.mean()), difference_SW - difference_SW.mean(), documents, folds)
     whole_SW = forward_SW if unit == "percent" else (forward_SW + backward_SW) / 2
     of_forward, of_backward = (each.mean() / whole_SW.mean() for each in (forward_SW, backward_SW))
     # A ratio of two means, to first order in what each window adds to them.
     parts = (backward_SW - of_backward * whole_SW) - (forward_SW - of_forward * whole_SW)
-    return Sample(float(100 * (of_backward - of_forward)), 100 * parts / whole_SW.mean(), documents)
+    return Sample(float(100 * (of_backward - of_forward)), 100 * parts / whole_SW.mean(), documents, folds)
 
 
 def measure(
@@ -140,13 +146,15 @@ def measure(
     order: str = BACKWARD,
     reference: str = FORWARD,
     in_one_model: bool = False,
+    folds: bool = False,
 ) -> Arrow:
     """The arrow between `forward` and `backward`, [seeds, windows, tokens] or [windows, tokens] nats in text order.
 
     block: windows that count as one, where all texts of a sweep are to share it; by default the correlation of the
     windows decides. documents: the document of each window [windows], any labels: then documents are what varies, and
     `block` is not asked. order, reference: what the orders of reading of `backward` and `forward` are called.
-    in_one_model: whether a seed's losses in both are of one model.
+    in_one_model: whether a seed's losses in both are of one model. folds: whether each seed's windows are of a held-out
+    fold of its own.
 
     Raises ValueError where the shapes differ, a loss is not finite, or there are fewer than two windows or documents.
     """
@@ -155,17 +163,18 @@ def measure(
     difference_SW = backward_SW - forward_SW
     percents = sample(forward, backward)
     nats_S, percent_S = difference_SW.mean(axis=1), 100 * difference_SW.mean(axis=1) / forward_SW.mean(axis=1)
-    nats = estimate(difference_SW.mean(), noise_of(difference_SW, block, documents))
-    n_windows = difference_SW.shape[1]
+    nats = estimate(difference_SW.mean(), noise_of(difference_SW, block, documents, folds))
+    held_out_VW = difference_SW if folds else difference_SW.mean(axis=0, keepdims=True)
+    n_windows = held_out_VW.size
     n_pieces = nats.noise.windows_df if documents is None else len(np.unique(documents))
-    percent = estimate(percents.value, noise_of(percents.parts, block, documents))
+    percent = estimate(percents.value, noise_of(percents.parts, block, documents, folds))
     seeds_sd = float(percent_S.std(ddof=1)) if len(percent_S) > 1 else None
     return Arrow(
         forward=float(forward_SW.mean()),
         backward=float(backward_SW.mean()),
         nats=nats,
         percent=percent,
-        paired_se=float(difference_SW.mean(axis=0).std(ddof=1) / math.sqrt(n_windows)),
+        paired_se=float(held_out_VW.std(ddof=1) / math.sqrt(n_windows)),
         per_seed=[
             OneSeed(*map(float, values))
             for values in zip(forward_SW.mean(axis=1), backward_SW.mean(axis=1), nats_S, percent_S, strict=True)

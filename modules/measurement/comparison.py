@@ -17,11 +17,11 @@ import numpy as np
 
 from modules.data.orders import BACKWARD, FORWARD, positions
 from modules.data.token_file import TokenFile
-from modules.data.windows import Windows
 from modules.measurement import arrow, token_classes
 from modules.measurement.convergence import Convergence, LossPair, convergence
 from modules.measurement.documents import FEWEST_GROUPS, PASSAGE_TOKENS, Largest, document_of_tokens, groups_of, largest
-from modules.measurement.evaluation import Evaluation, held_out_ids
+from modules.measurement.evaluation import Evaluation
+from modules.measurement.held_out import HeldOutText
 from modules.measurement.pairing import Trained
 from modules.system import console
 from modules.system.errors import UserError
@@ -45,7 +45,8 @@ class Loss:
 @dataclass(frozen=True)
 class HeldOut:
     """On what losses were measured. block: windows that count as one; shared: because they do in all comparisons of the
-    report. groups: of neighbouring documents, which count as one instead; None where they are not known, or too few."""
+    report. groups: of neighbouring documents, which count as one instead; None where they are not known, or too few.
+    folds: so many parts of the text, each held out by another seed; None where all have the same."""
 
     windows: int
     context: int
@@ -53,6 +54,7 @@ class HeldOut:
     block: int
     shared: bool
     groups: int | None
+    folds: int | None
 
 
 @dataclass(frozen=True)
@@ -207,18 +209,18 @@ class Comparison:
 class Measurement:
     """A comparison and what it stands on.
 
-    pairs: evaluations (reference, order) that differ in their seed only; windows: their held-out windows. Empty and
-    None where others measured the losses. losses: held-out losses by order, nats [seeds, windows, tokens] in text
-    order. documents: the group of documents of each window [windows], and document_of_tokens the document of each token
-    [windows x tokens]; None where they are not known (groups also where they are too few). by_length, by_step: losses
-    in shorter windows, and at each validation that all runs have. estimate: the arrow of time in percent: the half that
-    turns round with the text, or, without a control or where the two orders are no mirror images, the whole. control:
-    the one that was trained, if one was.
+    pairs: evaluations (reference, order) that differ in their seed only; held_out: the text that they have held out.
+    Empty and None where others measured the losses. losses: held-out losses by order, nats [seeds, windows, tokens] in
+    text order. documents: the group of documents of each window [windows], and document_of_tokens the document of each
+    token [1 or folds, windows x tokens]; None where they are not known (groups also where they are too few, or seeds
+    have folds). by_length, by_step: losses in shorter windows, and at each validation that all runs have. estimate: the
+    arrow of time in percent: the half that turns round with the text, or, without a control or where the two orders are
+    no mirror images, the whole. control: the one that was trained, if one was.
     """
 
     comparison: Comparison
     pairs: Sequence[tuple[Evaluation, Evaluation]]
-    windows: Windows | None
+    held_out: HeldOutText | None
     losses: dict[str, np.ndarray]
     documents: np.ndarray | None
     document_of_tokens: np.ndarray | None
@@ -230,7 +232,12 @@ class Measurement:
     def sample(self, unit: str = "percent") -> arrow.Sample:
         """The arrow as contrasts take it."""
         one, other = self.comparison.reference, self.comparison.order
-        return arrow.sample(self.losses[one], self.losses[other], self.documents, unit)
+        return arrow.sample(self.losses[one], self.losses[other], self.documents, unit, self.folds)
+
+    @property
+    def folds(self) -> bool:
+        """Whether each seed has held out another part of the text."""
+        return self.held_out is not None and self.held_out.folds
 
     @property
     def seeds(self) -> list[int]:
@@ -239,22 +246,22 @@ class Measurement:
     @property
     def token_file(self) -> TokenFile:
         """The dataset, where the runs are here."""
-        assert self.windows is not None
-        return self.windows.token_file
+        assert self.held_out is not None
+        return self.held_out.token_file
 
     @property
     def is_of_a_text(self) -> bool:
         """Whether it is of runs here, and not of a control."""
-        return self.windows is not None and self.windows.token_file.reversed_of is None
+        return self.held_out is not None and self.held_out.token_file.reversed_of is None
 
 
 def compare(
     pairs: Sequence[tuple[Evaluation, Evaluation]],
-    windows: Windows,
+    text: HeldOutText,
     toki: Tokenizer | None = None,
     block_tokens: float | None = None,
 ) -> Measurement:
-    """Compare evaluations (reference, order) on the same held-out windows that differ in their seed only.
+    """Compare evaluations (reference, order), in pairs on the same held-out windows, that differ in their seed only.
 
     With a tokenizer also the arrow by class of token, and bits per byte of the held-out text itself instead of the
     whole file's average. block_tokens: how many held-out tokens count as one in all comparisons of the report.
@@ -262,23 +269,24 @@ def compare(
     first, second = pairs[0]
     reference, order, in_one_model = first.run.order, second.run.order, first.run.in_one_model
     forward, backward = stacked(pairs)
-    starts = windows.token_file.documents
-    documents = None if starts is None else groups_of(starts, windows)
-    of_tokens = None if starts is None else document_of_tokens(starts, windows)
+    starts = text.token_file.documents
+    documents = None if starts is None or text.folds else groups_of(starts, text.windows[0])
+    of_tokens = None if starts is None else document_of_tokens(starts, text.tokens)
     names = {"order": order, "reference": reference, "in_one_model": in_one_model is not None}
-    found, shared = measured_alike(forward, backward, documents, block_tokens, **names)
+    found, shared = measured_alike(forward, backward, documents, block_tokens, folds=text.folds, **names)
+    one, other = text.laid_out(forward), text.laid_out(backward)
     pieces = token_classes.pieces_of(toki) if toki else None
     by_class = words_at = None
     if pieces:
-        ids = held_out_ids(windows)
+        ids = text.ids()
         classes = token_classes.classify(ids.ravel(), pieces).reshape(ids.shape)
-        by_class = arrow.by_class(forward, backward, classes, token_classes.NAMES, token_classes.words_of(classes))
+        by_class = arrow.by_class(one, other, classes, token_classes.NAMES, token_classes.words_of(classes))
         bytes_per_token = float(np.mean([len(pieces[i]) for i in ids.ravel()]))
         words_at = words_from(ids.ravel(), pieces)
     else:
-        bytes_per_token = average_bytes_per_token(windows)
+        bytes_per_token = average_bytes_per_token(text.token_file)
     passages = np.arange(found.n_tokens) // PASSAGE_TOKENS
-    in_parts, by_step = losses_by_length(pairs, documents), losses_by_step(pairs, documents)
+    in_parts, by_step = losses_by_length(pairs, documents, text.folds), losses_by_step(pairs, documents, text.folds)
     comparison = Comparison(
         name=called(first.run.name, reference, order, in_one_model),
         config=first.run.name,
@@ -287,20 +295,22 @@ def compare(
         in_one_model=in_one_model,
         losses=losses_of(found, bytes_per_token, reference, order),
         arrow=found,
-        held_out=held_out(found, windows.length, shared, documents),
-        by_length=by_length(in_parts, found, windows.length),
+        held_out=held_out(found, text.length, shared, documents, len(pairs) if text.folds else None),
+        by_length=by_length(in_parts, found, text.length),
         convergence=None if pairs[0][0].run.state.get("notes") else convergence_of(pairs, found, by_step),
-        by_context=arrow.by_context(forward, backward, (places_of(first), places_of(second))),
-        by_position=arrow.by_position(forward, backward),
+        by_context=arrow.by_context(one, other, (places_in(text, pairs, 0), places_in(text, pairs, 1))),
+        by_position=arrow.by_position(one, other),
         by_class=by_class,
-        documents=None if of_tokens is None else largest(forward, backward, of_tokens, windows.first, words_at),
-        passages=largest(forward, backward, passages, 0, words_at) if words_at else None,
+        documents=None
+        if of_tokens is None
+        else largest(one, other, text.laid_out(of_tokens)[0], text.laid_out(text.tokens)[0], words_at),
+        passages=largest(one, other, passages, np.arange(found.n_tokens), words_at) if words_at else None,
         curves=curves_of(pairs),
         control=None,
         compared=provenance(pairs),
     )
     losses = {reference: forward, order: backward}
-    return Measurement(comparison, pairs, windows, losses, documents, of_tokens, in_parts, by_step, found.percent)
+    return Measurement(comparison, pairs, text, losses, documents, of_tokens, in_parts, by_step, found.percent)
 
 
 def called(config: str, reference: str, order: str, in_one_model: str | None = None) -> str:
@@ -316,6 +326,14 @@ def places_of(evaluation: Evaluation) -> np.ndarray:
     return evaluation.windows.places(np.arange(len(evaluation.windows)))
 
 
+def places_in(text: HeldOutText, pairs: Sequence[tuple[Evaluation, Evaluation]], order: int) -> np.ndarray:
+    """Those of all held-out windows, in the first order or the second: [tokens], or [all windows, tokens]."""
+    places = places_of(pairs[0][order])
+    if places.ndim == 1 or not text.folds:
+        return places
+    return text.laid_out(np.stack([places_of(pair[order]) for pair in pairs]))[0]
+
+
 def compare_losses(
     name: str,
     order: str,
@@ -325,14 +343,16 @@ def compare_losses(
     text: str,
     block_tokens: float | None = None,
     reference: str = FORWARD,
+    folds: bool = False,
 ) -> Measurement:
     """The comparison of losses that somebody measured, nats [seeds, windows, tokens], `forward` in the order
-    `reference` and `other` in the given order: all that losses alone can tell. documents [windows]: see
-    `arrow.measure`."""
-    found, shared = measured_alike(forward, other, documents, block_tokens, order=order, reference=reference)
+    `reference` and `other` in the given order: all that losses alone can tell. documents [windows], folds:
+    see `arrow.measure`."""
+    found, shared = measured_alike(forward, other, documents, block_tokens, folds, order=order, reference=reference)
     context = forward.shape[2]
+    one, two = (np.concatenate(each)[None] if folds else each for each in (forward, other))
     places, has_tokens = known_places(reference, order, context), context > 1
-    of_tokens = None if documents is None else np.repeat(documents, context)
+    of_tokens = None if documents is None else np.repeat(documents, context)[None]
     comparison = Comparison(
         name=called(name, reference, order),
         config=name,
@@ -341,11 +361,11 @@ def compare_losses(
         in_one_model=None,
         losses=losses_of(found, None, reference, order),
         arrow=found,
-        held_out=held_out(found, context, shared, documents),
+        held_out=held_out(found, context, shared, documents, len(forward) if folds else None),
         by_length=[],
         convergence=None,
-        by_context=arrow.by_context(forward, other, places) if has_tokens and places else None,
-        by_position=arrow.by_position(forward, other) if has_tokens else None,
+        by_context=arrow.by_context(one, two, places) if has_tokens and places else None,
+        by_position=arrow.by_position(one, two) if has_tokens else None,
         by_class=None,
         documents=None,
         passages=None,
@@ -385,19 +405,26 @@ def stacked(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> tuple[np.ndarray,
 
 
 def measured_alike(
-    forward: np.ndarray, backward: np.ndarray, documents: np.ndarray | None, block_tokens: float | None, **names
+    forward: np.ndarray,
+    backward: np.ndarray,
+    documents: np.ndarray | None,
+    block_tokens: float | None,
+    folds: bool = False,
+    **names,
 ) -> tuple[arrow.Arrow, bool]:
-    """The arrow, and whether it was measured with the block that the comparisons of a report share: documents take its
-    place. names: what `arrow.measure` says of the orders."""
-    found = arrow.measure(forward, backward, documents=documents, **names)
-    if block_tokens is None or documents is not None:
+    """The arrow, and whether it was measured with the block that the comparisons of a report share: documents and folds
+    take its place. names: what `arrow.measure` says of the orders."""
+    found = arrow.measure(forward, backward, documents=documents, folds=folds, **names)
+    if block_tokens is None or documents is not None or folds:
         return found, False
     return arrow.measure(forward, backward, arrow.block_for(found, block_tokens), **names), True
 
 
-def held_out(found: arrow.Arrow, context: int, shared: bool, documents: np.ndarray | None) -> HeldOut:
+def held_out(
+    found: arrow.Arrow, context: int, shared: bool, documents: np.ndarray | None, folds: int | None = None
+) -> HeldOut:
     groups = None if documents is None else len(np.unique(documents))
-    return HeldOut(found.n_windows, context, found.n_tokens, found.block, shared, groups)
+    return HeldOut(found.n_windows, context, found.n_tokens, found.block, shared, groups, folds)
 
 
 def words_from(ids: np.ndarray, pieces: Sequence[bytes]) -> Callable[[int, int], str]:
@@ -424,10 +451,7 @@ def losses_of(found: arrow.Arrow, bytes_per_token: float | None, reference: str,
 
 def by_length(in_parts: dict[int, LossPair], whole: arrow.Arrow, context: int) -> list[LengthRow]:
     """The arrow of these models when the held-out windows are read in shorter parts, and whole: a row a length."""
-    found = {
-        length: arrow.measure(losses.forward, losses.backward, documents=losses.documents)
-        for length, losses in in_parts.items()
-    }
+    found = {length: losses.measured for length, losses in in_parts.items()}
     return [
         LengthRow(length, each.forward, each.backward, each.percent.value, each.percent.both, each.n_windows)
         for length, each in (found | {context: whole}).items()
@@ -435,28 +459,32 @@ def by_length(in_parts: dict[int, LossPair], whole: arrow.Arrow, context: int) -
 
 
 def losses_by_length(
-    pairs: Sequence[tuple[Evaluation, Evaluation]], documents: np.ndarray | None
+    pairs: Sequence[tuple[Evaluation, Evaluation]], documents: np.ndarray | None, folds: bool
 ) -> dict[int, LossPair]:
     """The losses of the held-out windows read in parts of 2, 4 ... tokens, by that length."""
     of_parts = None if documents is None else documents[pairs[0][0].in_parts]
     if of_parts is not None and len(np.unique(of_parts)) < FEWEST_GROUPS:
         of_parts = None
-    return by_key([[each.by_length for each in pair] for pair in pairs], of_parts)
+    return by_key([[each.by_length for each in pair] for pair in pairs], of_parts, folds)
 
 
-def losses_by_step(pairs: Sequence[tuple[Evaluation, Evaluation]], documents: np.ndarray | None) -> dict[int, LossPair]:
+def losses_by_step(
+    pairs: Sequence[tuple[Evaluation, Evaluation]], documents: np.ndarray | None, folds: bool
+) -> dict[int, LossPair]:
     """The losses of the held-out windows at each validation that all runs have, by step."""
-    return by_key([[validations_of(each.run) for each in pair] for pair in pairs], documents)
+    return by_key([[validations_of(each.run) for each in pair] for pair in pairs], documents, folds)
 
 
-def by_key(pairs: Sequence[Sequence[dict[int, np.ndarray]]], documents: np.ndarray | None) -> dict[int, LossPair]:
+def by_key(
+    pairs: Sequence[Sequence[dict[int, np.ndarray]]], documents: np.ndarray | None, folds: bool
+) -> dict[int, LossPair]:
     """Losses [windows] of a pair of runs for each seed, at the keys that all have, in order."""
     found = {}
     for key in sorted(set.intersection(*(set(each) for pair in pairs for each in pair))):
         forward, backward = (
             np.stack([each[key] for each in of_order])[..., None] for of_order in zip(*pairs, strict=True)
         )
-        found[key] = LossPair(forward, backward, documents)
+        found[key] = LossPair(forward, backward, documents, folds)
     return found
 
 
@@ -511,10 +539,10 @@ def validations_of(run: Trained) -> dict[int, np.ndarray]:
     return read
 
 
-def average_bytes_per_token(windows: Windows) -> float | None:
+def average_bytes_per_token(token_file: TokenFile) -> float | None:
     """Of the whole file; None for files of the older kind, which do not say."""
-    text_bytes = windows.token_file.text_bytes
-    return None if text_bytes is None else text_bytes / len(windows.token_file.tokens)
+    text_bytes = token_file.text_bytes
+    return None if text_bytes is None else text_bytes / len(token_file.tokens)
 
 
 def curves_of(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[dict[str, Curve]]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from modules.measurement.arrow import Sample
-from modules.measurement.noise import Estimate, Noise, estimate, noise_of
+from modules.measurement.noise import Estimate, Noise, added, estimate, noise_of
 
 # What is measured on a text; or on a text and its control, as in `turning`: then the half that turns.
 Measured = Sample | tuple[Sample, Sample]
@@ -27,11 +27,12 @@ def combination(
     held-out text.
 
     Windows of a shared text may be of different lengths: two of 64 tokens then stand against one of 128. Documents
-    count where all samples of a text have the same.
+    count where all samples of a text have the same. Samples that share a text have its folds in common too.
 
     Raises ValueError where samples that share seeds have different numbers of them.
     """
     cells, documents = {}, {}  # (seeds, text) -> weighted parts [seeds, stretches]; text -> documents [stretches]
+    folds = {label: each.folds for each, label in zip(samples, texts, strict=True)}
     for text in set(texts):
         on_it = [each for each, label in zip(samples, texts, strict=True) if label == text]
         stretches = min(each.parts.shape[1] for each in on_it)
@@ -50,18 +51,26 @@ def combination(
             found = " and ".join(map(str, sorted(numbers)))
             raise ValueError(f"expected samples that share seeds to have equally many, found {found}")
     value = sum(weight * each.value for weight, each in zip(weights, samples, strict=True))
-    return estimate(value, noise_of_cells({key: summed(parts) for key, parts in cells.items()}, documents))
+    return estimate(value, noise_of_cells({key: summed(parts) for key, parts in cells.items()}, documents, folds))
 
 
-def noise_of_cells(cells: dict[tuple, np.ndarray], documents: dict[Hashable, np.ndarray | None]) -> Noise:
+def noise_of_cells(
+    cells: dict[tuple, np.ndarray], documents: dict[Hashable, np.ndarray | None], folds: dict[Hashable, bool]
+) -> Noise:
     """The noise of a sum of means of cells (seeds, text), those of a row sharing their seeds and those of a column
-    their text."""
-    alone = {key: noise_of(parts, documents=documents[key[1]]) for key, parts in cells.items()}
+    their text, of which each seed may have a fold of its own."""
+    alone = {
+        (trained, text): noise_of(parts, documents=documents[text], folds=folds[text])
+        for (trained, text), parts in cells.items()
+    }
     of_seeds, of_texts = [], []
     for trained in {key[0] for key in cells}:
         means_S = summed([parts.mean(axis=1) for key, parts in cells.items() if key[0] == trained])
         of_seeds.append((means_S.var(ddof=1) / len(means_S), len(means_S) - 1) if len(means_S) > 1 else (0.0, 0))
     for text in {key[1] for key in cells}:
+        if folds[text]:
+            of_texts += [(noise.windows, noise.windows_df) for key, noise in alone.items() if key[1] == text]
+            continue
         means_W = summed([parts.mean(axis=0) for key, parts in cells.items() if key[1] == text])
         noise = noise_of(means_W[None], documents=documents[text])
         of_texts.append((noise.windows, noise.windows_df))
@@ -72,20 +81,6 @@ def noise_of_cells(cells: dict[tuple, np.ndarray], documents: dict[Hashable, np.
 def summed(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The sum of arrays of one shape, of which there is at least one."""
     return functools.reduce(np.add, arrays)
-
-
-def added(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The sum of independent variances (variance, degrees of freedom), and its degrees of freedom after Welch and
-    Satterthwaite.
-
-    Where one of them is not known (0 degrees of freedom), neither is the sum.
-    """
-    total = float(sum(variance for variance, _ in variances))
-    if min(df for _, df in variances) == 0:
-        return 0.0, 0
-    if total == 0:
-        return 0.0, sum(df for _, df in variances)
-    return total, total**2 / sum(variance**2 / df for variance, df in variances)
 
 
 def stretch_means(parts: np.ndarray, stretches: int) -> np.ndarray:

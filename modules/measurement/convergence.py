@@ -19,11 +19,21 @@ MOST_PASSES = 1.5  # beyond it a model may learn its text by heart
 
 class LossPair(NamedTuple):
     """Mean losses of the held-out windows of the reference and of the order, each [seeds, windows, 1], nats per token.
-    documents: see `arrow.measure`."""
+    documents, folds: see `arrow.measure`."""
 
     forward: np.ndarray
     backward: np.ndarray
     documents: np.ndarray | None
+    folds: bool = False
+
+    @property
+    def measured(self) -> arrow.Arrow:
+        return arrow.measure(self.forward, self.backward, documents=self.documents, folds=self.folds)
+
+    @property
+    def sample(self) -> arrow.Sample:
+        """In percent of the mean of both losses."""
+        return arrow.sample(self.forward, self.backward, self.documents, arrow.OF_THE_MEAN, self.folds)
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def convergence(
 
 def point(step: int, losses: LossPair) -> Point:
     """The arrow of one validation."""
-    found = arrow.measure(losses.forward, losses.backward, documents=losses.documents)
+    found = losses.measured
     return Point(step, found.percent.value, found.percent.both, (found.forward + found.backward) / 2)
 
 

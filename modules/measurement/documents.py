@@ -22,7 +22,7 @@ LISTED = 5  # either way
 def groups_of(documents: np.ndarray, windows: Windows) -> np.ndarray | None:
     """The group [windows] of neighbouring documents to which each window belongs, from 0; None where they are fewer
     than FEWEST_GROUPS. `documents`: the first token of each, in order."""
-    middles = windows.first + windows.stride * np.arange(windows.count) + windows.length // 2
+    middles = windows.starts(np.arange(windows.count)) + windows.length // 2
     document_W = np.searchsorted(documents, middles, side="right")
     least = math.ceil(windows.count ** (1 / 3))
     firsts: list[int] = []
@@ -34,9 +34,8 @@ def groups_of(documents: np.ndarray, windows: Windows) -> np.ndarray | None:
     return np.searchsorted(firsts, np.arange(windows.count), side="right") - 1
 
 
-def document_of_tokens(documents: np.ndarray, windows: Windows) -> np.ndarray:
-    """The number of the document of each held-out token [windows x tokens], which stand end to end."""
-    tokens = np.arange(windows.first, windows.first + windows.count * windows.length)
+def document_of_tokens(documents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The number of the document of each of tokens [...], by their places in the file."""
     return np.searchsorted(documents, tokens, side="right") - 1
 
 
@@ -79,12 +78,13 @@ def largest(
     forward: np.ndarray,
     backward: np.ndarray,
     labels: np.ndarray,
-    first_token: int,
+    places: np.ndarray,
     words_at: Callable[[int, int], str] | None = None,
 ) -> Largest | None:
     """The stretches of equal `labels` [windows x tokens] with the largest arrows, of losses [seeds, windows, tokens].
 
-    words_at: the words from a place in the held-out text on, for so many tokens. None where fewer than two stretches
+    places: what is told of where each token stands [windows x tokens]. words_at: the words from a place in the held-out
+    text on, for so many tokens. None where fewer than two stretches
     are as long as a passage.
     """
     found, first, tokens, forward_sums = sums_by(labels, forward.mean(axis=0, dtype=np.float64).ravel())
@@ -102,7 +102,7 @@ def largest(
         [
             Stretch(
                 number=int(found[i]),
-                first_token=int(first_token + first[i]),
+                first_token=int(places[first[i]]),
                 tokens=int(tokens[i]),
                 forward=float(forward_sums[i] / tokens[i]),
                 backward=float(backward_sums[i] / tokens[i]),

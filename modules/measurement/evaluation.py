@@ -147,9 +147,10 @@ def held_out_windows(run: Trained, opened: Callable[[str], TokenFile] = open_tok
             f"{run.data_path}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
             f"expected {recorded}); say where those are with --data"
         )
-    return split(token_file, config.model_params.context, config.stride, count, config.step_windows, config.reading)[1]
+    context, by_seed = config.model_params.context, config.folds_by_seed
+    return split(token_file, context, config.stride, count, config.step_windows, config.reading, run.seed, by_seed)[1]
 
 
 def held_out_ids(windows: Windows) -> np.ndarray:
     """The held-out tokens in text order. [windows, tokens]"""
-    return windows.token_file.gather(windows.first + windows.stride * np.arange(windows.count), windows.length)
+    return windows.token_file.gather(windows.starts(np.arange(windows.count)), windows.length)

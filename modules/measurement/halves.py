@@ -31,7 +31,8 @@ def with_controls(measurements: Sequence[Measurement]) -> list[Measurement]:
 def trained_control(text: Measurement, control: Measurement) -> Control:
     """Half the difference from the control's arrow turns, half the sum with it stays."""
     (turns, stays), (turns_nats, stays_nats) = (
-        contrast.turning(text.sample(unit), control.sample(unit)) for unit in (arrow.OF_THE_MEAN, "nats")
+        contrast.turning(text.sample(unit), control.sample(unit), same_text=text.folds)
+        for unit in (arrow.OF_THE_MEAN, "nats")
     )
     assert stays is not None  # there is a control
     return Control(
@@ -68,8 +69,7 @@ def halves(text: dict[int, LossPair], control: dict[int, LossPair]) -> list[Halv
     found = []
     for at, losses in text.items():
         if at in control:
-            samples = (arrow.sample(*each, unit=arrow.OF_THE_MEAN) for each in (losses, control[at]))
-            turns, stays = contrast.turning(*samples)
+            turns, stays = contrast.turning(losses.sample, control[at].sample, same_text=losses.folds)
             assert stays is not None  # there is a control
             found.append(Halves(at, turns, stays))
     return found

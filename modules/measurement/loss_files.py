@@ -3,8 +3,8 @@ judged by.
 
 `losses.npz` holds, for each comparison NAME and each order of reading (forward, backward, or any other word), an array
 `ORDER_NAME` (or just `ORDER`) of nats per token, float32, [seeds, windows, tokens] in text order, or [seeds, windows]
-of means; and maybe `documents_NAME` [windows], the document of each window. Seeds of two orders belong together by
-their place.
+of means; and maybe `documents_NAME` [windows], the document of each window, or, where each seed has held out another
+fold of the text, `folds_NAME` [seeds], the first token of each. Seeds of two orders belong together by their place.
 """
 
 import csv
@@ -24,7 +24,7 @@ from modules.measurement.documents import sums_by
 from modules.system.errors import UserError
 from modules.system.files import replacing
 
-DOCUMENTS = "documents"
+DOCUMENTS, FOLDS = "documents", "folds"
 # Orders whose names have a "_" themselves; any other word ends at the first.
 ORDER = re.compile(
     rf"({'|'.join(name for name in NAMES if '_' in name)}|positions_[0-9a-f]{{8}}|[^_]*)(?:_(.*))?", re.S
@@ -34,12 +34,14 @@ ORDER = re.compile(
 @dataclass
 class Losses:
     """The losses of one comparison by order, nats [seeds, windows, tokens], and where they are known the documents of
-    its windows [windows], any labels (`write_losses` gets groups of neighbouring documents), and of its tokens [windows
-    x tokens]."""
+    its windows [windows], any labels (`write_losses` gets groups of neighbouring documents), and of its tokens [1 or
+    seeds, windows x tokens]. folds: the first token of each seed's held-out fold [seeds]; None where all have the
+    same."""
 
     by_order: dict[str, np.ndarray] = field(default_factory=dict)
     documents: np.ndarray | None = None
     document_of_tokens: np.ndarray | None = None
+    folds: np.ndarray | None = None
 
 
 def write_losses(folder: Path, losses: Mapping[str, Losses]) -> dict[str, Path]:
@@ -51,6 +53,7 @@ def write_losses(folder: Path, losses: Mapping[str, Losses]) -> dict[str, Path]:
         for order, array in each.by_order.items()
     }
     arrays |= {f"{DOCUMENTS}_{name}": each.documents for name, each in losses.items() if each.documents is not None}
+    arrays |= {f"{FOLDS}_{name}": each.folds for name, each in losses.items() if each.folds is not None}
     written = {"npz": folder / "losses.npz", "csv": folder / "losses.csv"}
     with replacing(written["npz"]) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # pyrefly: ignore[bad-argument-type] (no array is named as its parameters are)
@@ -69,18 +72,19 @@ def write_csv(path: Path, columns: list[str], losses: Mapping[str, Losses], rows
         for name, each in losses.items():
             for order, array in each.by_order.items():
                 for seed, losses_WT in enumerate(array):
-                    rows = rows_of(losses_WT, each)
+                    rows = rows_of(losses_WT, each, seed)
                     writer.writerows([name, order, seed, *cells, f"{mean:.6f}"] for *cells, mean in rows)
 
 
-def window_rows(losses_WT: np.ndarray, _: Losses) -> Iterable[tuple]:
+def window_rows(losses_WT: np.ndarray, *_) -> Iterable[tuple]:
     return enumerate(losses_WT.mean(axis=1))
 
 
-def document_rows(losses_WT: np.ndarray, losses: Losses) -> Iterable[tuple]:
+def document_rows(losses_WT: np.ndarray, losses: Losses, seed: int) -> Iterable[tuple]:
     """Number, first token in the held-out text, tokens there and mean loss of each document."""
     assert losses.document_of_tokens is not None  # asked for those that have it
-    number, first, tokens, sums = sums_by(losses.document_of_tokens, losses_WT.ravel())
+    of_seed = losses.document_of_tokens[0 if losses.folds is None else seed]
+    number, first, tokens, sums = sums_by(of_seed, losses_WT.ravel())
     return zip(number, first, tokens, sums / tokens, strict=True)
 
 
@@ -116,6 +120,8 @@ def read_losses(path: str | os.PathLike, reference: str = FORWARD) -> dict[str, 
         each = found.setdefault(name, Losses())
         if order == DOCUMENTS:
             each.documents = array
+        elif order == FOLDS:
+            each.folds = array
         else:
             each.by_order[order] = losses_in(array, f"{path}: {full_name}")
     for name, each in found.items():
@@ -149,11 +155,16 @@ def check_fit(losses: Losses, source: str, reference: str) -> None:
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{order} {list(shape)}" for order, shape in shapes.items())
         raise UserError(f"{source}: expected equal shapes in all orders, found {found}")
-    n_windows = shapes[reference][1]
+    n_seeds, n_windows, _ = shapes[reference]
     if n_windows < 2:
         raise UserError(f"{source}: expected at least two windows, found {n_windows}")
     if losses.documents is not None and losses.documents.shape != (n_windows,):
         raise UserError(
             f"{source}: {DOCUMENTS}: expected one for each of {n_windows:,} windows, found "
             f"{list(losses.documents.shape)}"
+        )
+    if losses.folds is not None and (losses.folds.shape != (n_seeds,) or len(np.unique(losses.folds)) < n_seeds):
+        raise UserError(
+            f"{source}: {FOLDS}: expected the first token of another fold for each of {n_seeds} seeds, found "
+            f"{losses.folds.dtype} {list(losses.folds.shape)}, {len(np.unique(losses.folds))} different"
         )

@@ -18,6 +18,7 @@ from modules.measurement.arrow_page import write_arrow_page
 from modules.measurement.comparison import Comparison, Measurement, called, compare, compare_losses, stacked
 from modules.measurement.evaluation import Evaluation, evaluate, held_out_ids, held_out_windows
 from modules.measurement.halves import with_controls
+from modules.measurement.held_out import HeldOutText, held_out_text
 from modules.measurement.loss_files import Losses, read_losses, write_losses
 from modules.measurement.pairing import Trained, differences, pair_up, read_run
 from modules.measurement.report import checks_in_words, held_out_in_words, write_report
@@ -76,7 +77,9 @@ def measured_states(
         evaluate_pairs(pairs, device, tokenizer_of(pairs[0][0].config, wish), list(wish.texts.values()), opened, known)
         for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)
     ]
-    block_tokens = arrow.shared_block([arrow.measure(*stacked(pairs)) for pairs, *_ in evaluated])
+    block_tokens = arrow.shared_block(
+        [arrow.measure(*stacked(pairs)) for pairs, text, _ in evaluated if not text.folds]
+    )
     measurements = [compare(*each, block_tokens if len(evaluated) > 1 else None) for each in evaluated]
     return with_controls(with_configs_told_apart(measurements))
 
@@ -121,25 +124,27 @@ def evaluate_pairs(
     texts: Sequence[np.ndarray] = (),
     opened: Callable[[str], TokenFile] = open_tokens,
     known: dict[Path, list[Evaluation]] | None = None,
-) -> tuple[list[tuple[Evaluation, Evaluation]], Windows, Tokenizer | None]:
+) -> tuple[list[tuple[Evaluation, Evaluation]], HeldOutText, Tokenizer | None]:
     """What `compare` takes: evaluations of pairs (reference, order) that differ in their seed only, their held-out
-    windows, and the tokenizer if it is theirs. With one that tells the bytes of its tokens the first held-out tokens,
+    text, and the tokenizer if it is theirs. With one that tells the bytes of its tokens the first held-out tokens,
     for their page, and `texts` are evaluated too. known: the states that are evaluated already, each in its orders;
     those of these pairs are added."""
     known = {} if known is None else known
-    windows = held_out_windows(pairs[0][0], opened)
-    if windows.token_file.reversed_of is not None:
+    windows = [held_out_windows(reference, opened) for reference, _ in pairs]
+    text = held_out_text(windows, [reference.seed for reference, _ in pairs])
+    if text.token_file.reversed_of is not None:
         toki = None  # a control has a tokenizer of its own
     if toki is not None:
-        windows.token_file.check_tokenizer(toki)
-    shown = [first_held_out(windows), *texts] if toki is not None and pieces_of(toki) is not None else []
-    for number, pair in enumerate(pairs):
+        text.token_file.check_tokenizer(toki)
+    shown = toki is not None and pieces_of(toki) is not None
+    for number, (pair, of_pair) in enumerate(zip(pairs, windows, strict=True)):
         for run in pair:
             if run.path not in known:
                 of_run, snippets = held_out_windows(run, opened), toki if number == 0 else None
-                known[run.path] = evaluate(run, of_run, device, shown, snippets)
+                pages = [first_held_out(of_pair), *texts] if shown else []
+                known[run.path] = evaluate(run, of_run, device, pages, snippets)
     evaluations = [(known[one.path][one.number], known[other.path][other.number]) for one, other in pairs]
-    return evaluations, windows, toki
+    return evaluations, text, toki
 
 
 def first_held_out(windows: Windows) -> np.ndarray:
@@ -165,12 +170,12 @@ def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
         if first and first[0].texts:
             toki = tokenizer_of(first[0].run.config, wish)
             token_bytes = pieces_of(toki) if toki else None
-            assert each.windows is not None and token_bytes is not None  # or there would be no texts
-            shown = [("held-out text", first_held_out(each.windows)), *wish.texts.items()]
+            assert each.held_out is not None and token_bytes is not None  # or there would be no texts
+            shown = [("held-out text", first_held_out(each.held_out.windows[0])), *wish.texts.items()]
             for number, (suffix, (what, ids)) in enumerate(zip(suffixes, shown, strict=True)):
+                have_it = each.pairs[:1] if number == 0 and each.folds else each.pairs
                 forward, backward = (
-                    np.mean([one.texts[number] for one in of_seeds], axis=0)
-                    for of_seeds in zip(*each.pairs, strict=True)
+                    np.mean([one.texts[number] for one in of_seeds], axis=0) for of_seeds in zip(*have_it, strict=True)
                 )
                 page = write_arrow_page(
                     out / file_name(stem_of[comparison.name, suffix], "-page.html"),
@@ -198,7 +203,8 @@ def losses_by_config(measurements: Sequence[Measurement]) -> dict[str, Losses]:
         name = comparison.config
         if comparison.in_one_model or seeds.setdefault(name, comparison.compared.seeds) != comparison.compared.seeds:
             name = comparison.name
-        losses = found.setdefault(name, Losses({}, each.documents, each.document_of_tokens))
+        folds = np.array(each.held_out.firsts) if each.held_out and each.folds else None
+        losses = found.setdefault(name, Losses({}, each.documents, each.document_of_tokens, folds))
         losses.by_order.update(each.losses)
     return found
 
@@ -206,14 +212,20 @@ def losses_by_config(measurements: Sequence[Measurement]) -> dict[str, Losses]:
 def report_on_losses(path: str, wish: Wish) -> str:
     """The report on losses that somebody else measured (loss_files.py), and what to tell the user of it."""
     given = [
-        (name or Path(path).stem, order, losses.by_order[wish.reference], array, losses.documents, Path(path).stem)
+        (name or Path(path).stem, order, losses.by_order[wish.reference], array, losses, Path(path).stem)
         for name, losses in read_losses(path, wish.reference).items()
         for order, array in losses.by_order.items()
         if order != wish.reference
     ]
-    block_tokens = arrow.shared_block([arrow.measure(one, other) for _, _, one, other, _, _ in given])
+    one_text = [(one, other) for _, _, one, other, losses, _ in given if losses.folds is None]
+    block_tokens = arrow.shared_block([arrow.measure(*each) for each in one_text])
     shared = block_tokens if len(given) > 1 else None
-    measurements = [compare_losses(*each, shared, wish.reference) for each in given]
+    measurements = [
+        compare_losses(
+            name, order, one, other, losses.documents, text, shared, wish.reference, losses.folds is not None
+        )
+        for name, order, one, other, losses, text in given
+    ]
     out = wish.out or Path(path).with_suffix("").with_name(f"{Path(path).stem}-report")
     return report_on(measurements, replace(wish, out=out))
 

@@ -12,6 +12,11 @@ about its expectation over seeds and held-out text, and an interval here is for 
 - **interaction**: a seed is better at some windows than another seed. Both variances above hold it, so it is counted
   once.
 
+Where each seed has held out a fold of its own, all that a text adds is the seed's: the windows' variance is
+interaction, which the seeds' holds already, and is only the least that the seeds' can be. That models of two folds
+were trained on much the same text is not in the interval, nor is it where all have one held-out text (there is no
+unbiased estimate of it: Bengio and Grandvalet 2004).
+
 Why not a bootstrap of blocks as long as the autocorrelations last: it misses correlations that are weak at each lag and
 long, and does not know how badly the variance is known.
 
@@ -24,6 +29,7 @@ benchmarks.coverage`.
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
@@ -151,9 +157,17 @@ def estimate(value: float, noise: Noise) -> Estimate:
     )
 
 
-def noise_of(parts: np.ndarray, block: float | None = None, documents: np.ndarray | None = None) -> Noise:
-    """The noise of the mean of `parts` [seeds, windows], windows in text order (see `components` for the rest)."""
+def noise_of(
+    parts: np.ndarray, block: float | None = None, documents: np.ndarray | None = None, folds: bool = False
+) -> Noise:
+    """The noise of the mean of `parts` [seeds, windows], windows in text order (see `components` for the rest). folds:
+    whether each seed's windows are of a fold of its own."""
     n_seeds = len(parts)
+    if folds and n_seeds > 1:
+        alone = [noise_of(of_seed[None], block) for of_seed in parts]
+        windows, windows_df = added([(each.windows / n_seeds**2, each.windows_df) for each in alone])
+        of_seeds = float(parts.mean(axis=1).var(ddof=1) / n_seeds)
+        return Noise(max(of_seeds, windows), windows, windows, n_seeds - 1, windows_df)
     parts_K, windows_df = components(parts, block, documents)
     windows = np.mean(parts_K.mean(axis=0) ** 2)
     if n_seeds == 1:
@@ -162,6 +176,20 @@ def noise_of(parts: np.ndarray, block: float | None = None, documents: np.ndarra
     return Noise(
         float(parts.mean(axis=1).var(ddof=1) / n_seeds), float(windows), float(interaction), n_seeds - 1, windows_df
     )
+
+
+def added(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The sum of independent variances (variance, degrees of freedom), and its degrees of freedom after Welch and
+    Satterthwaite.
+
+    Where one of them is not known (0 degrees of freedom), neither is the sum.
+    """
+    total = float(sum(variance for variance, _ in variances))
+    if min(df for _, df in variances) == 0:
+        return 0.0, 0
+    if total == 0:
+        return 0.0, sum(df for _, df in variances)
+    return total, total**2 / sum(variance**2 / df for variance, df in variances)
 
 
 # Held-out text

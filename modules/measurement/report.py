@@ -389,6 +389,11 @@ def section(comparison: Comparison) -> str:
 
 
 def what_counts_as_one(held_out: HeldOut) -> str:
+    if held_out.folds is not None:
+        return (
+            f"of {held_out.folds} folds: each seed has held out another, so its difference from the other seeds holds "
+            "that of the texts"
+        )
     if held_out.groups is not None:
         return f"in {held_out.groups:,} groups of neighbouring documents that each count as one"
     if held_out.shared:

@@ -45,7 +45,10 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
                 for name, value in zip(others, values_of_others, strict=True)
             )
             where = called(where, *which)
-            held_out = {(each.token_file.fingerprint, each.comparison.held_out.tokens) for each in group}
+            held_out = {
+                (each.token_file.fingerprint, each.comparison.held_out.tokens, each.held_out and each.held_out.firsts)
+                for each in group
+            }
             samples, of_what = for_contrasts(group)
             shared = {"same_seeds": len({tuple(each.seeds) for each in group}) == 1, "same_text": len(held_out) == 1}
             for (one, other), (low, high) in zip(pairwise(samples), pairwise(values), strict=True):

@@ -156,6 +156,7 @@ def data_of(config: Config, tokenizer_path: str | None, processes: Processes) ->
         config.step_windows,
         config.reading,
         params.seed,
+        config.folds_by_seed,
     )
     return Data(token_file, windows, held_out, tokenizer)
 

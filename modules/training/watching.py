@@ -81,15 +81,23 @@ def last_step(config: Config) -> int | None:
     if config.training_params.steps_to_train or config.optim_params.cooldown:
         return last_step_of(config, 0)
     windows = _training_windows(
-        config.dataset_path, config.model_params.context, config.stride, config.held_out_windows, config.step_windows
+        config.dataset_path,
+        config.model_params.context,
+        config.stride,
+        config.held_out_windows,
+        config.step_windows,
+        config.folds_by_seed,
     )
     return None if windows is None else last_step_of(config, windows)
 
 
 @functools.cache
-def _training_windows(path: str, context: int, stride: int, held_out: int, step_windows: int) -> int | None:
+def _training_windows(
+    path: str, context: int, stride: int, held_out: int, step_windows: int, by_seed: bool
+) -> int | None:
     """Windows of an epoch: once for all orders and seeds."""
     try:
-        return len(split(open_tokens(path), context, stride, held_out, step_windows, READ_FORWARD)[0])
+        data = open_tokens(path)
+        return len(split(data, context, stride, held_out, step_windows, READ_FORWARD, by_seed=by_seed)[0])
     except (UserError, OSError):
         return None

@@ -104,6 +104,51 @@ def test_held_out_windows_end_the_file_and_no_training_window_reaches_them(
     assert len(training) >= step
 
 
+@given(
+    n_tokens=st.integers(50, 1000),
+    length=st.integers(2, 20),
+    stride=st.integers(1, 25),
+    held_out=st.integers(1, 40),
+    step=st.integers(1, 10),
+    reverse=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_folds_of_seeds_share_no_token_and_no_training_window_reaches_its_own(
+    token_file, n_tokens, length, stride, held_out, step, reverse
+):
+    class Shorter:
+        path, tokens, reversed_of = "shorter.h5", token_file.tokens[:n_tokens], "a text" if reverse else None
+        gather, bos_id = token_file.gather, token_file.bos_id
+
+    held_out_tokens = held_out * length
+    needed = held_out_tokens + 2 * length + (step - 1) * stride
+    if n_tokens < needed:
+        with pytest.raises(UserError, match=f"at least {needed:,}"):
+            split(Shorter, length, stride, held_out, step, READ_FORWARD, 0, True)
+        return
+    seen, counts = np.zeros(n_tokens, int), set()
+    for seed in range(n_tokens // held_out_tokens):
+        training, fold = split(Shorter, length, stride, held_out, step, READ_FORWARD, seed, True)
+        end = fold.first + held_out_tokens
+        seen[fold.first : end] += 1
+        counts.add(len(training))
+        number = np.arange(len(training))
+        starts = training.starts(number)
+        assert ((starts >= 0) & (starts + length <= n_tokens)).all()
+        assert ((starts + length <= fold.first) | (starts >= end)).all(), "none reaches the fold"
+        apart = np.diff(starts)
+        assert (apart != stride).sum() <= 1 and (apart > 0).all(), "one gap at most"
+        unused = n_tokens - held_out_tokens - (len(training) - 1) * stride - length
+        assert unused < 2 * (length + stride), "nearly as many as fit"
+        assert training.batch(number)[1].numpy().tolist() == token_file.gather(starts, length).tolist()
+        assert fold.first == (seed * held_out_tokens if reverse else n_tokens - (seed + 1) * held_out_tokens)
+        assert split(Shorter, length, stride, held_out, step, READ_FORWARD, seed + n_tokens // held_out_tokens, True)[
+            1
+        ].first == (fold.first), "they take turns"
+    assert len(counts) == 1 and counts.pop() >= step, "an epoch is as long for each seed"
+    assert seen.max() == 1 and seen.sum() == n_tokens // held_out_tokens * held_out_tokens
+
+
 @given(count=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
 @settings(max_examples=80, deadline=None)
 def test_the_order_is_a_permutation(count, seed, epoch):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from modules.data.windows import Windows
 from modules.measurement.documents import FEWEST_GROUPS, LISTED, PASSAGE_TOKENS, document_of_tokens, groups_of, largest
+from modules.measurement.held_out import HeldOutText
 from modules.measurement.loss_files import read_losses
 from tests.measurement.test_control import config, dataset
 from tests.measurement.test_measure import measure
@@ -19,6 +20,10 @@ from tests.measurement.test_measure import measure
 
 def windows(count: int, length: int, first: int = 0) -> Windows:
     return Windows(None, first, count, length, length, False)
+
+
+def tokens_of(held_out: Windows) -> np.ndarray:
+    return HeldOutText((held_out,)).tokens[0]
 
 
 @given(
@@ -32,7 +37,7 @@ def test_groups_are_neighbours_of_a_least_size_that_end_at_documents(lengths, co
         return
     assert groups[0] == 0 and set(np.diff(groups)) <= {0, 1} and groups[-1] + 1 >= FEWEST_GROUPS
     assert np.bincount(groups).min() >= count ** (1 / 3)
-    middle_W = document_of_tokens(documents, held_out).reshape(count, length)[:, length // 2]
+    middle_W = document_of_tokens(documents, tokens_of(held_out)).reshape(count, length)[:, length // 2]
     assert all(middle_W[i] != middle_W[i - 1] for i in np.flatnonzero(np.diff(groups)) + 1), "none parts a document"
 
 
@@ -41,7 +46,7 @@ def test_each_token_is_of_the_document_that_began_last(count, length, first):
     documents = np.array([0, 7, 8, 40, 100])
     tokens = range(first, first + count * length)
     expected = [max(i for i, start in enumerate(documents) if start <= token) for token in tokens]
-    assert document_of_tokens(documents, windows(count, length, first)).tolist() == expected
+    assert document_of_tokens(documents, tokens_of(windows(count, length, first))).tolist() == expected
 
 
 def test_a_few_long_documents_are_no_groups():
@@ -56,13 +61,15 @@ def test_the_largest_arrows_either_way_are_listed_and_short_stretches_are_not():
     forward = rng.gamma(4, 1, (2, 300, 10))
     shift = np.linspace(-1, 1, 31)[labels]
     shift[-50:] = 50
-    found = largest(forward, forward + shift.reshape(300, 10), labels, 1_000, lambda start, n: f"{start}+{n}")
+    found = largest(
+        forward, forward + shift.reshape(300, 10), labels, 1_000 + np.arange(3_000), lambda start, n: f"{start}+{n}"
+    )
     assert [each.number for each in found.stretches] == [28, 27, 26, 25, 24, 4, 3, 2, 1, 0]
     assert found.count == 29 and found.least_tokens == PASSAGE_TOKENS and len(found.stretches) == 2 * LISTED
     last = found.stretches[-1]
     assert (last.first_token, last.tokens, last.words) == (1_000, 100, "0+100") and last.nats == pytest.approx(-1)
     assert last.percent == pytest.approx(100 * (last.backward / last.forward - 1))
-    assert largest(forward[:, :6], forward[:, :6], np.zeros(60), 0) is None
+    assert largest(forward[:, :6], forward[:, :6], np.zeros(60), np.arange(60)) is None
 
 
 @pytest.fixture(scope="module")

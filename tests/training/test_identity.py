@@ -52,6 +52,7 @@ EVERY_KEY = {
     "training_params__step_log": (4, "free"),
     "training_params__valid_steps": (3, "refused"),
     "training_params__held_out_tokens": (1024, "refused"),
+    "training_params__held_out_fold": ("by_seed", "refused"),
     "training_params__state_save_loc": ("elsewhere", "another run"),
     "training_params__seed": (1, "refused"),
     "training_params__stride": (4, "refused"),
