@@ -237,17 +237,17 @@ def synthetic() -> dict[str, dict]:
 
 
 # Of each text of results.mk that is measured at one size: steps of a run, at most 1.5 passes over the text, held-out
-# tokens and ids. Texts of one name are trained for 1.5 passes over the shortest of them.
+# tokens and ids.
 RESULT_TEXTS = {"code": (4000, SMALL_HELD_OUT_TOKENS, 1024), "umaydis": (3000, SMALL_HELD_OUT_TOKENS, 7)}
 RESULT_TEXTS["tunes"] = (2640, 393_216, 83)
-RESULT_TEXTS |= {f"help_{language}": (2304, 393_216, 1024) for language in ("en", "fr", "de", "es", "it")}
-for language in ("es", "en"):
-    RESULT_TEXTS[f"prose_{language}"] = (3500, 393_216, 1024)
-    RESULT_TEXTS[f"guides_{language}"] = (1380, SMALL_HELD_OUT_TOKENS // 4, 1024)
-    RESULT_TEXTS[f"bible_{language}"] = (1600, SMALL_HELD_OUT_TOKENS // 4, 1024)
-# Some of them again, with other steps: four times as many; as many passes as over help_en, or as over guides_es.
-OTHER_STEPS = {"long": {"bible_en": 6400, "bible_es": 6400}}
-OTHER_STEPS["passes"] = {"help_de": 1992, "help_es": 1680, "help_fr": 1920, "help_it": 2008, "guides_en": 2996}
+RESULT_TEXTS |= {text: (2304, 393_216, 1024) for text in ("help_en", "help_es")}
+RESULT_TEXTS |= {text: (1600, SMALL_HELD_OUT_TOKENS // 4, 1024) for text in ("bible_en", "bible_es")}
+# Short texts, of so many tokens: each seed holds out another tenth, and passes 1.45 times over the rest.
+FOLDED_TEXTS = {"bible_en": 1_413_780, "bible_es": 1_435_447, "guides_en": 2_405_078, "guides_es": 1_249_607}
+FOLDED_TEXTS |= {"help_en": 2_599_552, "help_fr": 2_233_398, "help_de": 2_302_177, "help_es": 2_001_744}
+FOLDED_TEXTS |= {"help_it": 2_317_711}
+FOLDS, FOLDED_PASSES = 10, 1.45
+LONG = {"bible_en": 6400, "bible_es": 6400}  # the same with four times the steps
 USUAL_TOKENS = {"bible_en": 1560, "bible_es": 1560, "help_en": 2100, "help_es": 2100}  # steps; they have a direction
 POSITIONS = {"help_en": ("rope", "none"), "code": ("rope", "none")}  # beside the learned ones of the others
 RESULT_SIZES = {  # layers, heads, width, learning rate
@@ -284,6 +284,15 @@ def result(text: str, size: str, steps: int, held_out_tokens: int, vocab_size: i
     config["model_params"]["n_layers"] = layers
     config["training_params"] |= {"step_log": steps // 100, "backup_every": steps}
     config["optim_params"] |= {"warmup_steps": warmup, "oscil_steps": steps - warmup}
+    return config
+
+
+def folded_result(text: str) -> dict:
+    """A run of results.mk of which each seed holds out another part of the text."""
+    held_out_tokens = FOLDED_TEXTS[text] // FOLDS // RESULT_CONTEXT * RESULT_CONTEXT
+    steps = int(FOLDED_PASSES * (FOLDED_TEXTS[text] - held_out_tokens) / 1024) // 4 * 4
+    config = result(text, "width64", steps, held_out_tokens)
+    config["training_params"]["held_out_fold"] = "by_seed"
     return config
 
 
@@ -330,9 +339,9 @@ def results() -> dict[str, dict]:
             config = result(text, "width64", *RESULT_TEXTS[text])
             config["model_params"]["position"] = position
             runs[f"results/{text}_{position}"] = config
-    for name, steps_of in OTHER_STEPS.items():
-        for text, steps in steps_of.items():
-            runs[f"results/{text}_{name}"] = result(text, "width64", steps, *RESULT_TEXTS[text][1:])
+    runs |= {f"results/{text}_folds": folded_result(text) for text in FOLDED_TEXTS}
+    for text, steps in LONG.items():
+        runs[f"results/{text}_long"] = result(text, "width64", steps, *RESULT_TEXTS[text][1:])
     for text, steps in USUAL_TOKENS.items():
         usual = result(text, "width64", steps, *RESULT_TEXTS[text][1:])
         usual["training_params"] |= {
