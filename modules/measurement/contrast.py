@@ -130,7 +130,7 @@ def weighted(arrows: Sequence[Measured], weights: Sequence[float], same_seeds: b
     return combination(samples, of_samples, seeds, texts)
 
 
-def turning(text: Sample, control: Sample | None, *, same_text: bool = False) -> tuple[Estimate, Estimate | None]:
+def turning(text: Sample, control: Sample, *, same_text: bool = False) -> tuple[Estimate, Estimate]:
     """The half of an arrow that turns round with the text, which is the arrow of time, and the half that does not.
 
     `control` is the same measurement of the reversed text, its windows in that text's own order; seeds are the same.
@@ -141,15 +141,7 @@ def turning(text: Sample, control: Sample | None, *, same_text: bool = False) ->
     same_text: the control's held-out windows are those of the text, reversed. Their noise turns with the text: the
     first half has all of it, as if there were no control, and the other none. False where they come from elsewhere: the
     end of the reversed text is the beginning of the text.
-
-    control=None is for a tokenizer whose tokens of the reversed text are the reversed tokens. Reading the reversed text
-    forward is then reading the text backward, token by token, so the control's expected arrow is minus this one: the
-    arrow is the half that turns, the other is zero by construction (None), and nothing has to be trained. What a
-    trained control gives even then: a second set of models, so less noise of seeds, and a test that the programs treat
-    both directions alike.
     """
-    if control is None:
-        return combination([text], [1], [0], [0]), None
     if same_text:
         control = replace(
             control,

@@ -87,5 +87,6 @@ def check_folds(runs: Sequence[Config]) -> None:
         if len(of_data) > max(1, folds):
             raise UserError(
                 f"{path}: expected at most {folds} seeds, as its {n_tokens:,} tokens have so many folds of "
-                f"{held_out_tokens:,}, found {len(of_data)}; take fewer, or a smaller held_out_tokens"
+                f"{held_out_tokens:,}, found {len(of_data)}; take fewer (--seeds, --max_seeds), or a smaller "
+                "held_out_tokens"
             )

@@ -7,6 +7,7 @@ from datetime import timedelta
 import torch
 
 from modules.config import Config
+from modules.data.windows import fold_of
 from modules.system.processes import peak_resident_bytes
 from modules.training.initial import initial_of
 from modules.training.loop import Training, batches_of, train_step
@@ -34,7 +35,8 @@ def dry_run(config: Config, processes: Processes) -> None:
     lines = {
         "parameters": f"{parameters:,}",
         "data": f"{len(training.windows.token_file.tokens):,} tokens: {len(training.windows):,} training windows of "
-        f"{training.windows.length}, stride {training.windows.stride}, and {len(training.held_out):,} held-out windows",
+        f"{training.windows.length}, stride {training.windows.stride}, and {len(training.held_out):,} held-out windows"
+        + fold_in_words(training),
         "one step": f"{step_windows:,} windows, {training.step_tokens:,} tokens ({params.aggregate} micro-batch(es) of "
         f"{params.batch_size}{f', each in {training.pieces} pieces' if training.pieces > 1 else ''})",
         "one epoch": f"{len(training.windows) // step_windows:,} steps; this run: {last_step:,} steps, "
@@ -49,6 +51,16 @@ def dry_run(config: Config, processes: Processes) -> None:
     tell(processes, introduction(training, last_step))
     for name, value in lines.items():
         tell(processes, f"  {name + ':':<17}{value}")
+
+
+def fold_in_words(training: Training) -> str:
+    """Which fold is held out, where the seed decides."""
+    if not training.config.folds_by_seed:
+        return ""
+    n_tokens, held_out = len(training.windows.token_file.tokens), training.held_out
+    held_out_tokens = len(held_out) * held_out.length
+    fold = fold_of(training.config.training_params.seed, n_tokens, held_out_tokens)
+    return f", fold {fold + 1} of {n_tokens // held_out_tokens} from the end"
 
 
 def seconds_a_step(training: Training) -> float:

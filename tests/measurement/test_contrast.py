@@ -32,7 +32,10 @@ def test_a_sample_is_the_measured_arrow():
     random = np.random.default_rng(0)
     forward = random.gamma(4, 1, size=(3, 50, 8))
     backward = forward + 0.1 + 0.3 * random.standard_normal(forward.shape)
-    found, alone = arrow.measure(forward, backward).percent, turning(arrow.sample(forward, backward), None)[0]
+    found, alone = (
+        arrow.measure(forward, backward).percent,
+        combination([arrow.sample(forward, backward)], [1], [0], [0]),
+    )
     assert alone == found
 
 
@@ -204,8 +207,9 @@ def test_a_control_that_is_exact_turns_everything():
     text = made(np.random.default_rng(9), 1.0, seeds=[0.1, 0.0, 0.2])
     exact = Sample(-text.value, -text.parts[:, ::-1])  # its windows in the order of the reversed text
     turns, stays = turning(text, exact, same_text=True)
-    assert (stays.value, stays.se) == (0, 0) and intervals(turns) == pytest.approx(intervals(turning(text, None)[0]))
-    assert turning(text, None)[1] is None
+    assert (stays.value, stays.se) == (0, 0) and intervals(turns) == pytest.approx(
+        intervals(combination([text], [1], [0], [0]))
+    )
 
 
 def test_held_out_text_that_is_shared_helps_the_half_that_stays_and_not_the_half_that_turns():

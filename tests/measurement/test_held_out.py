@@ -23,6 +23,7 @@ from modules.system.errors import UserError
 from modules.training.checkpoint import load_state
 from tests.measurement.test_control import config, dataset
 from tests.measurement.test_measure import measure
+from tests.toy import run_script
 
 CONTEXT, HELD_OUT, SEEDS = 16, 20 * 8 * 16, 3
 
@@ -146,6 +147,16 @@ def test_another_fold_is_another_run(measured):
     told = measure(path, "--seeds", 1, "-p", "test", "-d", "cpu")
     folded(folder, data)
     assert told.returncode and "training_params.held_out_fold by_seed there and last in the config" in told.stderr
+
+
+def test_a_dry_run_says_which_fold(measured, tmp_path):
+    _, data, _, _ = measured
+    path = folded(tmp_path, data, "dry")
+    written = json.loads(path.read_text())
+    written["training_params"]["seed"] = 1
+    path.write_text(json.dumps(written))
+    told = run_script("train_script.py", path, "-d", "cpu", "--dry_run")
+    assert f", fold 2 of {len(open_tokens(data).tokens) // HELD_OUT} from the end" in told.stdout
 
 
 def test_a_trained_control_holds_out_the_same_text(tmp_path):
