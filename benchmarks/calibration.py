@@ -3,7 +3,7 @@
     python -m benchmarks.calibration [null entropy strong] [--runs 80]
 
     null     time-symmetric sources: 95 % intervals must cover zero in about 95 % of simulated measurements, whatever
-             the number of seeds
+             the number of seeds; with --folds for five seeds that hold out a fold each
     entropy  sources of known entropy: both directions must come within 1 % of it, from above
     strong   circuits over F2 and products of primes (configs/synthetic): the arrow must be told from zero; and with the
              text written backward, it must change its sign and nothing else
@@ -157,7 +157,7 @@ STRONG = {
 ENTROPIES = ("entropy_markov", "entropy_iid")
 NUMBERS = 10**7  # of a source
 NUMBERS_A_RUN = 10  # one for the text, and up to nine seeds
-SEEDS = 8  # of a measurement of `null`
+SEEDS, FOLDS = 8, 5  # of a measurement of `null`: where all hold out the same text, and where each has a fold
 
 
 def numbers_of(source: str, run: int = 0) -> range:
@@ -173,21 +173,24 @@ def numbers_of(source: str, run: int = 0) -> range:
 
 @dataclass(frozen=True)
 class Job:
-    """Trainings in both directions from some seeds on one text, and the file that keeps their losses."""
+    """Trainings in both directions from some seeds on one text, and the file that keeps their losses. folds: whether
+    each seed holds out another part of it."""
 
     source: str
     text_number: int
     seeds: range
     folder: Path
+    folds: bool = False
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.source}_{self.seeds[0]}-{self.seeds[-1]}.npz"
+        folds = "_folds" if self.folds else ""
+        return self.folder / f"{self.source}_{self.seeds[0]}-{self.seeds[-1]}{folds}.npz"
 
 
-def null_job(source: str, run: int, folder: Path, n_seeds: int = SEEDS) -> Job:
+def null_job(source: str, run: int, folder: Path, n_seeds: int | None = None, folds: bool = False) -> Job:
     numbers = numbers_of(source, run)
-    return Job(source, numbers[0], numbers[1 : n_seeds + 1], folder)
+    return Job(source, numbers[0], numbers[1 : (n_seeds or (FOLDS if folds else SEEDS)) + 1], folder, folds)
 
 
 def strong_job(source: str, seed: int, folder: Path) -> Job:
@@ -203,7 +206,7 @@ def do(job: Job, steps: int | None = None) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         text = text_of(job)
         toki = get_tokenizer(job.folder / ("docstrings" if job.source == "real" else "characters"))
-        config = config_of(job.source, write_tokens(Path(folder) / f"{job.source}.h5", text, toki), steps)
+        config = config_of(job.source, write_tokens(Path(folder) / f"{job.source}.h5", text, toki), steps, job.folds)
         start = time.process_time()
         forward, backward = measure(config, job.seeds)
     found = {
@@ -217,11 +220,11 @@ def do(job: Job, steps: int | None = None) -> dict[str, np.ndarray]:
     return found
 
 
-def config_of(source: str, data: Path, steps: int | None = None) -> Config:
+def config_of(source: str, data: Path, steps: int | None = None, folds: bool = False) -> Config:
     if source in STRONG:
         config = parse_config({"model": "gpt"} | synthetic()[f"synthetic/{source.removesuffix('_mirrored')}"], source)
         return config.with_training(dataset_folder=str(data))
-    return small_config(
+    config = small_config(
         data,
         context=16,
         width=16,
@@ -230,6 +233,7 @@ def config_of(source: str, data: Path, steps: int | None = None) -> Config:
         valid_steps=20,
         vocab_size=REAL_VOCAB if source == "real" else 257,
     )
+    return config.with_training(held_out_fold="by_seed" if folds else "last")
 
 
 def settings_of(config: Config) -> str:
@@ -245,7 +249,7 @@ def kept(job: Job) -> dict[str, np.ndarray] | None:
         return None
     with np.load(job.path) as file:
         found = dict(file)
-    if str(found["settings"]) != settings_of(config_of(job.source, Path("any.h5"))):
+    if str(found["settings"]) != settings_of(config_of(job.source, Path("any.h5"), folds=job.folds)):
         raise UserError(
             f"{job.path}: expected losses of the settings that this program trains with, found others; name another "
             "--folder"
@@ -333,11 +337,13 @@ def text_of(job: Job) -> str | np.ndarray:
     return text[::-1] if job.source.endswith("mirrored") else text
 
 
-def arrows(losses: dict[str, np.ndarray], n_seeds: int) -> list[arrow.Arrow]:
+def arrows(losses: dict[str, np.ndarray], n_seeds: int, folds: bool = False) -> list[arrow.Arrow]:
     """The arrows that as many of a measurement's seeds find, each with seeds of its own."""
     forward_SW, backward_SW = losses["forward"], losses["backward"]
     return [
-        arrow.measure(forward_SW[first : first + n_seeds, :, None], backward_SW[first : first + n_seeds, :, None])
+        arrow.measure(
+            forward_SW[first : first + n_seeds, :, None], backward_SW[first : first + n_seeds, :, None], folds=folds
+        )
         for first in range(0, len(forward_SW) - n_seeds + 1, n_seeds)
     ]
 
@@ -352,14 +358,15 @@ def share(part: int, whole: int) -> str:
     return f"{part} of {whole}, {100 * part / whole:.0f} %"
 
 
-def null(runs: int, folder: Path) -> str:
+def null(runs: int, folder: Path, folds: bool) -> str:
     rows, means = [], []
     for source, title in NULLS.items():
-        measurements = [found for run in range(runs) if (found := kept(null_job(source, run, folder))) is not None]
+        jobs = [null_job(source, run, folder, folds=folds) for run in range(runs)]
+        measurements = [found for job in jobs if (found := kept(job)) is not None]
         if len(measurements) < 2:
             continue
-        for n_seeds in (1, 2, 3, 5, 8):
-            found = [each for losses in measurements for each in arrows(losses, n_seeds)]
+        for n_seeds in (2, 3, 5) if folds else (1, 2, 3, 5, 8):
+            found = [each for losses in measurements for each in arrows(losses, n_seeds, folds)]
             kinds = ("both", "seeds", "windows") if n_seeds > 1 else ()  # one seed has no verdict
             cells = [share(sum(covers(each, kind) for each in found), len(found)) for kind in kinds] or [
                 "no verdict",
@@ -368,7 +375,7 @@ def null(runs: int, folder: Path) -> str:
             ]
             width = np.median([(high - low) / 2 for low, high in (each.percent.both for each in found)])
             rows.append([title, n_seeds, *cells, f"{width:.3f} %"])
-        values = [arrows(losses, SEEDS)[0].percent.value for losses in measurements]
+        values = [arrows(losses, FOLDS if folds else SEEDS)[0].percent.value for losses in measurements]
         seconds = sum(float(losses["seconds"]) for losses in measurements)
         means.append(
             f"- {title}: {np.mean(values):+.4f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f} % "
@@ -553,6 +560,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/calibration"), help="where losses stay (default %(default)s)"
     )
+    parser.add_argument("--folds", action="store_true", help="null: each of five seeds holds out a fold of its own")
     parser.add_argument("--show", action="store_true", help="train nothing: the tables of what the folder holds")
     args = parser.parse_args()
     if unknown := set(args.parts) - {"null", "entropy", "strong"}:
@@ -561,12 +569,12 @@ def main() -> None:
         parser.error("expected at least two runs, two seeds and one process")
     torch.set_num_threads(1)
     jobs = {
-        "null": [null_job(source, run, args.folder) for run in range(args.runs) for source in NULLS],
+        "null": [null_job(source, run, args.folder, folds=args.folds) for run in range(args.runs) for source in NULLS],
         "strong": [strong_job(source, seed, args.folder) for seed in range(args.seeds) for source in STRONG],
         "entropy": [],
     }
     tables = {
-        "null": lambda: null(args.runs, args.folder),
+        "null": lambda: null(args.runs, args.folder, args.folds),
         "strong": lambda: strong(args.seeds, args.folder),
         "entropy": entropy,
     }

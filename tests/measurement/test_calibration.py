@@ -98,7 +98,20 @@ def arrow_of_losses(seeds: int, arrow_in_nats: float, random: np.random.Generato
 
 def keep(job: calibration.Job, losses: dict) -> None:
     """A file as `do` writes it."""
-    np.savez(job.path, **losses, settings=calibration.settings_of(calibration.config_of(job.source, Path("any.h5"))))
+    config = calibration.config_of(job.source, Path("any.h5"), folds=job.folds)
+    np.savez(job.path, **losses, settings=calibration.settings_of(config))
+
+
+def test_folds_are_measurements_of_their_own(tmp_path):
+    random = np.random.default_rng(1)
+    for run in range(4):
+        losses = arrow_of_losses(5, 0.0, random)
+        keep(calibration.null_job("iid", run, tmp_path, folds=True), losses)
+        (found,), (alike,) = (calibration.arrows(losses, 5, folds) for folds in (True, False))
+        assert found.n_windows == 5 * alike.n_windows
+    rows = [line for line in calibration.null(4, tmp_path, folds=True).splitlines() if "independent" in line]
+    assert [row.split("|")[2].strip() for row in rows[:3]] == ["2", "3", "5"]
+    assert "independent" not in calibration.null(4, tmp_path, folds=False)
 
 
 def test_tables_count_what_is_there_and_train_nothing(tmp_path):
