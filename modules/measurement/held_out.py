@@ -84,7 +84,7 @@ def check_folds(runs: Sequence[Config]) -> None:
     for (path, held_out_tokens), of_data in seeds.items():
         n_tokens = len(open_tokens(path).tokens)
         folds = n_tokens // held_out_tokens
-        if len(of_data) > max(1, folds):
+        if folds and len(of_data) > folds:  # with none the run says what is missing
             raise UserError(
                 f"{path}: expected at most {folds} seeds, as its {n_tokens:,} tokens have so many folds of "
                 f"{held_out_tokens:,}, found {len(of_data)}; take fewer (--seeds, --max_seeds), or a smaller "

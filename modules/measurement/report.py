@@ -390,10 +390,7 @@ def section(comparison: Comparison) -> str:
 
 def what_counts_as_one(held_out: HeldOut) -> str:
     if held_out.folds is not None:
-        return (
-            f"of {held_out.folds} folds: each seed has held out another, so its difference from the other seeds holds "
-            "that of the texts"
-        )
+        return f"a fold of the text for each of {held_out.folds} seeds, whose differences are those of the folds too"
     if held_out.groups is not None:
         return f"in {held_out.groups:,} groups of neighbouring documents that each count as one"
     if held_out.shared:

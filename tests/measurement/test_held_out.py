@@ -75,7 +75,7 @@ def test_each_seed_is_measured_on_its_own_fold(measured):
     assert (held_out["folds"], held_out["tokens"]) == (SEEDS, SEEDS * HELD_OUT)
     assert f"{SEEDS * HELD_OUT:,} held-out tokens, {SEEDS} seed(s)" in told.stdout
     report = (folder / "runs" / "test" / "report" / "report.md").read_text()
-    assert f"of {SEEDS} folds: each seed has held out another" in report
+    assert f"a fold of the text for each of {SEEDS} seeds" in report
 
 
 def test_the_interval_is_that_of_the_seeds_with_their_folds(measured):
