@@ -3,9 +3,8 @@
 
 LANGUAGES = fr de es it
 HELP = $(foreach language,en $(LANGUAGES),data/help_$(language)/help_$(language))
-PROSE = data/prose_es/prose_es data/prose_en/prose_en
 GENRES = $(foreach text,guides_es guides_en bible_es bible_en,data/$(text)/$(text))
-WITH_DOCUMENTS = $(HELP) $(PROSE) $(GENRES) data/english/english data/code/code
+WITH_DOCUMENTS = $(HELP) $(GENRES) data/english/english data/code/code
 PRIMES = data/primes_first/primes_first data/primes_last/primes_last
 ONES = 0 10 20 30 50
 CIRCUITS = $(foreach ones,$(ONES),data/circuit25_$(ones)/circuit25_$(ones))
@@ -34,10 +33,8 @@ PACKAGES_guides_en = debian-handbook=*/en-US/* installation-guide-amd64=*/en/* g
 PACKAGES_guides_es = debian-handbook=*/es-ES/* installation-guide-amd64=*/es/* gnome-user-docs=*/es/* \
 	mate-user-guide=*/es/* evolution-common=*/es/* kicad-doc-es debian-edu-doc-es freedombox-doc-es manpages-es \
 	manpages-es-dev
-PACKAGES_prose_en = $(PACKAGES_guides_en) $(PACKAGES_bible_en)
-PACKAGES_prose_es = $(PACKAGES_guides_es) $(PACKAGES_bible_es)
 
-RESULTS = docstrings english help bpe prose genres passes longer code umaydis tunes positions gru orders_help orders_code primes circuits circuit20
+RESULTS = docstrings english help bpe genres longer code umaydis tunes positions gru orders_help orders_code primes circuits circuit20
 .PHONY: results $(RESULTS:%=result-%)
 
 results: $(RESULTS:%=result-%)
@@ -52,9 +49,7 @@ result-code: data/code/code.h5
 result-umaydis: data/umaydis/umaydis.h5
 result-tunes: data/tunes/tunes.h5
 result-bpe: $(foreach text,$(USUAL),data/$(text)_bpe/$(text).h5)
-result-passes: $(HELP:%=%.h5) data/guides_es/guides_es.h5 data/guides_en/guides_en.h5
 result-longer: data/bible_en/bible_en.h5 data/bible_es/bible_es.h5
-result-prose: $(PROSE:%=%.h5)
 result-genres: $(GENRES:%=%.h5)
 result-positions: data/help_en/help_en.h5 data/code/code.h5
 result-gru: data/docstrings/docstrings.h5
@@ -68,13 +63,12 @@ result-circuit20: $(CIRCUIT20:%=%.h5)
 data/docstrings/docstrings.txt: | .venv/installed-dev
 	$(RUN) collect_docstrings.py $@
 
-ORIGINAL = english help_en prose_en guides_en bible_en bible_es
+ORIGINAL = english help_en guides_en bible_en bible_es
 $(foreach text,$(ORIGINAL),data/$(text)/$(text).jsonl): | .venv/installed-dev
 	$(COLLECT) $(PACKAGES_$(basename $(@F)):%='%') $@
 
-TRANSLATED = $(foreach text,$(LANGUAGES:%=help_%) prose_es guides_es,data/$(text)/$(text).jsonl)
+TRANSLATED = $(foreach text,$(LANGUAGES:%=help_%) guides_es,data/$(text)/$(text).jsonl)
 $(foreach language,$(LANGUAGES),data/help_$(language)/help_$(language).jsonl): data/help_en/help_en.jsonl
-data/prose_es/prose_es.jsonl: data/prose_en/prose_en.jsonl
 data/guides_es/guides_es.jsonl: data/guides_en/guides_en.jsonl
 $(TRANSLATED):
 	$(COLLECT) $(PACKAGES_$(basename $(@F)):%='%') $@ --without $<

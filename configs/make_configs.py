@@ -239,16 +239,16 @@ def synthetic() -> dict[str, dict]:
 # Of each text of results.mk that is measured at one size: steps of a run, at most 1.5 passes over the text, held-out
 # tokens and ids.
 RESULT_TEXTS = {"code": (4000, SMALL_HELD_OUT_TOKENS, 1024), "umaydis": (3000, SMALL_HELD_OUT_TOKENS, 7)}
-RESULT_TEXTS["tunes"] = (2640, 393_216, 83)
-RESULT_TEXTS |= {text: (2304, 393_216, 1024) for text in ("help_en", "help_es")}
-RESULT_TEXTS |= {text: (1600, SMALL_HELD_OUT_TOKENS // 4, 1024) for text in ("bible_en", "bible_es")}
+RESULT_TEXTS["help_en"] = (2304, 393_216, 1024)
 # Short texts, of so many tokens: each seed holds out another tenth, and passes 1.45 times over the rest.
 FOLDED_TEXTS = {"bible_en": 1_413_780, "bible_es": 1_435_447, "guides_en": 2_405_078, "guides_es": 1_249_607}
 FOLDED_TEXTS |= {"help_en": 2_599_552, "help_fr": 2_233_398, "help_de": 2_302_177, "help_es": 2_001_744}
-FOLDED_TEXTS |= {"help_it": 2_317_711}
+FOLDED_TEXTS |= {"help_it": 2_317_711, "tunes": 2_203_325}
 FOLDS, FOLDED_PASSES = 10, 1.45
-LONG = {"bible_en": 6400, "bible_es": 6400}  # the same with four times the steps
-USUAL_TOKENS = {"bible_en": 1560, "bible_es": 1560, "help_en": 2100, "help_es": 2100}  # steps; they have a direction
+LONG = ("bible_en", "bible_es")  # of 5.7 passes
+# Steps and held-out tokens of texts by a usual tokenizer, which has a direction.
+USUAL_TOKENS = {text: (1560, SMALL_HELD_OUT_TOKENS // 4) for text in ("bible_en", "bible_es")}
+USUAL_TOKENS |= {text: (2100, 393_216) for text in ("help_en", "help_es")}
 POSITIONS = {"help_en": ("rope", "none"), "code": ("rope", "none")}  # beside the learned ones of the others
 RESULT_SIZES = {  # layers, heads, width, learning rate
     "width32": (2, 2, 32, 3e-3),
@@ -291,7 +291,7 @@ def folded_result(text: str) -> dict:
     """A run of results.mk of which each seed holds out another part of the text."""
     held_out_tokens = FOLDED_TEXTS[text] // FOLDS // RESULT_CONTEXT * RESULT_CONTEXT
     steps = int(FOLDED_PASSES * (FOLDED_TEXTS[text] - held_out_tokens) / 1024) // 4 * 4
-    config = result(text, "width64", steps, held_out_tokens)
+    config = result(text, "width64", steps, held_out_tokens, 83 if text == "tunes" else 1024)
     config["training_params"]["held_out_fold"] = "by_seed"
     return config
 
@@ -340,10 +340,9 @@ def results() -> dict[str, dict]:
             config["model_params"]["position"] = position
             runs[f"results/{text}_{position}"] = config
     runs |= {f"results/{text}_folds": folded_result(text) for text in FOLDED_TEXTS}
-    for text, steps in LONG.items():
-        runs[f"results/{text}_long"] = result(text, "width64", steps, *RESULT_TEXTS[text][1:])
-    for text, steps in USUAL_TOKENS.items():
-        usual = result(text, "width64", steps, *RESULT_TEXTS[text][1:])
+    runs |= {f"results/{text}_long": result(text, "width64", 6400, SMALL_HELD_OUT_TOKENS // 4) for text in LONG}
+    for text, (steps, held_out_tokens) in USUAL_TOKENS.items():
+        usual = result(text, "width64", steps, held_out_tokens)
         usual["training_params"] |= {
             "dataset_folder": f"data/{text}_bpe/{text}.h5",
             "tokenizer_path": f"data/tokenizers/{text}_bpe",

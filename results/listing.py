@@ -77,9 +77,7 @@ def listing() -> str:
         "a line, and which are learned in these steps depends on the seed.",
         table(["ones beside the identity", "forward loss", "floor", "above it"], paper_circuits()),
         "## Contrasts and trends",
-        "Differences between arrows in percentage points, corrected within a report (Holm). `help` and `genres` gave "
-        "each language as many tokens, `passes` as many passes over its text: of the handbooks' difference between "
-        "Spanish and English little is left then.",
+        "Differences between arrows in percentage points, corrected within a report (Holm).",
         table(["report", "what", "difference", "95 %", "p (Holm)"], contrasts),
         "## What others found",
         "In English; the paper's are read from a drawing (±0.05), those of arXiv 2505.08739 are our statistics on its "

@@ -36,13 +36,18 @@ RESULTS = {
         [f"docstrings_width{width}" for width in (32, 64, 128)],
         "docstrings",
         ["docstrings"],
+        seeds=10,
     ),
     "english": Result(
-        "Long English prose, by size", [f"english_width{width}" for width in (32, 64, 128, 256)], "english", ["english"]
+        "Long English prose, by size",
+        [f"english_width{width}" for width in (32, 64, 128, 256)],
+        "english",
+        ["english"],
+        seeds=10,
     ),
     "help": Result(
         "The same manuals in five languages",
-        [f"help_{language}" for language in LANGUAGES],
+        [f"help_{language}_folds" for language in LANGUAGES],
         None,
         [f"help_{language}" for language in LANGUAGES],
     ),
@@ -52,33 +57,19 @@ RESULTS = {
         None,
         [f"{text}_{language}" for text in ("bible", "help") for language in ("en", "es")],
     ),
-    "prose": Result(
-        "Handbooks and the Bible, in Spanish and English",
-        ["prose_es", "prose_en"],
-        None,
-        ["prose_es", "prose_en"],
-        seeds=10,
-    ),
     "genres": Result(
-        "The same handbooks and the same Bible, apart",
-        [f"{text}_{language}" for text in ("guides", "bible") for language in ("es", "en")],
+        "The same handbooks and the same Bible in two languages",
+        [f"{text}_{language}_folds" for text in ("guides", "bible") for language in ("es", "en")],
         None,
         [f"{text}_{language}" for text in ("guides", "bible") for language in ("es", "en")],
         seeds=10,
-    ),
-    "passes": Result(
-        "The same manuals and handbooks, as many passes over each language",
-        ["help_en", *(f"help_{language}_passes" for language in ("de", "es", "fr", "it"))]
-        + ["guides_es", "guides_en_passes"],
-        None,
-        [*(f"help_{language}" for language in LANGUAGES), "guides_es", "guides_en"],
     ),
     "longer": Result(
         "The same Bible, trained four times as long", ["bible_en_long", "bible_es_long"], None, ["bible_en", "bible_es"]
     ),
     "code": Result("Source code", ["code"], "code", ["code"]),
     "umaydis": Result("A genome", ["umaydis"], "umaydis", ["umaydis"]),
-    "tunes": Result("Music: folk tunes, by character", ["tunes"], "tunes", ["tunes"]),
+    "tunes": Result("Music: folk tunes, by character", ["tunes_folds"], "tunes", ["tunes"]),
     "positions": Result(
         "Learned positions, rotary ones and none",
         [f"{text}{position}" for text in ("help_en", "code") for position in ("", "_rope", "_none")],
