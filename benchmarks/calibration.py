@@ -375,7 +375,7 @@ def null(runs: int, folder: Path, folds: bool) -> str:
             ]
             width = np.median([(high - low) / 2 for low, high in (each.percent.both for each in found)])
             rows.append([title, n_seeds, *cells, f"{width:.3f} %"])
-        values = [arrows(losses, FOLDS if folds else SEEDS)[0].percent.value for losses in measurements]
+        values = [arrows(losses, len(losses["forward"]), folds)[0].percent.value for losses in measurements]
         seconds = sum(float(losses["seconds"]) for losses in measurements)
         means.append(
             f"- {title}: {np.mean(values):+.4f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f} % "

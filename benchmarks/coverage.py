@@ -17,7 +17,7 @@ what all windows of a fold have in common.
 import argparse
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -65,15 +65,18 @@ def simulated(model: str, length: int, n_seeds: int, runs: int, windows: int = W
     random = np.random.default_rng([list(MODELS).index(model), length, n_seeds])
     for start in range(0, runs, AT_ONCE):
         n = min(AT_ONCE, runs - start)
-        of_seeds = (
-            random.standard_normal((n, n_seeds, 1)) if law == "normal" else random.exponential(size=(n, n_seeds, 1)) - 1
-        )
-        parts = windows_sd * correlated(random, n, length, windows)[:, None] + seeds_sd * of_seeds
+        of_seeds = seeds_sd * drawn(random, law, (n, n_seeds, 1))
+        parts = windows_sd * correlated(random, n, length, windows)[:, None] + of_seeds
         if interaction_sd:
             parts = parts + interaction_sd * correlated(random, n * n_seeds, length, windows).reshape(
                 n, n_seeds, windows
             )
         yield from parts
+
+
+def drawn(random: np.random.Generator, law: str, size: tuple[int, ...]) -> np.ndarray:
+    """What seeds lose everywhere, of mean 0 and standard deviation 1."""
+    return random.standard_normal(size) if law == "normal" else random.exponential(size=size) - 1
 
 
 def true_se(model: str, n_seeds: int) -> float:
@@ -83,11 +86,14 @@ def true_se(model: str, n_seeds: int) -> float:
 
 def coverage(model: str, length: int, n_seeds: int, runs: int, windows: int = WINDOWS) -> tuple[float, float]:
     """Share of intervals that hold the truth, and their mean half-width by the true standard error."""
-    reached = [
-        (abs(parts.mean()), noise_of(parts).half_width) for parts in simulated(model, length, n_seeds, runs, windows)
-    ]
+    return judged(simulated(model, length, n_seeds, runs, windows), true_se(model, n_seeds))
+
+
+def judged(measurements: Iterable[np.ndarray], se: float, folds: bool = False) -> tuple[float, float]:
+    """`coverage` of measurements [seeds, windows] whose truth is 0 and whose true standard error is `se`."""
+    reached = [(abs(parts.mean()), noise_of(parts, folds=folds).half_width) for parts in measurements]
     values, half_widths = np.array(reached).T
-    return float(np.mean(values <= half_widths)), float(half_widths.mean() / true_se(model, n_seeds))
+    return float(np.mean(values <= half_widths)), float(half_widths.mean() / se)
 
 
 def stopped(model: str, half_width: float, runs: int) -> tuple[float, float]:
@@ -107,8 +113,12 @@ def coverage_table(runs: int, models: Sequence[str] = tuple(MODELS)) -> str:
     for model in models:
         for length in LENGTHS:
             found = [coverage(model, length, n_seeds, runs) for n_seeds in SEEDS]
-            rows.append([model, length, *(f"{100 * share:.1f} % ({width:.2f})" for share, width in found)])
+            rows.append([model, length, *in_cells(found)])
     return table(["noise", "correlation length", *(f"{n} seed{'s' * (n > 1)}" for n in SEEDS)], rows)
+
+
+def in_cells(found: Sequence[tuple[float, float]]) -> list[str]:
+    return [f"{100 * share:.1f} % ({width:.2f})" for share, width in found]
 
 
 def stopping_table(runs: int) -> str:
@@ -125,21 +135,20 @@ def folds_table(runs: int) -> str:
         for fold_sd in FOLD_SDS:
             for length in LENGTHS:
                 found = [coverage_of_folds(law, fold_sd, length, n_seeds, runs) for n_seeds in FOLDED]
-                rows.append([law, fold_sd, length, *(f"{100 * share:.1f} % ({width:.2f})" for share, width in found)])
+                rows.append([law, fold_sd, length, *in_cells(found)])
     return table(["seeds", "folds", "correlation length", *(f"{n} seeds" for n in FOLDED)], rows)
 
 
 def coverage_of_folds(law: str, fold_sd: float, length: int, n_seeds: int, runs: int) -> tuple[float, float]:
     """As `coverage`, of seeds of standard deviation 1 with a fold each."""
-    random, reached = np.random.default_rng([length, n_seeds]), []
-    for _ in range(runs):
-        of_seeds = random.standard_normal(n_seeds) if law == "normal" else random.exponential(size=n_seeds) - 1
-        of_folds = fold_sd * random.standard_normal(n_seeds)
-        parts = correlated(random, n_seeds, length, STOPPED_WINDOWS) + (of_seeds + of_folds)[:, None]
-        reached.append((abs(parts.mean()), noise_of(parts, folds=True).half_width))
-    values, half_widths = np.array(reached).T
-    truth = math.sqrt((2 + fold_sd**2) / n_seeds)
-    return float(np.mean(values <= half_widths)), float(half_widths.mean() / truth)
+    random, size = np.random.default_rng([length, n_seeds]), (n_seeds, 1)
+    measurements = (
+        drawn(random, law, size)
+        + fold_sd * random.standard_normal(size)
+        + correlated(random, n_seeds, length, STOPPED_WINDOWS)
+        for _ in range(runs)
+    )
+    return judged(measurements, math.sqrt((2 + fold_sd**2) / n_seeds), folds=True)
 
 
 def main() -> None:

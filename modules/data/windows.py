@@ -182,7 +182,12 @@ def split(
 
 def fold_of(seed: int, n_tokens: int, held_out_tokens: int) -> int:
     """Which fold a seed holds out, of those of `held_out_tokens` tokens that a text has: they take turns."""
-    return seed % (n_tokens // held_out_tokens)
+    return seed % folds_in(n_tokens, held_out_tokens)
+
+
+def folds_in(n_tokens: int, held_out_tokens: int) -> int:
+    """How many folds of `held_out_tokens` tokens a text has."""
+    return n_tokens // held_out_tokens
 
 
 def fold_start(token_file: TokenFile, fold: int, held_out_tokens: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from modules.config import Config
 from modules.data.token_file import TokenFile, open_tokens
-from modules.data.windows import Windows
+from modules.data.windows import Windows, folds_in
 from modules.measurement.evaluation import held_out_ids
 from modules.system.errors import UserError
 
@@ -83,7 +83,7 @@ def check_folds(runs: Sequence[Config]) -> None:
             seeds.setdefault(data, set()).add(run.training_params.seed)
     for (path, held_out_tokens), of_data in seeds.items():
         n_tokens = len(open_tokens(path).tokens)
-        folds = n_tokens // held_out_tokens
+        folds = folds_in(n_tokens, held_out_tokens)
         if folds and len(of_data) > folds:  # with none the run says what is missing
             raise UserError(
                 f"{path}: expected at most {folds} seeds, as its {n_tokens:,} tokens have so many folds of "

@@ -163,19 +163,17 @@ def noise_of(
     """The noise of the mean of `parts` [seeds, windows], windows in text order (see `components` for the rest). folds:
     whether each seed's windows are of a fold of its own."""
     n_seeds = len(parts)
+    of_seeds = float(parts.mean(axis=1).var(ddof=1) / n_seeds) if n_seeds > 1 else 0.0
     if folds and n_seeds > 1:
         alone = [noise_of(of_seed[None], block) for of_seed in parts]
         windows, windows_df = added([(each.windows / n_seeds**2, each.windows_df) for each in alone])
-        of_seeds = float(parts.mean(axis=1).var(ddof=1) / n_seeds)
         return Noise(max(of_seeds, windows), windows, windows, n_seeds - 1, windows_df)
     parts_K, windows_df = components(parts, block, documents)
     windows = np.mean(parts_K.mean(axis=0) ** 2)
     if n_seeds == 1:
         return Noise(0.0, float(windows), 0.0, 0, windows_df)
     interaction = parts_K.var(axis=0, ddof=1).mean() / n_seeds
-    return Noise(
-        float(parts.mean(axis=1).var(ddof=1) / n_seeds), float(windows), float(interaction), n_seeds - 1, windows_df
-    )
+    return Noise(of_seeds, float(windows), float(interaction), n_seeds - 1, windows_df)
 
 
 def added(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:

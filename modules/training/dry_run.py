@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 
 from modules.config import Config
-from modules.data.windows import fold_of
+from modules.data.windows import fold_of, folds_in
 from modules.system.processes import peak_resident_bytes
 from modules.training.initial import initial_of
 from modules.training.loop import Training, batches_of, train_step
@@ -60,7 +60,7 @@ def fold_in_words(training: Training) -> str:
     n_tokens, held_out = len(training.windows.token_file.tokens), training.held_out
     held_out_tokens = len(held_out) * held_out.length
     fold = fold_of(training.config.training_params.seed, n_tokens, held_out_tokens)
-    return f", fold {fold + 1} of {n_tokens // held_out_tokens} from the end"
+    return f", fold {fold + 1} of {folds_in(n_tokens, held_out_tokens)} from the end"
 
 
 def seconds_a_step(training: Training) -> float:
