@@ -236,20 +236,18 @@ def synthetic() -> dict[str, dict]:
     }
 
 
-# Of each text of results.mk that is measured at one size: steps of a run, at most 1.5 passes over the text, held-out
-# tokens and ids.
-RESULT_TEXTS = {"code": (4000, SMALL_HELD_OUT_TOKENS, 1024), "umaydis": (3000, SMALL_HELD_OUT_TOKENS, 7)}
-RESULT_TEXTS["help_en"] = (2304, 393_216, 1024)
-# Short texts, of so many tokens: each seed holds out another tenth, and passes 1.45 times over the rest.
+# Of each long text of results.mk that is measured at one size: steps of a run.
+LONG_TEXTS = {"code": 4000, "umaydis": 3000}
+# Shorter texts, of so many tokens: each seed holds out another tenth, and passes 1.45 times over the rest.
 FOLDED_TEXTS = {"bible_en": 1_413_780, "bible_es": 1_435_447, "guides_en": 2_405_078, "guides_es": 1_249_607}
 FOLDED_TEXTS |= {"help_en": 2_599_552, "help_fr": 2_233_398, "help_de": 2_302_177, "help_es": 2_001_744}
 FOLDED_TEXTS |= {"help_it": 2_317_711, "tunes": 2_203_325}
 FOLDS, FOLDED_PASSES = 10, 1.45
-LONG = ("bible_en", "bible_es")  # of 5.7 passes
-# Steps and held-out tokens of texts by a usual tokenizer, which has a direction.
-USUAL_TOKENS = {text: (1560, SMALL_HELD_OUT_TOKENS // 4) for text in ("bible_en", "bible_es")}
-USUAL_TOKENS |= {text: (2100, 393_216) for text in ("help_en", "help_es")}
-POSITIONS = {"help_en": ("rope", "none"), "code": ("rope", "none")}  # beside the learned ones of the others
+LONGER_TRAINED, LONGER_PASSES = ("bible_en", "bible_es"), 4 * FOLDED_PASSES
+# The same by a usual tokenizer, which has a direction.
+USUAL_TOKENS = {"bible_en": 1_330_054, "bible_es": 1_358_388, "help_en": 2_321_619, "help_es": 1_832_343}
+SYMBOLS = {"umaydis": 7, "tunes": 83}  # ids of texts without BPE
+POSITIONS = ("rope", "none")  # beside the learned ones of the others
 RESULT_SIZES = {  # layers, heads, width, learning rate
     "width32": (2, 2, 32, 3e-3),
     "width64": (2, 2, 64, 3e-3),
@@ -263,13 +261,15 @@ MADE_TEXTS |= {text: (23, 14, 3000) for text in ("primes_first", "primes_last")}
 ENGLISH_STEPS, ENGLISH_CYCLES = 7400, 1  # of a cycle, whose end is a result; a session that has the hours adds one
 
 
-def result(text: str, size: str, steps: int, held_out_tokens: int, vocab_size: int = 1024, cycles: int = 1) -> dict:
+def result(
+    text: str, size: str, steps: int, held_out_tokens: int = SMALL_HELD_OUT_TOKENS, cycles: int = 1, **training
+) -> dict:
     """A run of results.mk: `cycles` cycles of the learning rate, the first of `steps` steps with its warm-up."""
     layers, heads, width, lr = RESULT_SIZES[size]
     warmup = steps // 20
     config = small_gpt(
         f"data/{text}/{text}.h5",
-        vocab_size=vocab_size,
+        vocab_size=SYMBOLS.get(text, 1024),
         width=width,
         context=RESULT_CONTEXT,
         batch_size=1024 // RESULT_CONTEXT,
@@ -282,23 +282,25 @@ def result(text: str, size: str, steps: int, held_out_tokens: int, vocab_size: i
         precision="fp32",
     )
     config["model_params"]["n_layers"] = layers
-    config["training_params"] |= {"step_log": steps // 100, "backup_every": steps}
+    config["training_params"] |= {"step_log": steps // 100, "backup_every": steps} | training
     config["optim_params"] |= {"warmup_steps": warmup, "oscil_steps": steps - warmup}
     return config
 
 
-def folded_result(text: str) -> dict:
-    """A run of results.mk of which each seed holds out another part of the text."""
-    held_out_tokens = FOLDED_TEXTS[text] // FOLDS // RESULT_CONTEXT * RESULT_CONTEXT
-    steps = int(FOLDED_PASSES * (FOLDED_TEXTS[text] - held_out_tokens) / 1024) // 4 * 4
-    config = result(text, "width64", steps, held_out_tokens, 83 if text == "tunes" else 1024)
-    config["training_params"]["held_out_fold"] = "by_seed"
-    return config
+def folded_result(text: str, n_tokens: int, passes: float = FOLDED_PASSES, **training) -> dict:
+    """A run of results.mk of which each seed holds out another part of the text, of so many tokens."""
+    held_out_tokens = n_tokens // FOLDS // RESULT_CONTEXT * RESULT_CONTEXT
+    steps = int(passes * (n_tokens - held_out_tokens) / 1024) // 4 * 4
+    return result(text, "width64", steps, held_out_tokens, held_out_fold="by_seed", **training)
 
 
-def gru_result(text: str, steps: int, held_out_tokens: int) -> dict:
+def with_position(config: dict, position: str) -> dict:
+    return config | {"model_params": config["model_params"] | {"position": position}}
+
+
+def gru_result(text: str, steps: int) -> dict:
     """The same run by a GRU of about as many parameters."""
-    config = result(text, "width64", steps, held_out_tokens)
+    config = result(text, "width64", steps)
     config["model_params"] = {
         "vocab_size": config["model_params"]["vocab_size"],
         "n_layers": 1,
@@ -333,27 +335,24 @@ def made_result(text: str) -> dict:
 def results() -> dict[str, dict]:
     """The runs behind results/ (results.mk makes their texts)."""
     runs = {f"results/{text}": made_result(text) for text in MADE_TEXTS}
-    runs |= {f"results/{text}": result(text, "width64", *rest) for text, rest in RESULT_TEXTS.items()}
-    for text, positions in POSITIONS.items():
-        for position in positions:
-            config = result(text, "width64", *RESULT_TEXTS[text])
-            config["model_params"]["position"] = position
-            runs[f"results/{text}_{position}"] = config
-    runs |= {f"results/{text}_folds": folded_result(text) for text in FOLDED_TEXTS}
-    runs |= {f"results/{text}_long": result(text, "width64", 6400, SMALL_HELD_OUT_TOKENS // 4) for text in LONG}
-    for text, (steps, held_out_tokens) in USUAL_TOKENS.items():
-        usual = result(text, "width64", steps, held_out_tokens)
-        usual["training_params"] |= {
-            "dataset_folder": f"data/{text}_bpe/{text}.h5",
-            "tokenizer_path": f"data/tokenizers/{text}_bpe",
-        }
-        runs[f"results/{text}_bpe"] = usual
-    runs["results/docstrings_gru"] = gru_result("docstrings", 6000, SMALL_HELD_OUT_TOKENS)
+    texts = {text: result(text, "width64", steps) for text, steps in LONG_TEXTS.items()}
+    folded = {text: folded_result(text, n_tokens) for text, n_tokens in FOLDED_TEXTS.items()}
+    runs |= {f"results/{text}": config for text, config in texts.items()}
+    runs |= {f"results/{text}_folds": config for text, config in folded.items()}
+    for position in POSITIONS:
+        runs[f"results/code_{position}"] = with_position(texts["code"], position)
+        runs[f"results/help_en_folds_{position}"] = with_position(folded["help_en"], position)
+    for text in LONGER_TRAINED:
+        runs[f"results/{text}_long"] = folded_result(text, FOLDED_TEXTS[text], LONGER_PASSES)
+    for text, n_tokens in USUAL_TOKENS.items():
+        runs[f"results/{text}_bpe"] = folded_result(
+            text, n_tokens, dataset_folder=f"data/{text}_bpe/{text}.h5", tokenizer_path=f"data/tokenizers/{text}_bpe"
+        )
+    runs["results/docstrings_gru"] = gru_result("docstrings", 6000)
     for size in RESULT_SIZES:
         if size != "width256":  # docstrings are too few for it
-            runs[f"results/docstrings_{size}"] = result("docstrings", size, 6000, SMALL_HELD_OUT_TOKENS)
-        english = result("english", size, ENGLISH_STEPS, SMALL_HELD_OUT_TOKENS, cycles=ENGLISH_CYCLES)
-        runs[f"results/english_{size}"] = english
+            runs[f"results/docstrings_{size}"] = result("docstrings", size, 6000)
+        runs[f"results/english_{size}"] = result("english", size, ENGLISH_STEPS, cycles=ENGLISH_CYCLES)
     return runs
 
 

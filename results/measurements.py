@@ -56,6 +56,7 @@ RESULTS = {
         [f"{text}_{language}_bpe" for text in ("bible", "help") for language in ("en", "es")],
         None,
         [f"{text}_{language}" for text in ("bible", "help") for language in ("en", "es")],
+        seeds=10,
     ),
     "genres": Result(
         "The same handbooks and the same Bible in two languages",
@@ -65,19 +66,23 @@ RESULTS = {
         seeds=10,
     ),
     "longer": Result(
-        "The same Bible, trained four times as long", ["bible_en_long", "bible_es_long"], None, ["bible_en", "bible_es"]
+        "The same Bible, trained four times as long",
+        ["bible_en_long", "bible_es_long"],
+        None,
+        ["bible_en", "bible_es"],
+        seeds=10,
     ),
     "code": Result("Source code", ["code"], "code", ["code"]),
     "umaydis": Result("A genome", ["umaydis"], "umaydis", ["umaydis"]),
     "tunes": Result("Music: folk tunes, by character", ["tunes_folds"], "tunes", ["tunes"]),
     "positions": Result(
         "Learned positions, rotary ones and none",
-        [f"{text}{position}" for text in ("help_en", "code") for position in ("", "_rope", "_none")],
+        [f"{text}{position}" for text in ("help_en_folds", "code") for position in ("", "_rope", "_none")],
         None,
         ["help_en", "code"],
     ),
     "gru": Result("A GRU", ["docstrings_gru"], "docstrings", ["docstrings"]),
-    "orders_help": Result("Orders of reading: manuals", ["help_en"], "help_en", ["help_en"], options=TO_ORDERS),
+    "orders_help": Result("Orders of reading: manuals", ["help_en_folds"], "help_en", ["help_en"], options=TO_ORDERS),
     "orders_code": Result("Orders of reading: source code", ["code"], "code", ["code"], options=TO_ORDERS),
     "primes": Result(
         "Products of primes of one to five digits, from the first digit and from the last",
