@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.records import recording
 from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
-from modules.data.windows import split, step_order
+from modules.data.windows import Cut, split, step_order
 
 VOCAB_SIZE = 50257
 
@@ -62,7 +62,7 @@ def compare(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         contiguous, chunked = write_both(Path(folder), options.tokens)
         token_file = open_tokens(contiguous)
-        training, _ = split(token_file, length, length // 2, batch, batch, reading=READ_FORWARD)
+        training, _ = split(token_file, Cut(length, length // 2, batch, batch), READ_FORWARD)
         with h5py.File(chunked) as file:
             slices = file["tokens"]
 

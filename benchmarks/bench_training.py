@@ -44,7 +44,7 @@ from configs.make_configs import RECURRENT, SIZES, VOCAB_SIZE
 from modules.config import Config, parse_config
 from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
-from modules.data.windows import split
+from modules.data.windows import Cut, split
 from modules.models import GPT, build_model
 from modules.models.evaluate import autocast_for
 from modules.training.batches import pieces_of_a_batch, training_batches
@@ -173,7 +173,7 @@ class Peer:
         self.model.to(processes.device).train()
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        windows, _ = split(open_tokens(task.data), task.context, task.context // 2, 1, task.batch, reading=READ_FORWARD)
+        windows, _ = split(open_tokens(task.data), Cut(task.context, task.context // 2, 1, task.batch), READ_FORWARD)
         self.pieces = pieces_of_a_batch(task.config, processes)
         self.batches = training_batches(windows, task.config, processes, 0, self.pieces)
 

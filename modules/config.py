@@ -32,6 +32,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from modules.data.orders import BACKWARD, FORWARD, FRESH, Order, Reading, in_run_name, is_backward, orders_of
+from modules.data.windows import Cut
 from modules.fields import (
     IDENTITY,
     MAX_SEED,
@@ -264,6 +265,11 @@ class Config(Section, Generic[P]):
     def folds_by_seed(self) -> bool:
         """Whether each seed holds out another part of the data."""
         return self.training_params.held_out_fold == "by_seed"
+
+    @property
+    def cut(self) -> Cut:
+        """How the data are cut into windows."""
+        return Cut(self.model_params.context, self.stride, self.held_out_windows, self.step_windows, self.folds_by_seed)
 
     @property
     def valid_batch_size(self) -> int:

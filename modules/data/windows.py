@@ -25,6 +25,7 @@ text's order here (`tests/data/test_windows.py` looks for others).
 
 import argparse
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -137,28 +138,35 @@ def windows_of_ids(ids: np.ndarray, length: int, bos_id: int, reading: Reading) 
     return Windows(token_file, 0, len(ids) - length + 1, length, 1, reading)
 
 
-def split(
-    token_file: TokenFile,
-    length: int,
-    stride: int,
-    held_out_windows: int,
-    step_windows: int,
-    reading: Reading,
-    seed: int = 0,
-    by_seed: bool = False,
-) -> tuple[Windows, Windows]:
+class Cut(NamedTuple):
+    """How a text is cut into windows of `length` tokens.
+
+    The last `held_out_windows` of them, end to end, are held out, or, `by_seed`, the fold of so many that is the
+    seed's; the training windows are all those, `stride` tokens apart, that end before them or begin behind them. A
+    text has to have `step_windows` of these, an optimizer step's.
+    """
+
+    length: int
+    stride: int
+    held_out_windows: int
+    step_windows: int
+    by_seed: bool = False
+
+    @property
+    def held_out_tokens(self) -> int:
+        return self.held_out_windows * self.length
+
+
+def split(token_file: TokenFile, cut: Cut, reading: Reading, seed: int = 0) -> tuple[Windows, Windows]:
     """Training windows and held-out windows of a file.
 
-    The last `held_out_windows` windows, end to end, are held out, or, `by_seed`, the fold of so many that is the
-    seed's; the training windows are all those, `stride` apart, that end before them or begin behind them. `seed` also
-    draws the orders of training windows that have one of their own; those of held-out windows are the same whatever the
-    seed, so that runs can be compared window by window.
+    `seed` also draws the orders of training windows that have one of their own; those of held-out windows are the same
+    whatever the seed, so that runs can be compared window by window.
 
-    Raises UserError where the file is too short for the held-out windows and the
-    `step_windows` windows of one optimizer step.
+    Raises UserError where the file is too short.
     """
-    n_tokens = len(token_file.tokens)
-    held_out_tokens = held_out_windows * length
+    length, stride, held_out_windows, step_windows, by_seed = cut
+    n_tokens, held_out_tokens = len(token_file.tokens), cut.held_out_tokens
     needed = held_out_tokens + length + (step_windows - 1) * stride + by_seed * length
     if n_tokens < needed:
         raise UserError(

@@ -138,17 +138,16 @@ def held_out_windows(run: Trained, opened: Callable[[str], TokenFile] = open_tok
             "--data"
         )
     token_file = opened(run.data_path)
-    config, count = run.config, run.held_out_windows
+    cut = run.config.cut._replace(held_out_windows=run.held_out_windows)
     if recorded == UNKNOWN:
-        length = config.model_params.context
-        count = min(count, max(1, (len(token_file.tokens) - config.step_windows * length) // length))
+        room = max(1, len(token_file.tokens) // cut.length - cut.step_windows)
+        cut = cut._replace(held_out_windows=min(run.held_out_windows, room))
     elif not token_file.matches(recorded):
         raise UserError(
             f"{run.data_path}: not the data that {run.path} was trained on (fingerprint {token_file.fingerprint}, "
             f"expected {recorded}); say where those are with --data"
         )
-    context, by_seed = config.model_params.context, config.folds_by_seed
-    return split(token_file, context, config.stride, count, config.step_windows, config.reading, run.seed, by_seed)[1]
+    return split(token_file, cut, run.config.reading, run.seed)[1]
 
 
 def held_out_ids(windows: Windows) -> np.ndarray:

@@ -79,7 +79,7 @@ def check_folds(runs: Sequence[Config]) -> None:
     seeds: dict[tuple[str, int], set[int]] = {}
     for run in runs:
         if run.folds_by_seed:
-            data = run.dataset_path, run.held_out_windows * run.model_params.context
+            data = run.dataset_path, run.cut.held_out_tokens
             seeds.setdefault(data, set()).add(run.training_params.seed)
     for (path, held_out_tokens), of_data in seeds.items():
         n_tokens = len(open_tokens(path).tokens)

@@ -148,16 +148,7 @@ def data_of(config: Config, tokenizer_path: str | None, processes: Processes) ->
     token_file = open_tokens(config.dataset_path)
     token_file.check_ids(model_params.vocab_size)
     tokenizer = matching_tokenizer(tokenizer_path, token_file, model_params.vocab_size) if tokenizer_path else None
-    windows, held_out = split(
-        token_file,
-        model_params.context,
-        config.stride,
-        config.held_out_windows,
-        config.step_windows,
-        config.reading,
-        params.seed,
-        config.folds_by_seed,
-    )
+    windows, held_out = split(token_file, config.cut, config.reading, params.seed)
     return Data(token_file, windows, held_out, tokenizer)
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from modules.config import Config
 from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
-from modules.data.windows import split
+from modules.data.windows import Cut, split
 from modules.system.console import Bar, bar, on_terminal
 from modules.system.errors import UserError
 from modules.training.metrics import newest_entry
@@ -80,24 +80,14 @@ def last_step(config: Config) -> int | None:
     """The step at which a run ends; None where its data do not say: it will tell the error itself."""
     if config.training_params.steps_to_train or config.optim_params.cooldown:
         return last_step_of(config, 0)
-    windows = _training_windows(
-        config.dataset_path,
-        config.model_params.context,
-        config.stride,
-        config.held_out_windows,
-        config.step_windows,
-        config.folds_by_seed,
-    )
+    windows = _training_windows(config.dataset_path, config.cut)
     return None if windows is None else last_step_of(config, windows)
 
 
 @functools.cache
-def _training_windows(
-    path: str, context: int, stride: int, held_out: int, step_windows: int, by_seed: bool
-) -> int | None:
+def _training_windows(path: str, cut: Cut) -> int | None:
     """Windows of an epoch: once for all orders and seeds."""
     try:
-        data = open_tokens(path)
-        return len(split(data, context, stride, held_out, step_windows, READ_FORWARD, by_seed=by_seed)[0])
+        return len(split(open_tokens(path), cut, READ_FORWARD)[0])
     except (UserError, OSError):
         return None

@@ -15,7 +15,7 @@ from torch import nn
 
 from modules.data.orders import Reading, positions
 from modules.data.token_file import open_tokens
-from modules.data.windows import split
+from modules.data.windows import Cut, split
 from modules.measurement import arrow
 from modules.models.evaluate import held_out_losses
 
@@ -53,7 +53,7 @@ def both_directions(tokens_file, table: np.ndarray, held_out: int) -> tuple[np.n
     """Held-out losses of the two exact models, through the project's own windows."""
     both = []
     for order, model in (("forward", TableModel(table)), ("backward", TableModel(table.transpose(2, 1, 0)))):
-        _, windows = split(tokens_file, LENGTH, 1, held_out, 1, Reading((order,)))
+        _, windows = split(tokens_file, Cut(LENGTH, 1, held_out, 1), Reading((order,)))
         both.append(held_out_losses(model, windows, 7, torch.device("cpu"), progress=False).astype(np.float64))
     return both[0], both[1]
 
@@ -130,7 +130,7 @@ def test_an_exact_model_loses_the_same_in_every_order(tmp_path_factory, seed, he
     truth = -np.log(table[tuple((tokens[-4 * held_out :].reshape(-1, 4) - 1).T)])
     for orders in [(order,) for order in ORDERS] + [("forward", "backward", "random:3")]:
         model = AnyOrderModel(table, orders)
-        _, windows = split(file, 4, 2, held_out, 1, Reading.of(orders, VOCABULARY))
+        _, windows = split(file, Cut(4, 2, held_out, 1), Reading.of(orders, VOCABULARY))
         for one in windows.in_each_order():
             losses = held_out_losses(model, one, 7, torch.device("cpu"), progress=False)
             assert losses.sum(axis=1) == pytest.approx(truth, abs=1e-9), orders
@@ -146,6 +146,6 @@ class BlindModel(nn.Module):
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_a_model_that_ignores_its_input_loses_the_same_token_by_token(tmp_path, order):
     tokens = np.random.default_rng(0).integers(1, VOCABULARY, size=400)
-    _, windows = split(token_file(tmp_path / "t.h5", tokens), 4, 2, 90, 1, Reading((order,)))
+    _, windows = split(token_file(tmp_path / "t.h5", tokens), Cut(4, 2, 90, 1), Reading((order,)))
     losses = held_out_losses(BlindModel(), windows, 7, torch.device("cpu"), progress=False)
     assert np.array_equal(losses, np.sqrt(tokens[-360:].reshape(90, 4)))

@@ -22,7 +22,7 @@ from modules.data.orders import (
     to_text_order,
 )
 from modules.data.token_file import TokenFile
-from modules.data.windows import split, step_order, windows_of_ids
+from modules.data.windows import Cut, split, step_order, windows_of_ids
 from modules.system.errors import UserError
 
 FIXED = ["forward", "backward", "middle_out", "ends_in", "even_odd", "odd_even", "halves:backward,forward"]
@@ -182,8 +182,8 @@ def test_a_model_of_several_orders_is_told_which_and_reads_as_much_in_each():
 def test_fresh_orders_follow_from_seed_epoch_and_window():
     ids = np.arange(1, 200)
     file = TokenFile("ids", ids, None, None, None, 0)
-    training, held_out = split(file, 16, 8, 2, 2, Reading((FRESH,)), seed=3)
-    other, held_out_too = split(file, 16, 8, 2, 2, Reading((FRESH,)), seed=4)
+    training, held_out = split(file, Cut(16, 8, 2, 2), Reading((FRESH,)), seed=3)
+    other, held_out_too = split(file, Cut(16, 8, 2, 2), Reading((FRESH,)), seed=4)
     count = len(training)
     one, again, next_epoch = (training.places(np.arange(count) + epoch * count) for epoch in (0, 0, 1))
     assert np.array_equal(one, again) and len(np.unique(np.concatenate([one, next_epoch]), axis=0)) == 2 * count

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from modules.data.orders import READ_BACKWARD, READ_FORWARD, Reading
 from modules.data.token_file import attributes_of, check_file, open_tokens, same_dataset
-from modules.data.windows import Windows, permute, split, step_order
+from modules.data.windows import Cut, Windows, permute, split, step_order
 from modules.system.errors import UserError
 from tests.toy import write_tokens
 
@@ -73,7 +73,7 @@ def test_nothing_else_knows_the_order_of_reading():
 
 def test_both_directions_predict_the_same_tokens(token_file):
     def targets(order):
-        return split(token_file, 16, 8, 50, 4, Reading((order,)))[0].batch(np.arange(40))[1]
+        return split(token_file, Cut(16, 8, 50, 4), Reading((order,)))[0].batch(np.arange(40))[1]
 
     assert targets("forward").equal(targets("backward").flip(1))
 
@@ -97,9 +97,9 @@ def test_held_out_windows_end_the_file_and_no_training_window_reaches_them(
     needed = held_out * length + length + (step - 1) * stride
     if n_tokens < needed:
         with pytest.raises(UserError, match=f"at least {needed:,}"):
-            split(Shorter, length, stride, held_out, step, READ_FORWARD)
+            split(Shorter, Cut(length, stride, held_out, step), READ_FORWARD)
         return
-    training, validation = split(Shorter, length, stride, held_out, step, READ_FORWARD)
+    training, validation = split(Shorter, Cut(length, stride, held_out, step), READ_FORWARD)
     starts = training.first + stride * np.arange(len(training))
     assert len(validation) == held_out and validation.first + held_out * length == n_tokens
     assert starts[-1] + length <= validation.first < starts[-1] + length + stride, "as many training windows as fit"
@@ -115,15 +115,15 @@ def test_the_folds_of_seeds_share_no_token_and_no_training_window_reaches_its_ow
         path, tokens, reversed_of = "shorter.h5", token_file.tokens[:n_tokens], "a text" if reverse else None
         gather, bos_id = token_file.gather, token_file.bos_id
 
-    held_out_tokens = held_out * length
+    cut, held_out_tokens = Cut(length, stride, held_out, step, by_seed=True), held_out * length
     needed = held_out_tokens + 2 * length + (step - 1) * stride
     if n_tokens < needed:
         with pytest.raises(UserError, match=f"at least {needed:,}"):
-            split(Shorter, length, stride, held_out, step, READ_FORWARD, 0, True)
+            split(Shorter, cut, READ_FORWARD)
         return
     seen, counts = np.zeros(n_tokens, int), set()
     for seed in range(n_tokens // held_out_tokens):
-        training, fold = split(Shorter, length, stride, held_out, step, READ_FORWARD, seed, True)
+        training, fold = split(Shorter, cut, READ_FORWARD, seed)
         end = fold.first + held_out_tokens
         seen[fold.first : end] += 1
         counts.add(len(training))
@@ -138,7 +138,7 @@ def test_the_folds_of_seeds_share_no_token_and_no_training_window_reaches_its_ow
         assert training.batch(number)[1].numpy().tolist() == token_file.gather(starts, length).tolist()
         assert fold.first == (seed * held_out_tokens if reverse else n_tokens - (seed + 1) * held_out_tokens)
         later = seed + n_tokens // held_out_tokens
-        _, again = split(Shorter, length, stride, held_out, step, READ_FORWARD, later, True)
+        _, again = split(Shorter, cut, READ_FORWARD, later)
         assert again.first == fold.first, "they take turns"
     assert len(counts) == 1 and counts.pop() >= step, "an epoch is as long for each seed"
     assert seen.max() == 1 and seen.sum() == n_tokens // held_out_tokens * held_out_tokens

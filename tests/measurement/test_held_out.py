@@ -13,7 +13,7 @@ from benchmarks import coverage
 from modules.config import parse_config
 from modules.data.orders import READ_FORWARD
 from modules.data.token_file import open_tokens
-from modules.data.windows import split
+from modules.data.windows import Cut, split
 from modules.measurement import arrow, contrast
 from modules.measurement.held_out import held_out_text
 from modules.measurement.loss_files import read_losses
@@ -128,7 +128,7 @@ def test_seeds_that_share_a_fold_while_others_do_not_are_refused(measured):
 
 
 def held_out_windows(data, seed):
-    return split(open_tokens(data), CONTEXT, 8, HELD_OUT // CONTEXT, 8, READ_FORWARD, seed, True)[1]
+    return split(open_tokens(data), Cut(CONTEXT, 8, HELD_OUT // CONTEXT, 8, by_seed=True), READ_FORWARD, seed)[1]
 
 
 def test_some_of_the_seeds_can_be_compared(measured):
