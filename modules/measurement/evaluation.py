@@ -54,6 +54,7 @@ class Evaluation:
 
 def evaluate(
     run: Trained,
+    model: LanguageModel,
     windows: Windows,
     device: torch.device,
     texts: Sequence[np.ndarray] = (),
@@ -61,7 +62,7 @@ def evaluate(
 ) -> list[Evaluation]:
     """Evaluate the model of `run` on its held-out windows and on `texts`, ids [n] each, in each of its orders. With a
     tokenizer it makes up a snippet as well."""
-    model, batch_size, context = load_model(run, device), run.config.valid_batch_size, windows.length
+    batch_size, context = run.config.valid_batch_size, windows.length
     return [
         Evaluation(
             each,

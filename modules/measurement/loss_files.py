@@ -95,25 +95,8 @@ def read_losses(path: str | os.PathLike, reference: str = FORWARD) -> dict[str, 
     Raises UserError, one line, where it is no such file, an array is no losses, or those of one comparison do not fit
     each other.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(
-                    f"{path}: expected a .npz with arrays forward_NAME and backward_NAME, found a single array"
-                )
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of losses") from None
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # zipfile seeks before the start of a file that is cut
-            raise
-        raise UserError(f"{path}: not a .npz of losses, or a damaged one") from None
-    except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a .npz of losses, or a damaged one ({reason})") from None
-
     found: dict[str, Losses] = {}
-    for full_name, array in arrays.items():
+    for full_name, array in read_arrays(path).items():
         match = ORDER.fullmatch(full_name)
         assert match is not None, "any name has an order"
         order, name = match.groups(default="")
@@ -129,6 +112,26 @@ def read_losses(path: str | os.PathLike, reference: str = FORWARD) -> dict[str, 
     if not found:
         raise UserError(f"{path}: holds no arrays; expected forward_NAME and backward_NAME")
     return found
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a .npz by their names. UserError where it is none, or damaged: each array has a checksum."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(
+                    f"{path}: expected a .npz with arrays forward_NAME and backward_NAME, found a single array"
+                )
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of losses") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # zipfile seeks before the start of a file that is cut
+            raise
+        raise UserError(f"{path}: not a .npz of losses, or a damaged one") from None
+    except (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a .npz of losses, or a damaged one ({reason})") from None
 
 
 def losses_in(array: np.ndarray, source: str) -> np.ndarray:

@@ -16,9 +16,10 @@ from modules.data.windows import Windows
 from modules.measurement import arrow
 from modules.measurement.arrow_page import write_arrow_page
 from modules.measurement.comparison import Comparison, Measurement, called, compare, compare_losses, stacked
-from modules.measurement.evaluation import Evaluation, evaluate, held_out_ids, held_out_windows
+from modules.measurement.evaluation import Evaluation, held_out_ids, held_out_windows
 from modules.measurement.halves import with_controls
 from modules.measurement.held_out import HeldOutText, held_out_text
+from modules.measurement.kept_evaluations import evaluate_once
 from modules.measurement.loss_files import Losses, read_losses, write_losses
 from modules.measurement.pairing import Trained, differences, pair_up, read_run
 from modules.measurement.report import checks_in_words, held_out_in_words, write_report
@@ -72,9 +73,11 @@ def measured_states(
     keep_freed_memory(device)
     opened = functools.cache(open_tokens)  # once for all runs: it is compared with its checksum
     groups = pair_up([read_run(Path(path), [opened(path) for path in data]) for path in paths], wish.reference)
-    known = {} if known is None else known
+    report, known = wish.out or usual_report(groups[0][0][0]), {} if known is None else known
     evaluated = [
-        evaluate_pairs(pairs, device, tokenizer_of(pairs[0][0].config, wish), list(wish.texts.values()), opened, known)
+        evaluate_pairs(
+            pairs, device, report, tokenizer_of(pairs[0][0].config, wish), list(wish.texts.values()), opened, known
+        )
         for pairs in bar(groups, desc="evaluating", unit="comparison", disable=len(groups) == 1)
     ]
     block_tokens = arrow.shared_block(
@@ -82,6 +85,11 @@ def measured_states(
     )
     measurements = [compare(*each, block_tokens if len(evaluated) > 1 else None) for each in evaluated]
     return with_controls(with_configs_told_apart(measurements))
+
+
+def usual_report(first: Trained) -> Path:
+    """Where a report that begins with this run goes, unless the user says another place."""
+    return first.path.parent.parent / "report"
 
 
 def tokenizer_of(config: Config, wish: Wish) -> Tokenizer | None:
@@ -120,6 +128,7 @@ def with_configs_told_apart(measurements: Sequence[Measurement]) -> list[Measure
 def evaluate_pairs(
     pairs: Sequence[tuple[Trained, Trained]],
     device: torch.device,
+    report: Path,
     toki: Tokenizer | None = None,
     texts: Sequence[np.ndarray] = (),
     opened: Callable[[str], TokenFile] = open_tokens,
@@ -127,8 +136,8 @@ def evaluate_pairs(
 ) -> tuple[list[tuple[Evaluation, Evaluation]], HeldOutText, Tokenizer | None]:
     """What `compare` takes: evaluations of pairs (reference, order) that differ in their seed only, their held-out
     text, and the tokenizer if it is theirs. With one that tells the bytes of its tokens the first held-out tokens,
-    for their page, and `texts` are evaluated too. known: the states that are evaluated already, each in its orders;
-    those of these pairs are added."""
+    for their page, and `texts` are evaluated too. report: whose folder keeps the evaluations. known: the states that
+    are evaluated already, each in its orders; those of these pairs are added."""
     known = {} if known is None else known
     windows = [held_out_windows(reference, opened) for reference, _ in pairs]
     text = held_out_text(windows, [reference.seed for reference, _ in pairs])
@@ -142,7 +151,7 @@ def evaluate_pairs(
             if run.path not in known:
                 of_run, snippets = held_out_windows(run, opened), toki if number == 0 else None
                 pages = [first_held_out(of_pair), *texts] if shown else []
-                known[run.path] = evaluate(run, of_run, device, pages, snippets)
+                known[run.path] = evaluate_once(run, of_run, device, pages, snippets, report)
     evaluations = [(known[one.path][one.number], known[other.path][other.number]) for one, other in pairs]
     return evaluations, text, toki
 
@@ -154,7 +163,7 @@ def first_held_out(windows: Windows) -> np.ndarray:
 
 def report_on(measurements: Sequence[Measurement], wish: Wish) -> str:
     """Write the report of what was measured, and return what to tell the user."""
-    out = wish.out or measurements[0].pairs[0][0].run.path.parent.parent / "report"
+    out = wish.out or usual_report(measurements[0].pairs[0][0].run)
     comparisons = marked_for_longer_contexts([each.comparison for each in measurements])
     written = write_report(out, comparisons, wish.command, contrasts_of(measurements))
     if wish.save_losses:

@@ -40,13 +40,13 @@ def test_each_validation_keeps_the_loss_of_each_window(pair):
     logged = {entry["step"]: entry["loss"] for entry in metrics_of(folder, "x_forward") if entry["split"] == "valid"}
     for step in validations.steps(kept):
         assert validations.read(kept, step, 32).mean() == pytest.approx(logged[step], abs=1e-6)
-    by_window = evaluate(forward, held_out_windows(forward), CPU)[0].losses_WT.mean(axis=1)
+    by_window = evaluate(forward, load_model(forward, CPU), held_out_windows(forward), CPU)[0].losses_WT.mean(axis=1)
     np.testing.assert_allclose(validations.read(kept, 20, 32), by_window, atol=1e-5)
 
 
-def test_the_arrow_by_checkpoint_is_that_of_each_checkpoint(pair):
+def test_the_arrow_by_checkpoint_is_that_of_each_checkpoint(pair, tmp_path):
     folder, group = pair
-    found = compare(*evaluate_pairs(group, CPU)).comparison.convergence
+    found = compare(*evaluate_pairs(group, CPU, tmp_path)).comparison.convergence
     assert [point.step for point in found.points] == [5, 10, 15, 20]
     losses = {
         name: {entry["step"]: entry["loss"] for entry in metrics_of(folder, name) if entry["split"] == "valid"}
@@ -62,7 +62,7 @@ def test_the_arrow_by_checkpoint_is_that_of_each_checkpoint(pair):
     assert set(found.gaps) == {"forward", "backward"}
 
 
-def test_a_damaged_validation_is_left_out_and_named(pair, capsys):
+def test_a_damaged_validation_is_left_out_and_named(pair, tmp_path, capsys):
     _, group = pair
     kept = files_of(group[0][0].config, PROJECT).validations
     whole = (kept / "000000000010.npy").read_bytes()
@@ -71,11 +71,9 @@ def test_a_damaged_validation_is_left_out_and_named(pair, capsys):
             (kept / "000000000010.npy").write_bytes(damaged)
             with pytest.raises(UserError, match=r"000000000010\.npy"):
                 validations.read(kept, 10, 32)
-        assert [point.step for point in compare(*evaluate_pairs(group, CPU)).comparison.convergence.points] == [
-            5,
-            15,
-            20,
-        ]
+        assert [
+            point.step for point in compare(*evaluate_pairs(group, CPU, tmp_path)).comparison.convergence.points
+        ] == [5, 15, 20]
         assert "000000000010.npy" in capsys.readouterr().err
     finally:
         (kept / "000000000010.npy").write_bytes(whole)
@@ -155,14 +153,14 @@ def test_windows_in_parts_are_those_of_the_stretches(pair, monkeypatch):
     windows = held_out_windows(run)
     monkeypatch.setattr(evaluation, "SUB_WINDOW_TOKENS", 8 * 16)
     monkeypatch.setattr(evaluation, "STRETCHES", 4)
-    (found,) = evaluate(run, windows, CPU)
+    (found,) = evaluate(run, load_model(run, CPU), windows, CPU)
     assert found.in_parts.tolist() == [0, 1, 10, 11, 20, 21, 30, 31]
     every = sub_window_losses(load_model(run, CPU), windows, 4, 8, CPU)
     np.testing.assert_allclose(found.by_length[4], every[found.in_parts], atol=1e-6)
 
 
-def test_the_arrow_by_context_ends_with_the_whole_window(pair):
-    comparison = compare(*evaluate_pairs(pair[1], CPU)).comparison
+def test_the_arrow_by_context_ends_with_the_whole_window(pair, tmp_path):
+    comparison = compare(*evaluate_pairs(pair[1], CPU, tmp_path)).comparison
     assert [row.length for row in comparison.by_length] == [2, 4, 8, 16]
     assert comparison.by_length[-1].percent == comparison.arrow.percent.value
     run = pair[1][0][0]

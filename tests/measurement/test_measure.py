@@ -25,7 +25,7 @@ from modules.cli import config_of, training_parser
 from modules.config import parse_config
 from modules.corpora import synthetic as sources
 from modules.data.token_file import open_tokens
-from modules.measurement import evaluation
+from modules.measurement import evaluation, kept_evaluations
 from modules.measurement import measure as evaluate_and_report
 from modules.measurement.pairing import base_name, pair_up, read_run
 from modules.measurement.runs import planned_runs
@@ -199,8 +199,10 @@ def test_a_state_that_is_replaced_while_it_is_measured_is_refused(data, measured
         evaluation.load_model(run, torch.device("cpu"))
 
 
-def test_finished_runs_are_used_as_they_are(data, measured):
+def test_finished_runs_are_used_as_they_are(data, measured, monkeypatch):
+    """Neither trained nor evaluated again."""
     before = {path: path.read_bytes() for path in states(data)}
+    monkeypatch.delattr(kept_evaluations, "evaluate")
     again = measure(data / "tiny.json", "--seeds", 2, "-d", "cpu", "-p", "test", "-t", data / "bytes")
     assert again.returncode == 0 and {path: path.read_bytes() for path in states(data)} == before
     assert again.stdout.splitlines()[-8:] == measured.stdout.splitlines()[-8:]
