@@ -56,7 +56,7 @@ def write_losses(folder: Path, losses: Mapping[str, Losses]) -> dict[str, Path]:
     arrays |= {f"{FOLDS}_{name}": each.folds for name, each in losses.items() if each.folds is not None}
     written = {"npz": folder / "losses.npz", "csv": folder / "losses.csv"}
     with replacing(written["npz"]) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)  # pyrefly: ignore[bad-argument-type] (no array is named as its parameters are)
+        np.savez(file, allow_pickle=False, **arrays)
     write_csv(written["csv"], ["window"], losses, window_rows)
     if known := {name: each for name, each in losses.items() if each.document_of_tokens is not None}:
         written["by document"] = folder / "losses-by-document.csv"
