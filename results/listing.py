@@ -62,8 +62,8 @@ def listing() -> str:
         "**With context?** The same models and held-out text, in shorter windows. ![by context](by_context.png)",
         "## All texts together",
         f"The arrow of GPTs of {SAME_SIZE:,} parameters by the tokens in a window, averaged within each body of text "
-        f"({', '.join(bodies_of_text())}): mean, interval (Student's t) and standard deviation over these. There is no "
-        "arrow that they have in common; they differ.",
+        f"({', '.join(bodies_of_text())}): mean, interval (Student's t) and standard deviation over these. None that "
+        "they have in common can be told from zero; that they differ, the contrasts of Bible and handbooks say.",
         table(["tokens in a window", "mean arrow, %", "95 %", "s.d. over bodies of text"], together_rows()),
         "## Orders of reading",
         "How much more than forward each loses. ![orders](orders.png)",
