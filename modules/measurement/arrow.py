@@ -184,7 +184,7 @@ def measure(
         n_tokens=n_windows * forward.shape[2],
         block=round(n_windows / n_pieces),
         verdict=verdict(nats, percent.value, order, reference, in_one_model),
-        outlook=outlook(percent, seeds_sd),
+        outlook=outlook(percent, seeds_sd, folds=folds),
     )
 
 
@@ -209,8 +209,9 @@ def verdict(nats: Estimate, percent: float, order: str, reference: str, in_one_m
     return f"No arrow can be told from zero: {percent:+.2f} %, and its 95 % interval includes zero."
 
 
-def outlook(percent: Estimate, seeds_sd: float | None, half_width: float = GOAL) -> str:
-    """What a measurement could have found, and what an interval of ± `half_width` percent would take. Sentences."""
+def outlook(percent: Estimate, seeds_sd: float | None, half_width: float = GOAL, folds: bool = False) -> str:
+    """What a measurement could have found, and what an interval of ± `half_width` percent would take. Sentences.
+    folds: as `measure` has them."""
     if seeds_sd is None:
         return (
             "One seed does not say how much seeds differ: the smallest arrow that could have been found is not known."
@@ -224,7 +225,8 @@ def outlook(percent: Estimate, seeds_sd: float | None, half_width: float = GOAL)
         return f"{found} Its interval is within ±{half_width:g} %."
     if (needed := seeds_needed(noise, half_width)) is not None:
         more = max(needed - n, 1)
-        return f"{found} An interval of ±{half_width:g} % takes about {more} more seed{'s' * (more > 1)}."
+        seeds = f"{more} more seed{'s' * (more > 1)}{', each with a fold of its own' * folds}"
+        return f"{found} An interval of ±{half_width:g} % takes about {seeds}."
     if (times := text_needed(noise, half_width)) < 2:  # the text would do
         return f"{found} An interval of ±{half_width:g} % takes more than {MOST_SEEDS:,} seeds."
     return (

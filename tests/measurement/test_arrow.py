@@ -127,9 +127,12 @@ def test_outlook_says_what_could_have_been_found_and_what_is_lacking():
     forward, backward = losses(n_seeds=3, n_windows=400)
     by_seed = arrow.measure(forward, backward + np.array([-0.2, 0.0, 0.2])[:, None, None])
     half_width = by_seed.percent.noise.half_width / 2
-    assert f"takes about {noise.seeds_needed(by_seed.percent.noise, half_width) - 3} more seed" in arrow.outlook(
-        by_seed.percent, by_seed.seeds_sd, half_width
-    )
+    more = f"takes about {noise.seeds_needed(by_seed.percent.noise, half_width) - 3} more seeds"
+    assert arrow.outlook(by_seed.percent, by_seed.seeds_sd, half_width).endswith(f"{more}.")
+    of_folds = arrow.outlook(by_seed.percent, by_seed.seeds_sd, half_width, folds=True)
+    assert of_folds.endswith(f"{more}, each with a fold of its own.")
+    by_fold = arrow.measure(forward, backward + np.array([-0.2, 0.0, 0.2])[:, None, None], folds=True)
+    assert by_fold.outlook == arrow.outlook(by_fold.percent, by_fold.seeds_sd, folds=True)
     flat = np.full((3, 50, 1), 100.0)
     apart = arrow.measure(flat, flat + np.array([-20.0, 10.0, 30.0])[:, None, None])
     assert "takes more than 1,000 seeds" in arrow.outlook(apart.percent, apart.seeds_sd, 0.1)
