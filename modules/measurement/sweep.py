@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from modules.measurement import arrow, contrast
 from modules.measurement.comparison import Comparison, Measurement, called
+
+NUMBERS = ("context", "parameters")  # each is compared to the next; of texts and positions any two
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,11 @@ class Contrast(arrow.Estimate):
 
 
 def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
-    """Differences between the arrows of comparisons that differ in one thing ("docstrings: context 64 - context 16"),
-    and trends along it, with Holm's correction over all of them; where a config has several orders also the difference
-    of each from the reference, and that of one model's from two models'. Controls are left out."""
+    """Differences between the arrows of comparisons that differ in one thing ("docstrings: context 64 - 16"), and
+    trends along it, with Holm's correction over all of them; where a config has several orders also the difference of
+    each from the reference, and that of one model's from two models'. Controls are left out."""
     texts = [each for each in measurements if each.is_of_a_text]
-    aspects = ["context", "parameters", "text"]
+    aspects = [*NUMBERS, "text"]
     if len({each.comparison.positions for each in texts}) > 1:
         aspects.append("positions")
     found: list[tuple[str, bool, arrow.Estimate]] = between_orders(texts)
@@ -51,10 +53,11 @@ def contrasts_of(measurements: Sequence[Measurement]) -> list[Contrast]:
             }
             samples, of_what = for_contrasts(group)
             shared = {"same_seeds": len({tuple(each.seeds) for each in group}) == 1, "same_text": len(held_out) == 1}
-            for (one, other), (low, high) in zip(pairwise(samples), pairwise(values), strict=True):
+            arrows = zip(values, samples, strict=True)
+            for (low, one), (high, other) in pairwise(arrows) if aspect in NUMBERS else combinations(arrows, 2):
                 difference = contrast.contrast(other, one, **shared)
                 found.append((f"{where}: {aspect} {high} - {low}{of_what}", False, difference))
-            if aspect in ("context", "parameters") and len(group) > 2:
+            if aspect in NUMBERS and len(group) > 2:
                 slope = contrast.trend(values, samples, **shared)
                 found.append((f"{where}: trend with each doubling of {aspect}{of_what}", True, slope))
     corrected = contrast.holm([estimate.p for *_, estimate in found])

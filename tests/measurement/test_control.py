@@ -252,11 +252,13 @@ def test_contrasts_of_positions_are_of_the_halves_that_turn(measured, tmp_path):
     contrasts = found["contrasts"]
     assert [each["what"].rpartition(": ")[2] for each in contrasts] == [
         "positions none - learned, halves that turn",
+        "positions rope - learned, halves that turn",
         "positions rope - none, halves that turn",
     ]
     turns = {each["name"]: each["control"]["turns"]["value"] for each in found["comparisons"] if each["control"]}
     assert contrasts[0]["value"] == pytest.approx(turns["with_none"] - turns["with_learned"])
-    assert contrasts[1]["value"] == pytest.approx(turns["with_rope"] - turns["with_none"])
+    assert contrasts[1]["value"] == pytest.approx(turns["with_rope"] - turns["with_learned"])
+    assert contrasts[2]["value"] == pytest.approx(turns["with_rope"] - turns["with_none"])
 
 
 # Files of losses
