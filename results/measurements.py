@@ -72,7 +72,7 @@ RESULTS = {
         ["bible_en", "bible_es"],
         seeds=10,
     ),
-    "code": Result("Source code", ["code"], "code", ["code"]),
+    "code": Result("Source code", ["code"], "code", ["code"], seeds=10),
     "umaydis": Result("A genome", ["umaydis"], "umaydis", ["umaydis"]),
     "tunes": Result("Music: folk tunes, by character", ["tunes_folds"], "tunes", ["tunes"]),
     "positions": Result(
