@@ -163,8 +163,10 @@ def test_the_time_that_there_is_ends_it(small, monkeypatch):
 
 def test_each_state_is_evaluated_once(small, monkeypatch):
     evaluated = []
-    evaluate = measuring.evaluate
-    monkeypatch.setattr(measuring, "evaluate", lambda run, *rest: evaluated.append(run.path) or evaluate(run, *rest))
+    evaluate = measuring.evaluate_once
+    monkeypatch.setattr(
+        measuring, "evaluate_once", lambda run, *rest: evaluated.append(run.path) or evaluate(run, *rest)
+    )
     write(small / "text.txt")
     told = measure("text.txt", "--seeds", 2, "--jobs", 1, "-d", "cpu")
     assert told.returncode == 0, told.stderr
