@@ -104,7 +104,7 @@ def keep(path: Path, key: str, evaluations: Sequence[Evaluation]) -> None:
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        tell(f"warning: {path}: not kept ({reason(error)}); a later report will evaluate the run again", sys.stderr)
+        tell(f"warning: {path.stem}: evaluation not kept ({reason(error)}); a later report evaluates again", sys.stderr)
 
 
 def narrow(losses: np.ndarray) -> np.ndarray:

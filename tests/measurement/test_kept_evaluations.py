@@ -135,5 +135,5 @@ def test_where_there_is_no_room_the_user_is_told_and_has_the_numbers(runs, count
         (found,) = once(runs["x_forward"], tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "not kept (" in capsys.readouterr().err and found.losses_WT.size
+    assert "x_forward: evaluation not kept (" in capsys.readouterr().err and found.losses_WT.size
     assert not [file for _, _, files in os.walk(tmp_path) for file in files], "no half of a file"
