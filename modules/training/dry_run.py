@@ -57,8 +57,7 @@ def fold_in_words(training: Training) -> str:
     """Which fold is held out, where the seed decides."""
     if not training.config.folds_by_seed:
         return ""
-    n_tokens, held_out = len(training.windows.token_file.tokens), training.held_out
-    held_out_tokens = len(held_out) * held_out.length
+    n_tokens, held_out_tokens = len(training.windows.token_file.tokens), training.config.cut.held_out_tokens
     fold = fold_of(training.config.training_params.seed, n_tokens, held_out_tokens)
     return f", fold {fold + 1} of {folds_in(n_tokens, held_out_tokens)} from the end"
 
